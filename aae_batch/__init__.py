@@ -1,0 +1,30 @@
+"""Image datasets with semantic guidance: Attend-and-Excite, in batches, on Ray.
+
+    >>> from aae_batch import Engine, GuidanceConfig, Request
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aae_batch.request import Request, Result
+
+if TYPE_CHECKING:
+    from aae_batch.config import GuidanceConfig
+    from aae_batch.engine import Engine
+
+__version__ = "0.1.0"
+__all__ = ["Engine", "GuidanceConfig", "Request", "Result"]
+
+
+def __getattr__(name: str):
+    """Import torch and pydantic when they are first needed, so that the command line starts at once."""
+    if name == "Engine":
+        from aae_batch.engine import Engine
+
+        return Engine
+    if name == "GuidanceConfig":
+        from aae_batch.config import GuidanceConfig
+
+        return GuidanceConfig
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

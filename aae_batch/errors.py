@@ -1,0 +1,56 @@
+"""Every error this package raises on purpose. Each message is one sentence that says how to mend it."""
+
+from __future__ import annotations
+
+
+class AaeBatchError(Exception):
+    """The root of the hierarchy: catch this to catch them all."""
+
+
+class SettingsError(AaeBatchError):
+    """A setting is unknown, out of range, or does not fit the model."""
+
+
+class ModelError(AaeBatchError):
+    """A model cannot be found, loaded or guided."""
+
+
+class ManifestError(AaeBatchError):
+    """A manifest cannot be read at all. One bad row is a `RowError` instead."""
+
+
+class OutputError(AaeBatchError):
+    """An output root cannot be used: it belongs to another run, or cannot be written."""
+
+
+class RowError(AaeBatchError):
+    """One row cannot be generated; its neighbours are not concerned.
+
+    Args:
+        row: the row's id.
+        reason: what is wrong, and how to mend it.
+    """
+
+    def __init__(self, row: str, reason: str) -> None:
+        super().__init__(row, reason)  # both, so that the error survives pickling
+        self.row = row
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"row {self.row}: {self.reason}"
+
+
+class RequestError(RowError):
+    """A value of the row is missing, of the wrong type, or out of range."""
+
+
+class PromptError(RowError):
+    """The prompt is empty, or there is nothing in it to guide."""
+
+
+class SubjectError(RowError):
+    """A subject or token index does not point at a word of the prompt."""
+
+
+class NonFiniteError(RowError):
+    """Sampling produced NaN or infinity for this row."""

@@ -1,0 +1,140 @@
+"""Reads cross-attention maps out of a UNet, and stops its forward once they are known."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+
+class MapsComplete(Exception):
+    """Raised inside a UNet's forward when the last map is recorded; the rest need not be computed."""
+
+
+class CrossAttentionRecorder:
+    """Records the cross-attention maps of one resolution level of a Stable Diffusion UNet.
+
+    Level 0 has the resolution of the latents, each further level half of it. Only the
+    cross-attention layers of `level` get a processor of ours, and only while `recording` do they
+    form the attention probabilities; at all other times, and in all other layers, attention stays
+    as it was, fused where it was fused. `close` puts the original processors back.
+
+    The maps are what `AttentionStore.aggregate_attention` of diffusers'
+    `StableDiffusionAttendAndExcitePipeline` returns: the mean over the heads of all those layers.
+    """
+
+    def __init__(self, unet: nn.Module, level: int) -> None:
+        self.layers = cross_attention_layers(unet, level)
+        self._originals = [layer.processor for layer in self.layers]
+        self._active = False
+        self._keep = slice(None)
+        self._stop_early = False
+        self._sum: Tensor | None = None
+        self._layers_seen = 0
+        self._heads_seen = 0
+        for layer in self.layers:
+            layer.processor = _RecordingProcessor(self, layer.processor)
+
+    @property
+    def maps(self) -> Tensor:
+        """The maps of the last recorded forward: `[batch, queries, tokens]`, rows sum to 1 over tokens."""
+        if self._sum is None:
+            raise RuntimeError("nothing was recorded: run the UNet inside recording() first")
+        return self._sum / self._heads_seen
+
+    @contextmanager
+    def recording(self, keep: slice = slice(None), stop_early: bool = False) -> Iterator[None]:
+        """Record the forward run inside.
+
+        Args:
+            keep: the rows of the batch whose maps are wanted, e.g. the conditional half.
+            stop_early: end the forward at the last map; the block then ends there too.
+        """
+        self._active, self._keep, self._stop_early = True, keep, stop_early
+        self._sum, self._layers_seen, self._heads_seen = None, 0, 0
+        try:
+            yield
+        except MapsComplete:
+            pass
+        finally:
+            self._active = False
+
+    def forget(self) -> None:
+        """Let go of the recorded maps and of the autograd graph behind them."""
+        self._sum = None
+
+    def close(self) -> None:
+        """Leave the UNet with the attention processors it came with."""
+        for layer, original in zip(self.layers, self._originals, strict=True):
+            layer.processor = original
+
+    def _add(self, probabilities: Tensor, heads: int) -> None:
+        """Take in one layer's probabilities, `[batch * heads, queries, tokens]`."""
+        by_head = probabilities.unflatten(0, (-1, heads))[self._keep]
+        total = by_head.sum(dim=1, dtype=torch.promote_types(by_head.dtype, torch.float32))
+        self._sum = total if self._sum is None else self._sum + total
+        self._layers_seen += 1
+        self._heads_seen += heads
+        if self._stop_early and self._layers_seen == len(self.layers):
+            raise MapsComplete
+
+
+class _RecordingProcessor:
+    """An attention processor that shows its probabilities to a recorder while that one records.
+
+    The formation of the probabilities is `Attention.get_attention_scores` of diffusers, with the
+    upcasts that the layer asks for; otherwise the original processor does the work.
+    """
+
+    def __init__(self, recorder: CrossAttentionRecorder, original) -> None:
+        self.recorder = recorder
+        self.original = original
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        **kwargs,
+    ) -> Tensor:
+        if not self.recorder._active:
+            return self.original(
+                attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs
+            )
+        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
+        key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
+        if attention_mask is not None:
+            attention_mask = attn.prepare_attention_mask(
+                attention_mask, key.shape[1], len(hidden_states)
+            )
+        probabilities = attn.get_attention_scores(query, key, attention_mask)
+        self.recorder._add(probabilities, attn.heads)
+
+        value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
+        attended = attn.batch_to_head_dim(torch.bmm(probabilities, value))
+        return attn.to_out[1](attn.to_out[0](attended))
+
+
+def cross_attention_layers(unet: nn.Module, level: int) -> list[Attention]:
+    """The cross-attention layers at `level`, in the order in which a forward runs them."""
+    levels = len(unet.config.block_out_channels)
+    found = []
+    for name, module in unet.named_modules():
+        block = re.match(r"(down_blocks|mid_block|up_blocks)(?:\.(\d+))?\..*attn2$", name)
+        if block is None or not isinstance(module, Attention):
+            continue
+        stage, index = block[1], int(block[2] or 0)
+        layer_level, order = {
+            "down_blocks": (index, 0),
+            "mid_block": (levels - 1, 1),
+            "up_blocks": (levels - 1 - index, 2),
+        }[stage]
+        if layer_level == level:
+            found.append((order, index, module))
+    return [module for _, _, module in sorted(found, key=lambda entry: entry[:2])]

@@ -1,0 +1,359 @@
+"""Trains the embedded model from scratch: `python -m aae_batch.shapes.train --help`.
+
+Three stages, each of which starts where it was interrupted: the VAE on crops of rendered pictures,
+the latents of all training pictures, and the UNet together with its text encoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
+
+from aae_batch.model.cross_attention import CrossAttentionRecorder
+from aae_batch.shapes import networks
+from aae_batch.shapes.examples import Batch, CaptionMix, Examples, pixels, scenes
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that the weights depend on, besides the number of workers."""
+
+    seed: int = 0
+    pictures: int = 24_000
+    vae_steps: int = 2_200
+    vae_batch: int = 16
+    vae_crop: int = 56
+    vae_lr: float = 2e-3
+    kl_weight: float = 1e-4
+    unet_steps: int = 6_000
+    unet_batch: int = 64
+    unet_lr: float = 1e-3
+    unet_decay: float = 0.25
+    """The learning rate is constant, and falls to zero over this last share of the steps."""
+    grounding_weight: float = 0.05
+    ema: float = 0.998
+    mix: CaptionMix = CaptionMix()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process works: its rank among the workers, the device, the folder of the run."""
+
+    rank: int
+    workers: int
+    device: torch.device
+    folder: Path
+
+    def random(self, seed: int, stage: str, step: int) -> Random:
+        """Randomness that depends on the step alone, so that a resumed run draws the same."""
+        return Random(f"{seed}/{stage}/{step}/{self.rank}")
+
+    def log(self, **values) -> None:
+        if self.rank == 0:
+            print(" ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()), flush=True)
+            with (self.folder / "curve.jsonl").open("a") as file:
+                file.write(json.dumps(values) + "\n")
+
+
+# --- VAE -----------------------------------------------------------------------------------------
+
+
+class VAELoss(nn.Module):
+    """Reconstruction error (squared plus a tenth of absolute) and a weak pull of the latents to N(0, 1)."""
+
+    def __init__(self, vae: nn.Module, kl_weight: float) -> None:
+        super().__init__()
+        self.vae, self.kl_weight = vae, kl_weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        posterior = self.vae.encode(images).latent_dist
+        error = self.vae.decode(posterior.sample()).sample - images
+        kl = posterior.kl() / posterior.mean[0].numel()
+        return error.square().mean() + 0.1 * error.abs().mean() + self.kl_weight * kl.mean()
+
+
+def train_vae(settings: Settings, place: Place) -> nn.Module:
+    torch.manual_seed(settings.seed)
+    vae = networks.vae().to(place.device)
+    loss_of = VAELoss(vae, settings.kl_weight)
+
+    def batch_loss(model: nn.Module, step: int) -> dict[str, Tensor]:
+        random = place.random(settings.seed, "vae", step)
+        torch.manual_seed(random.getrandbits(62))
+        return {"loss": model(_crops(settings, place, random))}
+
+    fit("vae", loss_of, batch_loss, settings.vae_steps, settings.vae_lr, decay=0.5, ema=None, place=place)
+    _whiten(vae, settings, place)
+    return vae
+
+
+def _crops(settings: Settings, place: Place, random: Random) -> Tensor:
+    """[batch, 3, crop, crop] parts of fresh pictures, most of them with an object near the middle."""
+    crops = []
+    for scene in scenes(settings.vae_batch // place.workers, random.getrandbits(62)):
+        middle = random.choice(scene.objects)
+        size, most = settings.vae_crop, networks.SIZE - settings.vae_crop
+        left, top = (
+            min(max(int(at - size / 2 + random.uniform(-16, 16)), 0), most) for at in (middle.x, middle.y)
+        )
+        crops.append(pixels(scene)[:, top : top + size, left : left + size])
+    return torch.from_numpy(np.stack(crops)).to(place.device)
+
+
+@torch.no_grad()
+def _whiten(vae: nn.Module, settings: Settings, place: Place) -> None:
+    """Give every latent channel mean 0 and standard deviation 1, inside the 1x1 convolutions around it."""
+    images = torch.from_numpy(np.stack([pixels(scene) for scene in scenes(256, settings.seed + 1)]))
+    means = torch.cat([vae.encode(part.to(place.device)).latent_dist.mean for part in images.split(32)])
+    mean, std = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
+    channels = len(mean)
+    into, out = vae.quant_conv, vae.post_quant_conv
+    out.bias += out.weight[:, :, 0, 0] @ mean
+    out.weight *= std[None, :, None, None]
+    into.weight[:channels] /= std[:, None, None, None]
+    into.bias[:channels] = (into.bias[:channels] - mean) / std
+    into.bias[channels:] -= 2 * std.log()  # the other half is the log variance
+    place.log(stage="whiten", std=[round(s, 3) for s in std.tolist()])
+
+
+@torch.no_grad()
+def encode(vae: nn.Module, settings: Settings, place: Place) -> Tensor:
+    """The mean latents of this worker's share of the training pictures."""
+    mine = scenes(settings.pictures, settings.seed)[place.rank :: place.workers]
+    latents = []
+    for start in range(0, len(mine), 64):
+        images = np.stack([pixels(scene) for scene in mine[start : start + 64]])
+        latents.append(vae.encode(torch.from_numpy(images).to(place.device)).latent_dist.mean.half().cpu())
+    return torch.cat(latents)
+
+
+# --- UNet and text encoder -----------------------------------------------------------------------
+
+
+class DenoisingLoss(nn.Module):
+    """The squared error of the predicted velocity, plus a grounding loss on the cross-attention maps.
+
+    The grounding loss is the cross entropy between where a cell looks and where it should: at the
+    words of the object it shows, else at the start token. It is in the spirit of TokenCompose (Wang
+    et al., CVPR 2024, arXiv 2312.03626), and gives in an hour the localised maps that large models
+    learn from hundreds of millions of pictures.
+    """
+
+    def __init__(self, unet, text_encoder, tokenizer, grounding_weight: float) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+        self.tokenizer, self.grounding_weight = tokenizer, grounding_weight
+        self.scheduler = networks.scheduler()
+        self.recorder = CrossAttentionRecorder(unet, level=1)
+
+    def forward(self, batch: Batch, device: torch.device) -> dict[str, Tensor]:
+        tokens = self.tokenizer(batch.captions, padding="max_length", truncation=True, return_tensors="pt")
+        text = self.text_encoder(tokens.input_ids.to(device)).last_hidden_state
+
+        latents = batch.latents.to(device)
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(0, 1000, (len(latents),), device=device)
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        velocity = self.scheduler.get_velocity(latents, noise, timesteps)
+        with self.recorder.recording():
+            predicted = self.unet(noisy, timesteps, text).sample
+        denoising = F.mse_loss(predicted, velocity)
+
+        looked = self.recorder.maps.clamp_min(1e-6).log()
+        off = -(batch.grounding.to(device) * looked).sum(dim=-1).mean(dim=-1)
+        grounding = off[batch.grounded.to(device)].mean()
+        return {
+            "loss": denoising + self.grounding_weight * grounding,
+            "denoising": denoising.detach(),
+            "grounding": grounding.detach(),
+        }
+
+
+def train_unet(settings: Settings, place: Place, examples: Examples) -> tuple[nn.Module, nn.Module]:
+    """The UNet and the text encoder, with the averaged weights."""
+    torch.manual_seed(settings.seed)
+    words = networks.tokenizer()
+    unet, text_encoder = networks.unet(), networks.text_encoder(words)
+    unet.set_attn_processor(AttnProcessor())  # at this size faster on a CPU than fused attention
+    loss_of = DenoisingLoss(unet, text_encoder, words, settings.grounding_weight).to(place.device)
+
+    def batch_loss(model: nn.Module, step: int) -> dict[str, Tensor]:
+        random = place.random(settings.seed, "unet", step)
+        torch.manual_seed(random.getrandbits(62))
+        batch = examples.batch(settings.unet_batch // place.workers, settings.mix, random)
+        return model(batch, place.device)
+
+    fit(
+        "unet", loss_of, batch_loss, settings.unet_steps, settings.unet_lr,
+        decay=settings.unet_decay, ema=settings.ema, place=place,
+    )
+    loss_of.recorder.close()
+    return unet, text_encoder
+
+
+# --- the loop ------------------------------------------------------------------------------------
+
+
+def fit(stage: str, module: nn.Module, batch_loss, steps: int, lr: float, decay: float, ema: float | None, place: Place) -> None:
+    """Minimise `batch_loss(module, step)["loss"]` with AdamW, and leave the (averaged) weights in `module`.
+
+    Every worker holds the whole model and its own part of a batch. The state is saved every 200
+    steps; where there is one, training goes on from it.
+    """
+    checkpoint = place.folder / f"{stage}.pt"
+    parameters = list(module.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
+    warmup, falling = 100, decay * steps
+    schedule = LambdaLR(
+        optimizer, lambda step: min(1.0, (step + 1) / warmup, max((steps - step) / falling, 0.0))
+    )
+    average = EMAModel(parameters, decay=ema, inv_gamma=1, power=3 / 4, use_ema_warmup=True) if ema else None
+    start = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=place.device, weights_only=True)
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+        for _ in range(start):
+            schedule.step()
+        if average:
+            average.shadow_params = state["average"]
+            average.optimization_step = start
+
+    model = DistributedDataParallel(module) if place.workers > 1 else module
+    clock, since, sums = time.monotonic(), 0, {}
+    for step in range(start, steps):
+        losses = batch_loss(model, step)
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        if average:
+            average.step(parameters)
+
+        since += 1
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + value.item()
+        if (step + 1) % 50 == 0 or step + 1 == steps:
+            seconds = (time.monotonic() - clock) / since
+            means = {name: round(total / since, 5) for name, total in sums.items()}
+            place.log(stage=stage, step=step + 1, of=steps, seconds_a_step=round(seconds, 3), **means)
+            clock, since, sums = time.monotonic(), 0, {}
+        if place.rank == 0 and ((step + 1) % 200 == 0 or step + 1 == steps):
+            _save(
+                checkpoint,
+                {
+                    "step": step + 1,
+                    "module": module.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "average": average.shadow_params if average else [],
+                },
+            )
+    if average:
+        average.copy_to(parameters)
+
+
+def _save(path: Path, state: object) -> None:
+    """Write so that an interrupted save leaves the previous one whole."""
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+# --- the program ---------------------------------------------------------------------------------
+
+
+def train(rank: int, workers: int, device: str, folder: Path, settings: Settings) -> None:
+    """What each worker runs; worker 0 writes the model to `folder/model`."""
+    place = Place(rank, workers, torch.device(device), folder)
+    if workers > 1:
+        torch.set_num_threads(1)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder.resolve()}/rendezvous", rank=rank, world_size=workers
+        )
+    vae_file, latents_file = folder / "vae_done.pt", folder / "latents.pt"
+    vae = networks.vae().to(place.device)
+    if not vae_file.exists():
+        vae = train_vae(settings, place)
+        if rank == 0:
+            _save(vae_file, vae.state_dict())
+    _together(workers)
+    vae.load_state_dict(torch.load(vae_file, map_location=place.device, weights_only=True))
+
+    if not latents_file.exists():
+        part = folder / f"latents_{rank}.pt"
+        _save(part, encode(vae.eval(), settings, place))
+        _together(workers)
+        if rank == 0:
+            latents = torch.empty(settings.pictures, 4, networks.LATENT_SIZE, networks.LATENT_SIZE, dtype=torch.half)
+            for other in range(workers):
+                latents[other::workers] = torch.load(folder / f"latents_{other}.pt", weights_only=True)
+            _save(latents_file, latents)
+    _together(workers)
+    latents = torch.load(latents_file, weights_only=True)
+
+    examples = Examples(scenes(settings.pictures, settings.seed), latents)
+    unet, text_encoder = train_unet(settings, place, examples)
+    if rank == 0:
+        export(folder / "model", vae, unet, text_encoder)
+    _together(workers)
+
+
+def export(folder: Path, vae: nn.Module, unet: nn.Module, text_encoder: nn.Module) -> None:
+    """Write the model as a diffusers folder, its weights as float16 safetensors."""
+    pipe = networks.pipeline()
+    pipe.vae.load_state_dict(vae.state_dict())
+    pipe.unet.load_state_dict(unet.state_dict())
+    pipe.text_encoder.load_state_dict(text_encoder.state_dict())
+    pipe.to(torch.float16).save_pretrained(folder)
+
+
+def _together(workers: int) -> None:
+    if workers > 1:
+        dist.barrier()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m aae_batch.shapes.train",
+        description="Train the embedded model 'shapes' from scratch. Run it again to go on after an interruption.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    cuda = torch.cuda.is_available()
+    parser.add_argument("folder", type=Path, help="folder of the run: checkpoints, curve, and the model in model/")
+    parser.add_argument("--device", default="cuda" if cuda else "cpu", help="cpu or cuda")
+    parser.add_argument("--workers", type=int, default=1 if cuda else os.cpu_count(), help="processes that share a batch")
+    parser.add_argument("--unet-steps", type=int, default=Settings.unet_steps, help="training steps of the UNet")
+    parser.add_argument("--vae-steps", type=int, default=Settings.vae_steps, help="training steps of the VAE")
+    options = parser.parse_args()
+    settings = Settings(unet_steps=options.unet_steps, vae_steps=options.vae_steps)
+
+    options.folder.mkdir(parents=True, exist_ok=True)
+    (options.folder / "settings.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    (options.folder / "rendezvous").unlink(missing_ok=True)
+    arguments = (options.workers, options.device, options.folder, settings)
+    if options.workers > 1:
+        torch.multiprocessing.spawn(train, arguments, nprocs=options.workers)
+    else:
+        train(0, *arguments)
+
+
+if __name__ == "__main__":
+    main()
