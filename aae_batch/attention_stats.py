@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from aae_batch.subjects import Subject
+
 
 @dataclass(frozen=True)
 class SubjectAttention:
@@ -56,3 +58,82 @@ class AttentionRecord:
     num_refinements: int = 0
     final_loss: float | None = None
     neglected: bool | None = None
+
+
+def describe(maps: Tensor, excitations: Tensor) -> Tensor:
+    """The figures of each subject's map at one step.
+
+    Args:
+        maps: [batch, subjects, height, width], after the softmax over words.
+        excitations: [batch, subjects], the largest value after smoothing.
+
+    Returns:
+        [batch, subjects, 5]: max, mean, entropy, centre x, centre y, as `SubjectAttention` has them.
+    """
+    height, width = maps.shape[-2:]
+    share = maps / maps.sum(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+    across = (torch.arange(width, device=maps.device, dtype=maps.dtype) + 0.5) / width
+    down = (torch.arange(height, device=maps.device, dtype=maps.dtype) + 0.5) / height
+    return torch.stack(
+        [
+            excitations,
+            maps.mean(dim=(-2, -1)),
+            torch.special.entr(share).sum(dim=(-2, -1)),
+            (share.sum(dim=-2) * across).sum(dim=-1),
+            (share.sum(dim=-1) * down).sum(dim=-1),
+        ],
+        dim=-1,
+    )
+
+
+class AttentionTrace:
+    """Collects what is seen of one sample, a step at a time; a later look at a step replaces an earlier."""
+
+    def __init__(self, subjects: tuple[Subject, ...], steps: int) -> None:
+        self.subjects = subjects
+        self._figures = np.zeros((steps, len(subjects), 5), dtype=np.float32)
+        self._loss = np.zeros(steps, dtype=np.float32)
+        self._last_maps: Tensor | None = None
+
+    def observe(self, step: int, figures: np.ndarray, loss: float, maps: Tensor) -> None:
+        """Take in one forward.
+
+        Args:
+            step: the denoising step.
+            figures: [subjects, 5], of `describe`.
+            loss: of the guidance objective.
+            maps: [subjects, height, width], cross-attention before the softmax over words.
+        """
+        self._figures[step] = figures
+        self._loss[step] = loss
+        self._last_maps = maps
+
+    def record(self, num_refinements: int, last_threshold: float) -> AttentionRecord:
+        """All of it, for keeping."""
+        if self._last_maps is None:
+            return AttentionRecord()
+        maps = self._last_maps.float().cpu().numpy()
+        best = self._figures[:, :, 0].max(axis=0)
+        return AttentionRecord(
+            subjects=tuple(self._subject(i, maps[i]) for i in range(len(self.subjects))),
+            loss=self._loss,
+            num_refinements=num_refinements,
+            final_loss=float(self._loss[-1]),
+            neglected=bool(best.min() < last_threshold),
+        )
+
+    def _subject(self, index: int, map: np.ndarray) -> SubjectAttention:
+        subject, figures = self.subjects[index], self._figures[:, index]
+        scale = float(map.max())
+        return SubjectAttention(
+            subject=subject.name,
+            token_indices=subject.token_indices,
+            tokens=subject.tokens,
+            max_attention=figures[:, 0].copy(),
+            mean_attention=figures[:, 1].copy(),
+            entropy=figures[:, 2].copy(),
+            center_x=figures[:, 3].copy(),
+            center_y=figures[:, 4].copy(),
+            map=np.round(map / (scale or 1.0) * 255).astype(np.uint8),
+            map_scale=scale,
+        )

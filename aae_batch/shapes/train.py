@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import time
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -66,7 +65,13 @@ class Place:
 
     def log(self, **values) -> None:
         if self.rank == 0:
-            print(" ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()), flush=True)
+            print(
+                " ".join(
+                    f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
+                    for k, v in values.items()
+                ),
+                flush=True,
+            )
             with (self.folder / "curve.jsonl").open("a") as file:
                 file.write(json.dumps(values) + "\n")
 
@@ -98,7 +103,16 @@ def train_vae(settings: Settings, place: Place) -> nn.Module:
         torch.manual_seed(random.getrandbits(62))
         return {"loss": model(_crops(settings, place, random))}
 
-    fit("vae", loss_of, batch_loss, settings.vae_steps, settings.vae_lr, decay=0.5, ema=None, place=place)
+    fit(
+        "vae",
+        loss_of,
+        batch_loss,
+        settings.vae_steps,
+        settings.vae_lr,
+        decay=0.5,
+        ema=None,
+        place=place,
+    )
     _whiten(vae, settings, place)
     return vae
 
@@ -110,7 +124,8 @@ def _crops(settings: Settings, place: Place, random: Random) -> Tensor:
         middle = random.choice(scene.objects)
         size, most = settings.vae_crop, networks.SIZE - settings.vae_crop
         left, top = (
-            min(max(int(at - size / 2 + random.uniform(-16, 16)), 0), most) for at in (middle.x, middle.y)
+            min(max(int(at - size / 2 + random.uniform(-16, 16)), 0), most)
+            for at in (middle.x, middle.y)
         )
         crops.append(pixels(scene)[:, top : top + size, left : left + size])
     return torch.from_numpy(np.stack(crops)).to(place.device)
@@ -120,7 +135,9 @@ def _crops(settings: Settings, place: Place, random: Random) -> Tensor:
 def _whiten(vae: nn.Module, settings: Settings, place: Place) -> None:
     """Give every latent channel mean 0 and standard deviation 1, inside the 1x1 convolutions around it."""
     images = torch.from_numpy(np.stack([pixels(scene) for scene in scenes(256, settings.seed + 1)]))
-    means = torch.cat([vae.encode(part.to(place.device)).latent_dist.mean for part in images.split(32)])
+    means = torch.cat(
+        [vae.encode(part.to(place.device)).latent_dist.mean for part in images.split(32)]
+    )
     mean, std = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
     channels = len(mean)
     into, out = vae.quant_conv, vae.post_quant_conv
@@ -139,7 +156,9 @@ def encode(vae: nn.Module, settings: Settings, place: Place) -> Tensor:
     latents = []
     for start in range(0, len(mine), 64):
         images = np.stack([pixels(scene) for scene in mine[start : start + 64]])
-        latents.append(vae.encode(torch.from_numpy(images).to(place.device)).latent_dist.mean.half().cpu())
+        latents.append(
+            vae.encode(torch.from_numpy(images).to(place.device)).latent_dist.mean.half().cpu()
+        )
     return torch.cat(latents)
 
 
@@ -163,7 +182,9 @@ class DenoisingLoss(nn.Module):
         self.recorder = CrossAttentionRecorder(unet, level=1)
 
     def forward(self, batch: Batch, device: torch.device) -> dict[str, Tensor]:
-        tokens = self.tokenizer(batch.captions, padding="max_length", truncation=True, return_tensors="pt")
+        tokens = self.tokenizer(
+            batch.captions, padding="max_length", truncation=True, return_tensors="pt"
+        )
         text = self.text_encoder(tokens.input_ids.to(device)).last_hidden_state
 
         latents = batch.latents.to(device)
@@ -200,8 +221,14 @@ def train_unet(settings: Settings, place: Place, examples: Examples) -> tuple[nn
         return model(batch, place.device)
 
     fit(
-        "unet", loss_of, batch_loss, settings.unet_steps, settings.unet_lr,
-        decay=settings.unet_decay, ema=settings.ema, place=place,
+        "unet",
+        loss_of,
+        batch_loss,
+        settings.unet_steps,
+        settings.unet_lr,
+        decay=settings.unet_decay,
+        ema=settings.ema,
+        place=place,
     )
     loss_of.recorder.close()
     return unet, text_encoder
@@ -210,7 +237,16 @@ def train_unet(settings: Settings, place: Place, examples: Examples) -> tuple[nn
 # --- the loop ------------------------------------------------------------------------------------
 
 
-def fit(stage: str, module: nn.Module, batch_loss, steps: int, lr: float, decay: float, ema: float | None, place: Place) -> None:
+def fit(
+    stage: str,
+    module: nn.Module,
+    batch_loss,
+    steps: int,
+    lr: float,
+    decay: float,
+    ema: float | None,
+    place: Place,
+) -> None:
     """Minimise `batch_loss(module, step)["loss"]` with AdamW, and leave the (averaged) weights in `module`.
 
     Every worker holds the whole model and its own part of a batch. The state is saved every 200
@@ -223,7 +259,11 @@ def fit(stage: str, module: nn.Module, batch_loss, steps: int, lr: float, decay:
     schedule = LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / warmup, max((steps - step) / falling, 0.0))
     )
-    average = EMAModel(parameters, decay=ema, inv_gamma=1, power=3 / 4, use_ema_warmup=True) if ema else None
+    average = (
+        EMAModel(parameters, decay=ema, inv_gamma=1, power=3 / 4, use_ema_warmup=True)
+        if ema
+        else None
+    )
     start = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=place.device, weights_only=True)
@@ -254,7 +294,9 @@ def fit(stage: str, module: nn.Module, batch_loss, steps: int, lr: float, decay:
         if (step + 1) % 50 == 0 or step + 1 == steps:
             seconds = (time.monotonic() - clock) / since
             means = {name: round(total / since, 5) for name, total in sums.items()}
-            place.log(stage=stage, step=step + 1, of=steps, seconds_a_step=round(seconds, 3), **means)
+            place.log(
+                stage=stage, step=step + 1, of=steps, seconds_a_step=round(seconds, 3), **means
+            )
             clock, since, sums = time.monotonic(), 0, {}
         if place.rank == 0 and ((step + 1) % 200 == 0 or step + 1 == steps):
             _save(
@@ -286,7 +328,10 @@ def train(rank: int, workers: int, device: str, folder: Path, settings: Settings
     if workers > 1:
         torch.set_num_threads(1)
         dist.init_process_group(
-            "gloo", init_method=f"file://{folder.resolve()}/rendezvous", rank=rank, world_size=workers
+            "gloo",
+            init_method=f"file://{folder.resolve()}/rendezvous",
+            rank=rank,
+            world_size=workers,
         )
     vae_file, latents_file = folder / "vae_done.pt", folder / "latents.pt"
     vae = networks.vae().to(place.device)
@@ -302,9 +347,13 @@ def train(rank: int, workers: int, device: str, folder: Path, settings: Settings
         _save(part, encode(vae.eval(), settings, place))
         _together(workers)
         if rank == 0:
-            latents = torch.empty(settings.pictures, 4, networks.LATENT_SIZE, networks.LATENT_SIZE, dtype=torch.half)
+            latents = torch.empty(
+                settings.pictures, 4, networks.LATENT_SIZE, networks.LATENT_SIZE, dtype=torch.half
+            )
             for other in range(workers):
-                latents[other::workers] = torch.load(folder / f"latents_{other}.pt", weights_only=True)
+                latents[other::workers] = torch.load(
+                    folder / f"latents_{other}.pt", weights_only=True
+                )
             _save(latents_file, latents)
     _together(workers)
     latents = torch.load(latents_file, weights_only=True)
@@ -337,11 +386,22 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     cuda = torch.cuda.is_available()
-    parser.add_argument("folder", type=Path, help="folder of the run: checkpoints, curve, and the model in model/")
+    parser.add_argument(
+        "folder", type=Path, help="folder of the run: checkpoints, curve, and the model in model/"
+    )
     parser.add_argument("--device", default="cuda" if cuda else "cpu", help="cpu or cuda")
-    parser.add_argument("--workers", type=int, default=1 if cuda else os.cpu_count(), help="processes that share a batch")
-    parser.add_argument("--unet-steps", type=int, default=Settings.unet_steps, help="training steps of the UNet")
-    parser.add_argument("--vae-steps", type=int, default=Settings.vae_steps, help="training steps of the VAE")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1 if cuda else os.cpu_count(),
+        help="processes that share a batch",
+    )
+    parser.add_argument(
+        "--unet-steps", type=int, default=Settings.unet_steps, help="training steps of the UNet"
+    )
+    parser.add_argument(
+        "--vae-steps", type=int, default=Settings.vae_steps, help="training steps of the VAE"
+    )
     options = parser.parse_args()
     settings = Settings(unet_steps=options.unet_steps, vae_steps=options.vae_steps)
 

@@ -85,21 +85,18 @@ def outline(shape: str, angle: float = 0.0) -> np.ndarray:
     elif shape == "triangle":
         points = _ring(3, 1.35, turn=-90.0)
     elif shape == "star":
-        points = np.stack(
-            [_ring(5, 1.35, turn=-90.0), _ring(5, 0.58, turn=-54.0)], axis=1
-        ).reshape(-1, 2)
-    elif shape == "cross":
-        a, b = 0.40, 1.20
-        points = np.array(
-            [(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a)]
-            + [(a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)]
+        points = np.stack([_ring(5, 1.35, turn=-90.0), _ring(5, 0.58, turn=-54.0)], axis=1).reshape(
+            -1, 2
         )
+    elif shape == "cross":
+        arm, tip = 0.40, 1.20
+        quarter = np.array([(-arm, -tip), (arm, -tip), (arm, -arm)])
+        turns = [(1, 0), (0, 1), (-1, 0), (0, -1)]  # cosine and sine of a quarter turn each
+        points = np.concatenate([quarter @ np.array([(c, s), (-s, c)]) for c, s in turns])
     else:
         raise ValueError(f"unknown shape {shape!r}; the world has {', '.join(SHAPES)}")
     turn = math.radians(angle)
-    rotation = np.array(
-        [[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]]
-    )
+    rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
     return points @ rotation
 
 

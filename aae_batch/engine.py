@@ -1,0 +1,401 @@
+"""Request -> Result by continuous batching.
+
+Four nouns: an `Engine` holds a model; a `Batch` holds the samples in flight; a `Sample` holds the
+state of one request; and one `Batch.step` takes every sample as far as one guided forward and one
+denoising forward can. Samples stand at different steps, some refine while others denoise, and none
+waits for another.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from aae_batch.attention_stats import AttentionTrace, describe
+from aae_batch.config import GuidanceConfig
+from aae_batch.errors import NonFiniteError, PromptError, RequestError, RowError, SettingsError
+from aae_batch.guidance.objectives import (
+    attend_and_excite_loss,
+    excitation,
+    normalize_over_words,
+    pool_subjects,
+    smooth,
+)
+from aae_batch.guidance.schedule import GuidanceSchedule, Progress
+from aae_batch.model.loading import default_guidance, load_pipeline
+from aae_batch.model.unet import StableDiffusion, TextEmbeddings, step_arguments
+from aae_batch.request import Request, Result
+from aae_batch.subjects import Subject, resolve_subjects, token_table
+
+
+class Engine:
+    """Guided sampling of many requests on one device.
+
+    Args:
+        model: the diffusion model.
+        slots: how many samples are in flight at once; memory grows with it.
+        defaults: the settings that `generate` uses when it is given none.
+    """
+
+    def __init__(
+        self, model: StableDiffusion, slots: int = 8, defaults: GuidanceConfig | None = None
+    ) -> None:
+        if slots < 1:
+            raise SettingsError(f"slots is {slots}; it must be at least 1.")
+        self.model = model
+        self.slots = slots
+        self.defaults = defaults or GuidanceConfig()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str,
+        slots: int = 8,
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> Engine:
+        """Load a model by hub id, folder, or as `"shapes"`; see `aae_batch.model.loading.load_pipeline`.
+
+        Raises:
+            ModelError: there is no such model, or it cannot be guided.
+        """
+        pipe = load_pipeline(model, revision=revision, device=device, dtype=dtype)
+        return cls(StableDiffusion(pipe), slots, default_guidance(model))
+
+    @classmethod
+    def from_pipeline(cls, pipe, slots: int = 8, defaults: GuidanceConfig | None = None) -> Engine:
+        """Guide a diffusers `StableDiffusionPipeline` that is already loaded, where it is.
+
+        Raises:
+            ModelError: the pipeline cannot be guided.
+        """
+        return cls(StableDiffusion(pipe), slots, defaults)
+
+    def generate(
+        self, requests: Iterable[Request], config: GuidanceConfig | None = None
+    ) -> Iterator[Result]:
+        """Sample every request; results come as they finish, each with its request.
+
+        Requests are taken one by one as slots become free, so the iterable may be endless. A bad
+        request becomes a result with an error.
+
+        Raises:
+            SettingsError: `config` does not fit the model.
+        """
+        incoming = iter(requests)
+        exhausted = False
+        with self.open(config) as batch:
+            while not exhausted or len(batch):
+                while batch.free and not exhausted:
+                    request = next(incoming, None)
+                    if request is None:
+                        exhausted = True
+                        break
+                    try:
+                        batch.add(request)
+                    except RowError as error:
+                        yield Result(request, error=error)
+                yield from batch.step()
+
+    @contextmanager
+    def open(self, config: GuidanceConfig | None = None) -> Iterator[Batch]:
+        """An empty batch, for callers that feed it themselves; afterwards the model is as it was.
+
+        Raises:
+            SettingsError: `config` does not fit the model.
+        """
+        config = config or self.defaults
+        self.model.scheduler(config.scheduler)
+        with self.model.recording_maps(config.attn_res):
+            yield Batch(self.model, config, self.slots)
+
+
+@dataclass(eq=False)
+class Sample:
+    """One request on its way through the denoising steps.
+
+    Attributes:
+        latents: [channels, height, width].
+        words_end: the position at which the softmax over words ends.
+        scheduler: its own, since multistep solvers remember earlier steps.
+        step: the denoising step it stands at.
+        progress: how far the guidance of that step has come.
+    """
+
+    request: Request
+    config: GuidanceConfig
+    subjects: tuple[Subject, ...]
+    words_end: int
+    text: TextEmbeddings
+    latents: Tensor
+    scheduler: object
+    timesteps: Tensor
+    step_arguments: dict[str, object]
+    trace: AttentionTrace
+    schedule: GuidanceSchedule
+    started: float
+    step: int = 0
+    num_refinements: int = 0
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def timestep(self) -> Tensor:
+        return self.timesteps[self.step]
+
+    @property
+    def guided_now(self) -> bool:
+        """Does its step use the guidance objective?"""
+        return self.config.method == "attend-and-excite" and self.schedule.guides(self.step)
+
+    @property
+    def ready(self) -> bool:
+        """Can it be denoised, or does it need another guided forward first?"""
+        return self.progress.done or not self.guided_now
+
+    @property
+    def finished(self) -> bool:
+        return self.step == len(self.timesteps)
+
+    def scaled(self, latents: Tensor) -> Tensor:
+        """`latents` as the UNet takes them at this step (the identity for DDIM and PNDM)."""
+        return self.scheduler.scale_model_input(latents, self.timestep)  # type: ignore[attr-defined]
+
+    def fail(self, error: RowError) -> Result:
+        return Result(self.request, error=error, seconds=time.monotonic() - self.started)
+
+
+class Batch:
+    """The samples in flight, all under one configuration (rows may override parts of it)."""
+
+    def __init__(self, model: StableDiffusion, config: GuidanceConfig, slots: int) -> None:
+        self.model = model
+        self.config = config
+        self.slots = slots
+        self._samples: list[Sample] = []
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @property
+    def free(self) -> int:
+        """How many more requests can be added."""
+        return self.slots - len(self._samples)
+
+    def add(self, request: Request) -> None:
+        """Give `request` a slot: check it, encode its prompt, draw its noise.
+
+        Raises:
+            RowError: the request cannot be sampled.
+        """
+        self._samples.append(self._admit(request))
+
+    @torch.no_grad()
+    def step(self) -> list[Result]:
+        """Advance every sample, and return those that are through, or that failed."""
+        results: list[Result] = []
+        for group in self._groups():
+            results += self._excite([sample for sample in group if not sample.ready])
+        for group in self._groups():
+            results += self._denoise([sample for sample in group if sample.ready])
+        for sample in [sample for sample in self._samples if sample.finished]:
+            results.append(self._finish(sample))
+        return results
+
+    # --- the life of a sample ---
+
+    def _admit(self, request: Request) -> Sample:
+        config = _config_of(request, self.config)
+        shape = self._latent_shape(request, config)
+        tokenizer = self.model.tokenizer
+        subjects = resolve_subjects(tokenizer, request)
+        if config.method == "attend-and-excite" and not subjects:
+            raise PromptError(
+                request.name,
+                "no subject is named; give subjects or token_indices, or set method to "
+                "'stable-diffusion'",
+            )
+        scheduler = self.model.scheduler(config.scheduler)
+        scheduler.set_timesteps(config.num_inference_steps, device=self.model.device)
+        generator = torch.Generator("cpu").manual_seed(request.seed)
+        noise = self.model.draw_noise(shape, generator)
+        steps = len(scheduler.timesteps)
+        return Sample(
+            request=request,
+            config=config,
+            subjects=subjects,
+            words_end=self._words_end(request.prompt, config),
+            text=self.model.encode(
+                request.prompt, config.negative_prompt, guided=config.guidance_scale > 1
+            ),
+            latents=noise * scheduler.init_noise_sigma,
+            scheduler=scheduler,
+            timesteps=scheduler.timesteps,
+            step_arguments=step_arguments(scheduler, generator, config.eta),
+            trace=AttentionTrace(subjects, steps),
+            schedule=GuidanceSchedule(config, steps),
+            started=time.monotonic(),
+        )
+
+    def _excite(self, samples: list[Sample]) -> list[Result]:
+        """One guided forward and backward: each sample moves down the gradient of its own loss."""
+        if not samples:
+            return []
+        with torch.enable_grad():
+            latents = torch.stack([sample.latents for sample in samples]).requires_grad_(True)
+            scaled = [sample.scaled(one) for sample, one in zip(samples, latents, strict=True)]
+            maps = self.model.attend(
+                torch.stack(scaled),
+                torch.stack([sample.timestep for sample in samples]),
+                torch.stack([sample.text.prompt for sample in samples]),
+            )
+            loss = self._observe(samples, maps)
+            (gradient,) = torch.autograd.grad(loss.sum(), latents)
+
+        for sample, value, slope in zip(samples, loss.tolist(), gradient, strict=True):
+            step_size = self._advance(sample, value)
+            if step_size:
+                sample.latents = sample.latents - step_size * slope
+        return self._drop_non_finite(samples, "the guided latent update")
+
+    def _advance(self, sample: Sample, loss: float) -> float:
+        """Tell the sample's step of its loss; returns the length of the update to make, or 0."""
+        before = sample.progress.refinements
+        target = sample.schedule.target(sample.step)
+        sample.progress.advance(loss, target, sample.config.max_refinement_steps)
+        sample.num_refinements += sample.progress.refinements - before
+        moves = not sample.progress.done or sample.schedule.updates(sample.step)
+        return sample.schedule.step_size(sample.step) if moves and loss != 0 else 0.0
+
+    def _denoise(self, samples: list[Sample]) -> list[Result]:
+        """One forward with classifier-free guidance, and one scheduler step each."""
+        if not samples:
+            return []
+        guided = [sample for sample in samples if sample.text.negative is not None]
+        rows = guided + samples
+        unseen = [
+            i for i, sample in enumerate(samples) if sample.subjects and not sample.guided_now
+        ]
+        predicted, maps = self.model.denoise(
+            torch.stack([sample.scaled(sample.latents) for sample in rows]),
+            torch.stack([sample.timestep for sample in rows]),
+            torch.stack(
+                [sample.text.negative for sample in guided if sample.text.negative is not None]
+                + [sample.text.prompt for sample in samples]
+            ),
+            record=slice(len(guided), None) if unseen else None,
+        )
+        if maps is not None:
+            self._observe([samples[i] for i in unseen], maps[unseen])
+
+        unconditional = iter(predicted[: len(guided)])
+        for sample, conditional in zip(samples, predicted[len(guided) :], strict=True):
+            noise = conditional
+            if sample.text.negative is not None:
+                without = next(unconditional)
+                noise = without + sample.config.guidance_scale * (conditional - without)
+            sample.latents = sample.scheduler.step(  # type: ignore[attr-defined]
+                noise[None], sample.timestep, sample.latents[None], **sample.step_arguments
+            ).prev_sample[0]
+            sample.step += 1
+            sample.progress = Progress()
+        return self._drop_non_finite(samples, "denoising")
+
+    def _finish(self, sample: Sample) -> Result:
+        self._samples.remove(sample)
+        last_threshold = max(sample.config.thresholds.values(), default=0.0)
+        return Result(
+            sample.request,
+            image=self.model.decode(sample.latents),
+            latents=sample.latents.cpu(),
+            attention=sample.trace.record(sample.num_refinements, last_threshold),
+            seconds=time.monotonic() - sample.started,
+        )
+
+    # --- helpers ---
+
+    def _observe(self, samples: list[Sample], maps: Tensor) -> Tensor:
+        """The loss of every sample, [batch], from its maps [batch, height, width, tokens].
+
+        Notes the figures of every subject in the samples' traces on the way.
+        """
+        token_indices = [[s.token_indices for s in sample.subjects] for sample in samples]
+        counts = torch.tensor([len(sample.subjects) for sample in samples], device=maps.device)
+        ends = torch.tensor([sample.words_end for sample in samples], device=maps.device)
+        pooling = self.config.subject_pooling
+        by_subject = pool_subjects(normalize_over_words(maps, ends), token_indices, pooling)
+        excitations = excitation(smooth(by_subject))
+        loss = attend_and_excite_loss(excitations, counts)
+        with torch.no_grad():
+            figures = describe(by_subject, excitations).cpu()
+            raw = pool_subjects(maps.detach(), token_indices, pooling)
+            for i, (sample, value) in enumerate(zip(samples, loss.tolist(), strict=True)):
+                n = len(sample.subjects)
+                sample.trace.observe(sample.step, figures[i, :n].float().numpy(), value, raw[i, :n])
+        return loss
+
+    def _groups(self) -> list[list[Sample]]:
+        """The samples by the size of their latents: only equal sizes share a forward."""
+
+        def size(sample: Sample) -> tuple[int, ...]:
+            return tuple(sample.latents.shape)
+
+        unfinished = [sample for sample in self._samples if not sample.finished]
+        return [list(group) for _, group in groupby(sorted(unfinished, key=size), key=size)]
+
+    def _drop_non_finite(self, samples: list[Sample], during: str) -> list[Result]:
+        finite = (
+            torch.stack([sample.latents for sample in samples]).isfinite().flatten(1).all(dim=1)
+        )
+        failed = []
+        for sample, good in zip(samples, finite.tolist(), strict=True):
+            if not good:
+                self._samples.remove(sample)
+                reason = (
+                    f"the latents became NaN or infinite in {during} at step {sample.step}; try "
+                    "dtype float32, another seed, or a smaller scale_factor or guidance_scale"
+                )
+                failed.append(sample.fail(NonFiniteError(sample.request.name, reason)))
+        return failed
+
+    def _words_end(self, prompt: str, config: GuidanceConfig) -> int:
+        table = token_table(self.model.tokenizer, prompt)
+        trims = self.model.is_version_2 if config.normalize_eot is None else config.normalize_eot
+        return table.end if trims else table.length - 1
+
+    def _latent_shape(self, request: Request, config: GuidanceConfig) -> tuple[int, int, int]:
+        factor = self.model.pipe.vae_scale_factor
+        for name in ("height", "width"):
+            pixels = getattr(config, name)
+            if pixels is not None and (pixels % factor or pixels < 4 * factor):
+                raise RequestError(
+                    request.name,
+                    f"{name} is {pixels}; it must be a multiple of {factor}, and at least {4 * factor}",
+                )
+        return self.model.latent_shape(config.height, config.width)
+
+
+def _config_of(request: Request, config: GuidanceConfig) -> GuidanceConfig:
+    """The run's settings with those that the row overrides."""
+    if not isinstance(request.prompt, str):
+        raise RequestError(request.name, f"prompt is {request.prompt!r}; it must be a text")
+    names = (
+        "negative_prompt",
+        "guidance_scale",
+        "num_inference_steps",
+        "height",
+        "width",
+        "method",
+    )
+    own = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
+    try:
+        return config.updated(**own) if own else config
+    except SettingsError as error:
+        raise RequestError(request.name, str(error)) from error

@@ -1,0 +1,1 @@
+"""Generative semantic nursing: what to ask of the attention maps, and when."""

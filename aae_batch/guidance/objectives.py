@@ -1,0 +1,114 @@
+"""Attention maps and subjects -> a loss per sample (Chefer et al. 2023, section 3 and algorithm 1).
+
+Shapes: `batch` samples, `subjects` per sample (padded to the most that one has), maps of
+`height` x `width`, `tokens` positions of the text encoder. Everything is differentiable, and no
+sample's value depends on another's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Pooling = Literal["mean", "max", "first", "last"]
+
+SHARPNESS = 100.0
+"""The factor before the softmax over words: attention probabilities are small and close together."""
+
+SMOOTHING_SIGMA = 0.5
+
+
+def normalize_over_words(maps: Tensor, ends: Tensor) -> Tensor:
+    """Let the words compete for each place: the softmax of `SHARPNESS` x maps, without the start token.
+
+    Args:
+        maps: [batch, height, width, tokens], probabilities that sum to 1 over tokens.
+        ends: [batch], the first position that takes no part: the last one, as diffusers has it, or
+            the end token (`normalize_eot`).
+
+    Returns:
+        [batch, height, width, tokens]; 0 at the start token and from `ends` on.
+    """
+    positions = torch.arange(maps.shape[-1], device=maps.device)
+    words = (positions > 0) & (positions < ends[:, None])
+    logits = (SHARPNESS * maps).masked_fill(~words[:, None, None, :], -torch.inf)
+    return logits.softmax(dim=-1)
+
+
+def pool_subjects(
+    maps: Tensor, token_indices: Sequence[Sequence[Sequence[int]]], pooling: Pooling
+) -> Tensor:
+    """One map per subject, out of the maps of its tokens.
+
+    Args:
+        maps: [batch, height, width, tokens].
+        token_indices: per sample, per subject, its positions.
+        pooling: how a subject of several tokens becomes one map.
+
+    Returns:
+        [batch, subjects, height, width]; zeros where a sample has fewer subjects than the most.
+    """
+    most = max(map(len, token_indices))
+    if pooling == "max":
+        empty = maps.new_zeros(maps.shape[1:3])
+        return torch.stack(
+            [
+                torch.stack(
+                    [maps[b, :, :, list(subject)].amax(dim=-1) for subject in subjects]
+                    + [empty] * (most - len(subjects))
+                )
+                for b, subjects in enumerate(token_indices)
+            ]
+        )
+    weights = torch.zeros(len(token_indices), most, maps.shape[-1], dtype=maps.dtype)
+    for b, subjects in enumerate(token_indices):
+        for s, indices in enumerate(subjects):
+            chosen = {"mean": indices, "first": indices[:1], "last": indices[-1:]}[pooling]
+            weights[b, s, list(chosen)] = 1 / len(chosen)
+    return torch.einsum("bhwt,bst->bshw", maps, weights.to(maps.device))
+
+
+def smooth(maps: Tensor) -> Tensor:
+    """Blur maps with upstream's 3 x 3 Gaussian, so that a subject needs a patch and not one pixel.
+
+    The kernel is that of `GaussianSmoothing` in diffusers for a sigma of 0.5, to the last bit: the
+    2 inside its exponent makes it one of sigma 0.707, and it is rounded to float32.
+
+    Args:
+        maps: [batch, subjects, height, width].
+    """
+    offsets = torch.tensor([-1.0, 0.0, 1.0])
+    bell = (
+        1
+        / (SMOOTHING_SIGMA * math.sqrt(2 * math.pi))
+        * torch.exp(-((offsets / (2 * SMOOTHING_SIGMA)) ** 2))
+    )
+    kernel = bell[:, None] * bell[None, :]
+    kernel = (kernel / kernel.sum()).to(maps)
+    padded = F.pad(maps.flatten(0, 1).unsqueeze(1), (1, 1, 1, 1), mode="reflect")
+    return F.conv2d(padded, kernel[None, None]).squeeze(1).unflatten(0, maps.shape[:2])
+
+
+def excitation(smoothed: Tensor) -> Tensor:
+    """How strongly each subject is attended to at its best place: [batch, subjects], in [0, 1]."""
+    return smoothed.amax(dim=(-2, -1))
+
+
+def attend_and_excite_loss(excitations: Tensor, subjects: Tensor) -> Tensor:
+    """`L = max_s (1 - max_xy A_s)`, the shortfall of the most neglected subject (equation 1).
+
+    Args:
+        excitations: [batch, subjects].
+        subjects: [batch], how many of them are real.
+
+    Returns:
+        [batch], not below 0.
+    """
+    real = torch.arange(excitations.shape[1], device=excitations.device) < subjects[:, None]
+    shortfall = (1 - excitations).masked_fill(~real, -torch.inf)
+    return shortfall.max(dim=1).values.clamp_min(0)

@@ -1,0 +1,172 @@
+"""A hub id, a folder, or "shapes" -> a pipeline that can be guided."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+from aae_batch.config import GuidanceConfig
+from aae_batch.errors import ModelError, SettingsError
+
+EMBEDDED = "shapes"
+GUIDABLE = ("StableDiffusionPipeline", "StableDiffusionAttendAndExcitePipeline")
+"""Pipeline classes, as a model's index names them, whose parts are those of Stable Diffusion."""
+
+GUIDANCE_FILE = "guidance.json"
+"""Beside `model_index.json`: the values of `GuidanceConfig` that suit the model best."""
+
+
+def load_pipeline(
+    model: str, *, revision: str | None = None, device: str = "auto", dtype: str = "auto"
+):
+    """Load a `StableDiffusionPipeline`, from safetensors only, ready to sample.
+
+    Args:
+        model: a hub id such as `stable-diffusion-v1-5/stable-diffusion-v1-5`, a folder in
+            diffusers' layout, or `"shapes"` for the model in this package.
+        revision: branch, tag or commit on the hub.
+        device: `auto` (CUDA, else MPS, else CPU) or a torch device.
+        dtype: `auto` (bfloat16 or float16 on CUDA, else float32), `float32`, `float16`,
+            `bfloat16` or `float64`.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be guided.
+        SettingsError: device or dtype is unknown or not available.
+    """
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    place = _device(device)
+    precision = _dtype(dtype, place)
+    source = _source(model)
+    _check_index(model, _read_index(model, revision))
+    try:
+        pipe = StableDiffusionPipeline.from_pretrained(
+            source,
+            revision=revision,
+            torch_dtype=precision,
+            use_safetensors=True,
+            safety_checker=None,
+            requires_safety_checker=False,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(_why_unloadable(model, error)) from error
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        return pipe.to(place)
+    except (RuntimeError, torch.OutOfMemoryError) as error:
+        raise ModelError(f"Model {model!r} does not fit on {place}: {error}") from error
+
+
+def load_tokenizer(model: str, *, revision: str | None = None):
+    """Only the tokenizer of a model: enough to check prompts and subjects, and no torch is needed.
+
+    Raises:
+        ModelError: there is no such model, or it has no CLIP tokenizer.
+    """
+    from transformers import CLIPTokenizer
+
+    _check_index(model, _read_index(model, revision))
+    try:
+        return CLIPTokenizer.from_pretrained(
+            _source(model), subfolder="tokenizer", revision=revision
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(_why_unloadable(model, error)) from error
+
+
+def default_guidance(model: str) -> GuidanceConfig:
+    """The model's own settings where its folder brings them (`guidance.json`), else the paper's."""
+    file = Path(_source(model)) / GUIDANCE_FILE
+    if not file.is_file():
+        return GuidanceConfig()
+    return GuidanceConfig(**json.loads(file.read_text()))
+
+
+def _source(model: str) -> str:
+    return str(files("aae_batch.shapes") / "weights") if model == EMBEDDED else model
+
+
+def _read_index(model: str, revision: str | None) -> dict:
+    from diffusers import DiffusionPipeline
+
+    source = _source(model)
+    looks_local = model == EMBEDDED or Path(model).is_absolute() or model.startswith((".", "~"))
+    if looks_local and not Path(source).is_dir():
+        raise ModelError(f"Model folder {model!r} does not exist; check the path.")
+    try:
+        return dict(DiffusionPipeline.load_config(source, revision=revision))
+    except (OSError, ValueError) as error:
+        raise ModelError(_why_unloadable(model, error)) from error
+
+
+def _check_index(model: str, index: dict) -> None:
+    name = index.get("_class_name")
+    if name not in GUIDABLE:
+        raise ModelError(
+            f"Model {model!r} is a {name}, which cannot be guided; use a Stable Diffusion 1.x or 2.x "
+            "text-to-image model (StableDiffusionPipeline)."
+        )
+
+
+def _why_unloadable(model: str, error: Exception) -> str:
+    """One sentence for what the hub's client or diffusers says in many."""
+    text = str(error)
+    if "safetensors" in text:
+        return (
+            f"Model {model!r} has no safetensors weights, and pickled ones are not loaded; convert it "
+            "with pipe.save_pretrained(folder, safe_serialization=True), or take another revision."
+        )
+    if Path(model).is_dir():
+        return f"Folder {model!r} is not a complete diffusers model: {_first_line(text)}"
+    if any(
+        sign in text for sign in ("401", "404", "not a valid model identifier", "Repository Not")
+    ):
+        return (
+            f"There is no model {model!r}: it is neither a folder here nor an id that the hub shows "
+            "you; check the spelling, or log in with `hf auth login` if it is private or gated."
+        )
+    return (
+        f"Model {model!r} is not a folder here and the hub cannot be reached; check the network, or "
+        f"give the path of a downloaded diffusers folder. ({_first_line(text)})"
+    )
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else "no details were given"
+
+
+def _device(name: str):
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingsError(
+            f"Device {name!r} cannot be used here ({_first_line(str(error))}); try 'auto' or 'cpu'."
+        ) from error
+    return device
+
+
+def _dtype(name: str, device):
+    import torch
+
+    known = {
+        "float16": torch.float16,
+        "bfloat16": torch.bfloat16,
+        "float32": torch.float32,
+        "float64": torch.float64,
+    }
+    if name in known:
+        return known[name]
+    if name != "auto":
+        raise SettingsError(f"dtype {name!r} is unknown; use auto, {', '.join(known)}.")
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

@@ -1,0 +1,93 @@
+"""Small real pipelines with random weights, shaped like Stable Diffusion 1.x and 2.x."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from aae_batch.shapes.networks import MAX_TOKENS, tokenizer
+
+TEXT_WIDTH = 32
+
+
+def small_pipeline(
+    *, seed: int = 0, version: int = 1, sample_size: int = 16
+) -> StableDiffusionPipeline:
+    """A pipeline with cross-attention at three levels and random weights, large enough that the
+    attention maps differ from place to place and from word to word."""
+    torch.manual_seed(seed)
+    words = tokenizer()
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=MAX_TOKENS,
+            hidden_act="gelu" if version == 2 else "quick_gelu",
+            bos_token_id=words.bos_token_id,
+            eos_token_id=words.eos_token_id,
+            pad_token_id=words.pad_token_id,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=sample_size,
+        down_block_types=("CrossAttnDownBlock2D",) * 3,
+        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        block_out_channels=(16, 32, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=(2, 4, 4) if version == 2 else 2,
+        use_linear_projection=version == 2,
+        cross_attention_dim=TEXT_WIDTH,
+    )
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if name.endswith(("attn2.to_q.weight", "attn2.to_k.weight")):
+                parameter *= 3
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction" if version == 2 else "epsilon",
+    )
+    pipe = StableDiffusionPipeline(
+        vae=vae.eval(),
+        text_encoder=text_encoder.eval(),
+        tokenizer=words,
+        unet=unet.eval(),
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def sd1_pipeline() -> StableDiffusionPipeline:
+    return small_pipeline(version=1)
+
+
+@pytest.fixture(scope="session")
+def sd2_pipeline() -> StableDiffusionPipeline:
+    return small_pipeline(version=2)
