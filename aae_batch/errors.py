@@ -23,6 +23,10 @@ class OutputError(AaeBatchError):
     """An output root cannot be used: it belongs to another run, or cannot be written."""
 
 
+class JobError(AaeBatchError):
+    """A job stopped before it was complete. The same command goes on with it."""
+
+
 class RowError(AaeBatchError):
     """One row cannot be generated; its neighbours are not concerned.
 

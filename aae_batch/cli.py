@@ -1,0 +1,354 @@
+"""The command line. Nothing heavy is imported before a command runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aae_batch import __version__
+from aae_batch.errors import AaeBatchError, JobError, SettingsError
+
+if TYPE_CHECKING:
+    from aae_batch.config import GuidanceConfig
+    from aae_batch.job.settings import JobSettings
+
+COMPLETE, WITH_FAILURES, USAGE, STOPPED = 0, 1, 2, 3
+"""Exit codes: all rows have pictures; some failed; the command or its input is wrong; stopped on the
+way, and the same command goes on."""
+
+app = typer.Typer(
+    help="Image datasets with semantic guidance: Attend-and-Excite, in batches, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[
+    str,
+    typer.Option(
+        help="Hub id, folder in diffusers' layout, or 'shapes', the model in this package."
+    ),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(help="Branch, tag or commit of the model on the hub.", show_default="main"),
+]
+OWN = "the model's own"
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            help="Print the version.",
+            callback=lambda wanted: _print_version() if wanted else None,
+        ),
+    ] = False,
+) -> None: ...
+
+
+def _print_version() -> None:
+    print(f"aae-batch {__version__}")
+    raise typer.Exit(COMPLETE)
+
+
+@app.command()
+def generate(
+    manifest: Annotated[
+        Path,
+        typer.Argument(
+            help="Parquet, CSV or JSONL; one row per picture. Columns: prompt (required), subjects or "
+            "token_indices, seed, id, negative_prompt, guidance_scale, num_inference_steps, height, "
+            "width, method; others are carried to the metadata table."
+        ),
+    ],
+    output: Annotated[
+        str,
+        typer.Argument(help="Folder for the dataset. Where it is not complete, it is continued."),
+    ],
+    model: Model = "shapes",
+    revision: Revision = None,
+    # The job
+    actors: Annotated[
+        int | None,
+        typer.Option(
+            help="Processes that hold a model each.", show_default="one per GPU, else one"
+        ),
+    ] = None,
+    slots: Annotated[
+        int, typer.Option(help="Pictures in flight in each actor; memory grows with it.")
+    ] = 8,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Rows per shard, the unit of commit and resume.",
+            show_default="256, or as the output was begun",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="Torch device of each actor; auto is CUDA, else MPS, else CPU.")
+    ] = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="auto (bfloat16 or float16 on CUDA, else float32), float32, float16, bfloat16, float64."
+        ),
+    ] = "auto",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster to join, e.g. 'auto'.", show_default="one on this machine"),
+    ] = None,
+    max_deaths: Annotated[
+        int,
+        typer.Option(help="Stop after more actor deaths than this with nothing finished between."),
+    ] = 20,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check everything and say what would be done; only the tokenizer is loaded.",
+        ),
+    ] = False,
+    # Sampling: the fields of GuidanceConfig
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="attend-and-excite, or stable-diffusion for no guidance.", show_default=OWN
+        ),
+    ] = None,
+    num_inference_steps: Annotated[
+        int | None, typer.Option(help="Denoising steps.", show_default=OWN)
+    ] = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(help="Classifier-free guidance; 1 or less switches it off.", show_default=OWN),
+    ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What to move away from.", show_default="nothing")
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(help="Pixels, a multiple of 8.", show_default=OWN)
+    ] = None,
+    width: Annotated[
+        int | None, typer.Option(help="Pixels, a multiple of 8.", show_default=OWN)
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help="ddim, pndm, dpmsolver++, euler, euler-ancestral, or a class name of diffusers.",
+            show_default=OWN,
+        ),
+    ] = None,
+    eta: Annotated[
+        float | None, typer.Option(help="Noise added by DDIM.", show_default=OWN)
+    ] = None,
+    max_iter_to_alter: Annotated[
+        int | None, typer.Option(help="Guide the steps before this one.", show_default=OWN)
+    ] = None,
+    thresholds: Annotated[
+        str | None,
+        typer.Option(
+            help="Refine at these steps until every subject's attention reaches the threshold, e.g. "
+            "'0:0.05,10:0.5,20:0.8'; 'none' for no refinement.",
+            show_default=OWN,
+        ),
+    ] = None,
+    max_refinement_steps: Annotated[
+        int | None, typer.Option(help="Refinements at one step, at most.", show_default=OWN)
+    ] = None,
+    scale_factor: Annotated[
+        float | None,
+        typer.Option(help="Length of a latent update at the first step.", show_default=OWN),
+    ] = None,
+    scale_range: Annotated[
+        str | None,
+        typer.Option(
+            help="The update's length falls over all steps as the root of this range, e.g. '1:0.5'.",
+            show_default=OWN,
+        ),
+    ] = None,
+    attn_res: Annotated[
+        str | None,
+        typer.Option(
+            help="Height x width of the guided attention maps, e.g. 16x16.",
+            show_default="the model's own, or a quarter of its latents",
+        ),
+    ] = None,
+    subject_pooling: Annotated[
+        str | None,
+        typer.Option(
+            help="How the maps of a subject's tokens become one: mean, max, first, last.",
+            show_default=OWN,
+        ),
+    ] = None,
+    normalize_eot: Annotated[
+        bool | None,
+        typer.Option(
+            help="Compare a subject with the words up to the end token only.",
+            show_default="only for Stable Diffusion 2.x",
+        ),
+    ] = None,
+) -> None:
+    """Generate the pictures of MANIFEST into OUTPUT, with attention statistics and metadata.
+
+    What is already there is kept: run the same command again to go on after a stop.
+    Exit codes: 0 complete, 1 complete with failed rows, 2 wrong command or input, 3 stopped.
+    """
+    given = dict(locals())
+    with _errors_in_a_sentence():
+        job = _job_settings(given)
+        if dry_run:
+            raise typer.Exit(_dry_run(job))
+        raise typer.Exit(_generate(job))
+
+
+@app.command()
+def tokens(
+    prompt: Annotated[str, typer.Argument(help="The text.")],
+    model: Model = "shapes",
+    revision: Revision = None,
+) -> None:
+    """Print how a model's tokenizer splits PROMPT, with the positions for token_indices."""
+    with _errors_in_a_sentence():
+        from rich.console import Console
+        from rich.table import Table
+
+        from aae_batch.model.loading import load_tokenizer
+        from aae_batch.subjects import token_table
+
+        table = Table("index", "token", "can be guided", box=None, pad_edge=False)
+        for token in token_table(load_tokenizer(model, revision=revision), prompt).tokens:
+            guidable = "yes" if token.kind == "word" else f"no: {_KINDS[token.kind]}"
+            table.add_row(str(token.index), token.text, guidable)
+        Console(highlight=False, markup=False).print(table)
+
+
+_KINDS = {
+    "start": "start token",
+    "end": "end token",
+    "truncated": "cut off, the model never sees it",
+}
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Argument(help="Folder for the pictures.")] = Path("demo-output"),
+) -> None:
+    """Make a small dataset with the embedded model, plain and guided from the same noise, and a
+    contact sheet of both."""
+    with _errors_in_a_sentence():
+        from aae_batch.report.demo import run_demo
+
+        raise typer.Exit(run_demo(output))
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+def _job_settings(given: dict[str, Any]) -> JobSettings:
+    from aae_batch.job.settings import JobSettings
+
+    own = {name: given[name] for name in JobSettings.model_fields if name in given}
+    return JobSettings(**own, guidance=_guidance(given))
+
+
+def _guidance(given: dict[str, Any]) -> GuidanceConfig:
+    """The model's own settings with those that were given."""
+    from aae_batch.config import GuidanceConfig
+    from aae_batch.model.loading import default_guidance
+
+    values = {name: given[name] for name in GuidanceConfig.model_fields if given[name] is not None}
+    for name, parse in _PARSERS.items():
+        if name in values:
+            values[name] = parse(values[name])
+    return default_guidance(given["model"]).updated(**values)
+
+
+def _thresholds(text: str) -> dict[int, float]:
+    if text.strip().lower() == "none":
+        return {}
+    try:
+        pairs = [part.split(":") for part in text.split(",")]
+        return {int(step): float(share) for step, share in pairs}
+    except ValueError:
+        raise SettingsError(
+            f"--thresholds {text!r} is not a list of step:threshold; write e.g. '0:0.05,10:0.5'."
+        ) from None
+
+
+def _scale_range(text: str) -> tuple[float, float]:
+    try:
+        first, last = (float(part) for part in text.split(":"))
+    except ValueError:
+        raise SettingsError(f"--scale-range {text!r} is not a range; write e.g. '1:0.5'.") from None
+    return first, last
+
+
+def _attn_res(text: str) -> tuple[int, int]:
+    try:
+        height, width = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise SettingsError(f"--attn-res {text!r} is not a size; write e.g. '16x16'.") from None
+    return height, width
+
+
+_PARSERS = {"thresholds": _thresholds, "scale_range": _scale_range, "attn_res": _attn_res}
+
+
+# --- what the commands do ------------------------------------------------------------------------
+
+
+def _generate(job: JobSettings) -> int:
+    from aae_batch.job.driver import run_job
+    from aae_batch.terminal import progress_reporter
+
+    with progress_reporter() as report:
+        summary = run_job(job, report)
+    print(f"{summary['images']} images, {summary['failed']} failed rows in {job.output}")
+    for kind, count in summary["failures"].items():
+        print(f"  {count} x {kind}: see the column error in {job.output}/metadata")
+    return WITH_FAILURES if summary["failed"] else COMPLETE
+
+
+def _dry_run(job: JobSettings) -> int:
+    from aae_batch.job.dry_run import dry_run
+
+    return WITH_FAILURES if dry_run(job, print) else COMPLETE
+
+
+@contextmanager
+def _errors_in_a_sentence() -> Iterator[None]:
+    """Errors of ours are one sentence and an exit code; any other is a bug and keeps its traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _complain("Stopped. Run the same command again to go on.")
+        raise typer.Exit(STOPPED) from None
+    except JobError as error:
+        _complain(f"{error} Run the same command again to go on.")
+        raise typer.Exit(STOPPED) from None
+    except AaeBatchError as error:
+        _complain(str(error))
+        raise typer.Exit(USAGE) from None
+
+
+def _complain(text: str) -> None:
+    print(f"aae-batch: {text}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Every name under an output root, and the schema of every table. Nothing else spells them.
+
+run.json                     settings, fingerprint, versions; written first
+images/00012/<id>.png        the pictures of shard 12
+attention/00012.parquet      one row per image and subject
+metadata/00012.parquet       one row per manifest row; written last: this file is the commit
+summary.json                 counts, throughput, failures by reason; written when complete
+"""
+
+from __future__ import annotations
+
+import re
+
+import pyarrow as pa
+
+RUN = "run.json"
+SUMMARY = "summary.json"
+METADATA = "metadata/"
+ATTENTION = "attention/"
+IMAGES = "images/"
+
+_TABLE = re.compile(r"(?:.*/)?(\d{5,})\.parquet")
+
+
+def images_of(shard: int) -> str:
+    """The folder of a shard's pictures."""
+    return f"{IMAGES}{shard:05d}/"
+
+
+def image_name(shard: int, row_id: str) -> str:
+    return f"{images_of(shard)}{row_id}.png"
+
+
+def attention_name(shard: int) -> str:
+    return f"{ATTENTION}{shard:05d}.parquet"
+
+
+def metadata_name(shard: int) -> str:
+    return f"{METADATA}{shard:05d}.parquet"
+
+
+def shard_of(table_name: str) -> int | None:
+    """The shard of a table's name; None for a name that is not ours."""
+    match = _TABLE.fullmatch(table_name)
+    return int(match.group(1)) if match else None
+
+
+def _column(name: str, kind: pa.DataType, description: str) -> pa.Field:
+    return pa.field(name, kind, metadata={"description": description})
+
+
+MANIFEST_COLUMNS: tuple[pa.Field, ...] = (
+    _column(
+        "id", pa.string(), "The row's name: unique in the manifest, and the picture's file name."
+    ),
+    _column("prompt", pa.string(), "The text."),
+    _column("subjects", pa.list_(pa.string()), "Words or phrases that must be drawn."),
+    _column(
+        "token_indices",
+        pa.list_(pa.list_(pa.int32())),
+        "Subjects as positions in the tokenizer's output; 0 is the start token.",
+    ),
+    _column("seed", pa.int64(), "Of the initial noise. Default: from a hash of the id."),
+    _column("method", pa.string(), "attend-and-excite or stable-diffusion."),
+    _column("negative_prompt", pa.string(), "What classifier-free guidance moves away from."),
+    _column("guidance_scale", pa.float64(), "Strength of classifier-free guidance."),
+    _column("num_inference_steps", pa.int32(), "Denoising steps."),
+    _column("height", pa.int32(), "Of the picture, in pixels."),
+    _column("width", pa.int32(), "Of the picture, in pixels."),
+)
+"""What a manifest may say about a row. In the metadata table: as used, defaults filled in; null
+where a bad row's value could not be read."""
+
+OUTCOME_COLUMNS: tuple[pa.Field, ...] = (
+    _column("status", pa.string(), "ok or failed."),
+    _column("error_type", pa.string(), "The class of the error; null when ok."),
+    _column("error", pa.string(), "What was wrong, and how to mend it; null when ok."),
+    _column(
+        "file_name", pa.string(), "The picture, relative to the output root; null when failed."
+    ),
+    _column("sha256", pa.string(), "Of the picture's bytes."),
+    _column(
+        "num_refinements", pa.int32(), "Latent updates of iterative refinement, over all steps."
+    ),
+    _column("final_loss", pa.float32(), "1 - the attention of the worst subject at the last step."),
+    _column("neglected", pa.bool_(), "The worst subject never reached the last threshold."),
+    _column("seconds", pa.float32(), "From slot to decoded picture; shared with the other slots."),
+    _column("shard", pa.int32(), "The shard that holds the row."),
+    _column("fingerprint", pa.string(), "Of the settings and the manifest; the same in run.json."),
+)
+"""What a run adds to each row."""
+
+_STEPS = pa.list_(pa.float32())
+
+ATTENTION_SCHEMA = pa.schema(
+    [
+        _column("id", pa.string(), "The row's id, as in the metadata table."),
+        _column("subject", pa.string(), "The subject's words."),
+        _column("token_indices", pa.list_(pa.int32()), "Its positions in the tokenizer's output."),
+        _column("tokens", pa.list_(pa.string()), "The tokens at these positions."),
+        _column("max_attention", _STEPS, "Per step: the largest value of the subject's map."),
+        _column("mean_attention", _STEPS, "Per step: the mean of the subject's map."),
+        _column(
+            "entropy", _STEPS, "Per step: of the map as a distribution over the picture, nats."
+        ),
+        _column("center_x", _STEPS, "Per step: centre of mass from the left, in [0, 1]."),
+        _column("center_y", _STEPS, "Per step: centre of mass from the top, in [0, 1]."),
+        _column("loss", _STEPS, "Per step: the loss of the picture, the same for its subjects."),
+        _column("map", pa.binary(), "uint8, map_height x map_width: attention at the last step."),
+        _column("map_height", pa.int32(), "Rows of map."),
+        _column("map_width", pa.int32(), "Columns of map."),
+        _column("map_scale", pa.float32(), "The probability that 255 stands for in map."),
+    ]
+)
+"""One row per image and subject."""
+
+RESERVED = frozenset(column.name for column in OUTCOME_COLUMNS)
+"""Names that a manifest's own columns must not have."""
+
+
+def metadata_schema(extras: pa.Schema) -> pa.Schema:
+    """The metadata table's schema: the manifest's columns, its own extra ones, what the run adds."""
+    return pa.schema([*MANIFEST_COLUMNS, *extras, *OUTCOME_COLUMNS])

@@ -1,0 +1,61 @@
+"""What a job would do, found out with no more of the model than its tokenizer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from aae_batch.dataset.storage import open_storage
+from aae_batch.errors import PromptError, RowError
+from aae_batch.job.driver import make_plan
+from aae_batch.job.settings import JobSettings
+from aae_batch.manifest import Row, open_manifest
+from aae_batch.model.loading import load_tokenizer
+from aae_batch.subjects import Tokenizer, resolve_subjects, token_table
+
+PROMPTS_SHOWN = 3
+FAILURES_SHOWN = 10
+
+
+def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
+    """Say what would be done. Returns how many rows would fail.
+
+    Raises:
+        AaeBatchError: the job would not start.
+    """
+    with open_manifest(settings.manifest) as manifest:
+        plan = make_plan(settings, manifest, open_storage(settings.output))
+        tokenizer = load_tokenizer(settings.model, revision=settings.revision)
+        shards = -(-len(manifest) // plan.shard_size)
+        left = plan.ledger()
+        write(f"{len(manifest)} rows in {shards} shards of {plan.shard_size}")
+        write(
+            f"{shards - len(left.todo)} shards done, {len(left.todo)} left ({left.rows_left} rows)"
+        )
+        failures: Counter[str] = Counter()
+        for row in manifest.rows():
+            if row.index < PROMPTS_SHOWN:
+                write(f"row {row.id}: {row.request.prompt!r}")
+                write(f"  tokens: {token_table(tokenizer, row.request.prompt)}")
+            error = row.error or _trouble(tokenizer, row, settings)
+            if error is not None:
+                failures[type(error).__name__] += 1
+                if failures.total() <= FAILURES_SHOWN:
+                    write(f"would fail: {error}")
+        if not failures:
+            write("no row would fail")
+        for kind, count in failures.most_common():
+            write(f"{count} rows would fail with {kind}")
+        return failures.total()
+
+
+def _trouble(tokenizer: Tokenizer, row: Row, settings: JobSettings) -> RowError | None:
+    """What the engine would find wrong with a row before it samples it."""
+    try:
+        subjects = resolve_subjects(tokenizer, row.request)
+    except RowError as error:
+        return error
+    method = row.request.method or settings.guidance.method
+    if method == "attend-and-excite" and not subjects:
+        return PromptError(row.id, "no subject is named; give subjects or token_indices")
+    return None

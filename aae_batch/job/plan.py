@@ -1,0 +1,114 @@
+"""Which rows are still to do, and who gets them next. Pure: no Ray, no disk, no clock."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows `start` up to `stop` of the manifest, all of one shard: what an actor is given at once."""
+
+    shard: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def halves(self) -> tuple[Piece, Piece]:
+        middle = (self.start + self.stop) // 2
+        return Piece(self.shard, self.start, middle), Piece(self.shard, middle, self.stop)
+
+
+def shards(rows: int, shard_size: int) -> list[Piece]:
+    """All shards of a manifest, in order."""
+    starts = range(0, rows, shard_size)
+    return [Piece(i, start, min(start + shard_size, rows)) for i, start in enumerate(starts)]
+
+
+@dataclass
+class Ledger(Generic[T]):
+    """The shards still to do, what is out with actors, and what has killed actors.
+
+    A piece that killed an actor is suspect: it is given out alone, so that its next kill is surely
+    its own. A shard that has killed twice is halved, and so are its parts at every further kill,
+    until a single row has killed twice: that row is given up. The other parts' results are
+    kept here until the shard is whole.
+    """
+
+    todo: deque[Piece]
+    parts: dict[int, list[T]] = field(default_factory=dict)
+    _whole: dict[int, Piece] = field(default_factory=dict)
+    _kills: Counter[Piece] = field(default_factory=Counter)
+    _left: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, rows: int, shard_size: int, committed: Collection[int]) -> Ledger[T]:
+        left = [piece for piece in shards(rows, shard_size) if piece.shard not in committed]
+        return cls(
+            deque(left),
+            _whole={piece.shard: piece for piece in left},
+            _left={piece.shard: len(piece) for piece in left},
+        )
+
+    @property
+    def finished(self) -> bool:
+        return not self._left
+
+    @property
+    def rows_left(self) -> int:
+        return sum(self._left.values())
+
+    def is_whole(self, piece: Piece) -> bool:
+        """It is a whole shard, which its actor commits; the driver commits those that were halved."""
+        return self._whole[piece.shard] == piece
+
+    def is_suspect(self, piece: Piece) -> bool:
+        return self._kills[piece] > 0 or not self.is_whole(piece)
+
+    def take(self, busy: bool) -> Piece | None:
+        """The next piece for an actor; one that is busy is given nothing suspect."""
+        for piece in self.todo:
+            if not busy or not self.is_suspect(piece):
+                self.todo.remove(piece)
+                return piece
+        return None
+
+    def committed(self, piece: Piece) -> None:
+        """An actor has committed this shard."""
+        del self._left[piece.shard]
+
+    def returned(self, piece: Piece, results: list[T]) -> list[T] | None:
+        """Part of a shard is done. Returns the whole shard's results with its last part."""
+        parts = self.parts.setdefault(piece.shard, [])
+        parts.extend(results)
+        self._left[piece.shard] -= len(piece)
+        if self._left[piece.shard]:
+            return None
+        del self._left[piece.shard]
+        return self.parts.pop(piece.shard)
+
+    def requeue(self, piece: Piece) -> None:
+        """It came back undone, and is not to blame."""
+        self.todo.appendleft(piece)
+
+    def killed(self, piece: Piece) -> bool:
+        """Its actor died. Returns True where the piece is a single row to give up; otherwise it is
+        queued again, in halves if need be."""
+        self._kills[piece] += 1
+        twice = self._kills[piece] >= 2
+        if len(piece) == 1:
+            if twice:
+                return True
+            self.requeue(piece)
+        elif twice or not self.is_whole(piece):
+            self.todo.extendleft(reversed(piece.halves()))
+        else:
+            self.requeue(piece)
+        return False

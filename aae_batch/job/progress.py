@@ -1,0 +1,82 @@
+"""How far a job is, in numbers and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Counts over rows that are finished."""
+
+    done: int = 0
+    failed: int = 0
+    refinements: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Tally)))
+
+    @classmethod
+    def sum(cls, tallies: Iterable[Tally]) -> Tally:
+        total = cls()
+        for tally in tallies:
+            total = total + tally
+        return total
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The state of a job at one moment.
+
+    Attributes:
+        total: the manifest's rows.
+        before: rows that earlier runs finished.
+        now: what this run has finished.
+        seconds: since the first actor was ready.
+    """
+
+    total: int
+    before: int
+    now: Tally
+    seconds: float
+
+    @property
+    def started(self) -> bool:
+        """An actor has been ready."""
+        return self.seconds > 0
+
+    @property
+    def done(self) -> int:
+        return self.before + self.now.done
+
+    @property
+    def images_per_second(self) -> float:
+        return (self.now.done - self.now.failed) / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def mean_refinements(self) -> float:
+        return self.now.refinements / max(1, self.now.done - self.now.failed)
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds left; None before the first row."""
+        if not self.now.done:
+            return None
+        return (self.total - self.done) * self.seconds / self.now.done
+
+    def __str__(self) -> str:
+        return (
+            f"{self.done}/{self.total} rows, {self.images_per_second:.2f} images/s, "
+            f"{self.now.failed} failed, {self.mean_refinements:.1f} refinements an image, "
+            f"ETA {clock(self.eta)}"
+        )
+
+
+def clock(seconds: float | None) -> str:
+    """`1:02:03`, or `--:--` where it is not known."""
+    if seconds is None:
+        return "--:--"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

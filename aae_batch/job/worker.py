@@ -1,0 +1,219 @@
+"""The actor: one model, fed with pieces of shards, whose slots stay full from one to the next."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from aae_batch.config import GuidanceConfig
+from aae_batch.dataset import writer
+from aae_batch.dataset.storage import open_storage
+from aae_batch.errors import RowError
+from aae_batch.job.plan import Piece
+from aae_batch.job.progress import Tally
+from aae_batch.manifest import Row
+from aae_batch.request import Request, Result
+
+if TYPE_CHECKING:
+    from aae_batch.engine import Batch, Engine
+
+PIECES_AT_ONCE = 2
+"""While the last rows of one piece finish, the first of the next take the free slots."""
+
+CONCURRENCY = PIECES_AT_ONCE + 1
+"""Of the actor: its pieces, and a question how far they are."""
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What every actor of a job is told.
+
+    Attributes:
+        root: the output root.
+        threads: torch's threads; None leaves them as they are.
+        writers: threads that encode and write pictures.
+    """
+
+    model: str
+    revision: str | None
+    device: str
+    dtype: str
+    slots: int
+    guidance: GuidanceConfig
+    root: str
+    fingerprint: str
+    threads: int | None = None
+    writers: int = 2
+
+
+@dataclass(frozen=True)
+class Task:
+    """A piece with its rows. Rows that the manifest has wrong come along only to be written down."""
+
+    piece: Piece
+    rows: list[Row]
+    extras: pa.Table
+    commit: bool
+    """Whether the piece is a whole shard; otherwise its outcomes are returned instead."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A piece is done. `outcomes` is empty where the shard was committed."""
+
+    tally: Tally
+    outcomes: list[writer.Outcome]
+
+
+@dataclass
+class _Open:
+    """A piece on its way: the engine's results become outcomes one by one."""
+
+    task: Task
+    missing: set[str]
+    outcomes: list[Future[writer.Outcome]] = field(default_factory=list)
+    finished: threading.Event = field(default_factory=threading.Event)
+    tally: Tally = field(default_factory=Tally)
+    error: BaseException | None = None
+
+
+class Worker:
+    """Generates pieces of shards. Several calls may be under way at once, one thread each; the
+    engine runs in a thread of its own and takes rows from all of them in order.
+    """
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self.settings = settings
+        self.storage = open_storage(settings.root)
+        self._incoming: queue.SimpleQueue[tuple[_Open, Row]] = queue.SimpleQueue()
+        self._open: list[_Open] = []
+        self._lock = threading.Lock()
+        self._broken: BaseException | None = None
+
+    def load(self) -> str:
+        """Load the model and start; returns where, e.g. `cuda`. Errors are the caller's to report."""
+        import torch
+
+        if self.settings.threads is not None:
+            torch.set_num_threads(self.settings.threads)
+        engine = self.load_engine()
+        # What the settings ask of this model is found out now, not with the first row.
+        with engine.open(self.settings.guidance):
+            pass
+        # A picture waits in memory until it is written; the engine waits when too many do.
+        self._writers = ThreadPoolExecutor(self.settings.writers, thread_name_prefix="writer")
+        self._unwritten = threading.BoundedSemaphore(
+            4 * self.settings.writers + self.settings.slots
+        )
+        threading.Thread(target=self._run, args=(engine,), name="engine", daemon=True).start()
+        return str(engine.model.device.type)
+
+    def load_engine(self) -> Engine:
+        from aae_batch.engine import Engine
+
+        s = self.settings
+        return Engine.from_pretrained(
+            s.model, s.slots, revision=s.revision, device=s.device, dtype=s.dtype
+        )
+
+    def generate(self, task: Task) -> Report:
+        """Generate a piece; commit it if it is a shard.
+
+        Raises:
+            OutputError: something cannot be written.
+            Exception: whatever else stopped the engine, which is then of no more use.
+        """
+        good = [row for row in task.rows if row.error is None]
+        piece = _Open(task, missing={row.id for row in good})
+        bad = [
+            writer.failed(row, self.settings.guidance) for row in task.rows if row.error is not None
+        ]
+        piece.tally = Tally(done=len(bad), failed=len(bad))
+        with self._lock:
+            if self._broken is not None:
+                raise self._broken
+            self._open.append(piece)
+            for row in good:
+                self._incoming.put((piece, row))
+            if not good:
+                piece.finished.set()
+        try:
+            piece.finished.wait()
+            if piece.error is not None:
+                raise piece.error
+            outcomes = bad + [outcome.result() for outcome in piece.outcomes]
+            if task.commit:
+                writer.commit(
+                    self.storage,
+                    task.piece.shard,
+                    outcomes,
+                    task.extras,
+                    self.settings.fingerprint,
+                )
+            return Report(piece.tally, [] if task.commit else outcomes)
+        finally:
+            with self._lock:
+                self._open.remove(piece)
+
+    def progress(self) -> dict[Piece, Tally]:
+        """What is finished of each piece that is under way."""
+        with self._lock:
+            return {piece.task.piece: piece.tally for piece in self._open}
+
+    def _run(self, engine: Engine) -> None:
+        try:
+            with engine.open(self.settings.guidance) as batch:
+                flying: dict[str, tuple[_Open, Row]] = {}
+                while True:
+                    while batch.free and (not flying or not self._incoming.empty()):
+                        piece, row = self._incoming.get()
+                        flying[row.id] = (piece, row)
+                        try:
+                            self.admit(batch, row.request)
+                        except RowError as error:
+                            self._finish(*flying.pop(row.id), Result(row.request, error=error))
+                    for result in batch.step():
+                        self._finish(*flying.pop(result.request.name), result)
+        except BaseException as error:
+            self._break(error)
+
+    def admit(self, batch: Batch, request: Request) -> None:
+        """Give `request` a slot.
+
+        Raises:
+            RowError: it cannot be sampled.
+        """
+        batch.add(request)
+
+    def _finish(self, piece: _Open, row: Row, result: Result) -> None:
+        self._unwritten.acquire()
+        future = self._writers.submit(self._write, piece, row, result)
+        with self._lock:
+            piece.outcomes.append(future)
+            piece.missing.remove(row.id)
+            if not piece.missing:
+                piece.finished.set()
+
+    def _write(self, piece: _Open, row: Row, result: Result) -> writer.Outcome:
+        try:
+            outcome = writer.write_image(
+                self.storage, piece.task.piece.shard, row, result, self.settings.guidance
+            )
+        finally:
+            self._unwritten.release()
+        refinements = outcome.metadata.get("num_refinements", 0)
+        with self._lock:
+            piece.tally += Tally(1, int(outcome.failed), refinements)
+        return outcome
+
+    def _break(self, error: BaseException) -> None:
+        with self._lock:
+            self._broken = error
+            for piece in self._open:
+                piece.error = error
+                piece.finished.set()

@@ -1,0 +1,161 @@
+"""A small dataset with the embedded model, both methods from the same noise, and a page to look at."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.storage import open_storage
+from aae_batch.dataset.writer import encode_png
+from aae_batch.job.driver import run_job
+from aae_batch.job.settings import JobSettings
+from aae_batch.model.loading import EMBEDDED, default_guidance
+from aae_batch.report.contact_sheet import Finding, Group, Picture, contact_sheet
+from aae_batch.request import METHODS
+from aae_batch.shapes.detector import Verdict, judge
+from aae_batch.shapes.score import SEEDS, Pair, prompts
+from aae_batch.shapes.world import Thing, caption
+from aae_batch.terminal import progress_reporter
+
+PROMPTS = 12
+LABELS = {"stable-diffusion": "plain", "attend-and-excite": "guided"}
+MANIFEST = "manifest.jsonl"
+SHEET = "contact_sheet.png"
+
+
+def run_demo(
+    output: Path, model: str = EMBEDDED, write: Callable[[str], None] = print, **guidance
+) -> int:
+    """Generate, lay out, and say what came of it. Returns the number of failed rows.
+
+    The prompts are the first of the model's report split, which a fixed seed has shuffled and no
+    setting was tuned on; prompt i has the i-th seed after the first. Nothing is picked by its looks.
+
+    Raises:
+        AaeBatchError: the job cannot start or go on.
+    """
+    pairs = prompts("report")[:PROMPTS]
+    storage = open_storage(output)
+    storage.write_bytes(MANIFEST, _manifest(pairs))
+    settings = JobSettings(
+        manifest=Path(storage.place(MANIFEST)),
+        output=str(output),
+        model=model,
+        guidance=default_guidance(model).updated(**guidance),
+        actors=2,
+        slots=6,
+        shard_size=6,
+    )
+    write(f"{len(pairs)} prompts, plain and guided from the same noise, on 2 actors:")
+    with progress_reporter() as report:
+        summary = run_job(settings, report)
+    dataset = Dataset(storage)
+    drawn = _drawn(dataset, pairs)
+    page = contact_sheet(_title(pairs, drawn), [_group(pair, drawn[pair]) for pair in pairs])
+    storage.write_bytes(SHEET, encode_png(page))
+    for line in _table(pairs, drawn, dataset):
+        write(line)
+    write(f"contact sheet: {storage.place(SHEET)}")
+    write(f"images, attention, metadata: {storage.root}")
+    return summary["failed"]
+
+
+def _manifest(pairs: Sequence[Pair]) -> bytes:
+    rows = [
+        {
+            "id": _row_id(pair, method),
+            "prompt": caption(pair),
+            "subjects": [thing.shape for thing in pair],
+            "seed": SEEDS["report"].start + i,
+            "method": method,
+        }
+        for i, pair in enumerate(pairs)
+        for method in METHODS
+    ]
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def _row_id(pair: Pair, method: str) -> str:
+    return "-".join([*str(pair[0]).split(), "and", *str(pair[1]).split(), LABELS[method]])
+
+
+Drawn = dict[Pair, dict[str, tuple[Picture, Verdict | None]]]
+"""Of each pair and method: the picture as the page shows it, and what the detector says of it."""
+
+
+def _drawn(dataset: Dataset, pairs: Sequence[Pair]) -> Drawn:
+    table = dataset.metadata().select(["id", "file_name", "error"]).to_pylist()
+    rows = {row["id"]: row for row in table}
+    return {
+        pair: {
+            method: _judged(dataset, rows[_row_id(pair, method)], pair, label)
+            for method, label in LABELS.items()
+        }
+        for pair in pairs
+    }
+
+
+def _judged(dataset: Dataset, row: dict, pair: Pair, label: str) -> tuple[Picture, Verdict | None]:
+    if row["file_name"] is None:
+        return Picture(label, Image.new("RGB", (1, 1)), (Finding("failed", "missing"),)), None
+    image = dataset.image(row["file_name"])
+    verdict = judge(image, pair)
+    findings = [
+        _finding(thing, drawn, bound, verdict)
+        for thing, drawn, bound in zip(pair, verdict.drawn, verdict.bound, strict=True)
+    ]
+    if verdict.junk:
+        others = "1 other object" if verdict.junk == 1 else f"{verdict.junk} other objects"
+        findings.append(Finding(others, "note"))
+    return Picture(label, image, tuple(findings)), verdict
+
+
+def _finding(thing: Thing, drawn: bool, bound: bool, verdict: Verdict) -> Finding:
+    if bound:
+        return Finding(f"{thing}: found", "found")
+    if drawn:
+        colours = {d.colour for d in verdict.detections if d.shape == thing.shape}
+        return Finding(f"{thing}: found in {' and '.join(sorted(colours))}", "partly")
+    return Finding(f"{thing}: missing", "missing")
+
+
+def _group(pair: Pair, drawn: dict[str, tuple[Picture, Verdict | None]]) -> Group:
+    return Group(caption(pair), tuple(drawn[method][0] for method in LABELS))
+
+
+def _both(pairs: Sequence[Pair], drawn: Drawn, method: str) -> list[Verdict]:
+    verdicts = (drawn[pair][method][1] for pair in pairs)
+    return [v for v in verdicts if v is not None and all(v.drawn)]
+
+
+def _title(pairs: Sequence[Pair], drawn: Drawn) -> str:
+    counts = (
+        f"{label} {len(_both(pairs, drawn, method))} of {len(pairs)}"
+        for method, label in LABELS.items()
+    )
+    return f"Both shapes drawn: {', '.join(counts)}. Same noise left and right, prompts not picked."
+
+
+def _table(pairs: Sequence[Pair], drawn: Drawn, dataset: Dataset) -> list[str]:
+    """The rates of both methods, as lines."""
+    summary = dataset.summary or {}
+    lines = [f"{'':8}  both shapes  colours right  refinements"]
+    for method, label in LABELS.items():
+        both = _both(pairs, drawn, method)
+        right = sum(all(verdict.bound) for verdict in both)
+        refinements = summary.get("methods", {}).get(method, {}).get("mean_refinements", 0)
+        lines.append(
+            f"{label:8}  {_of(len(both), len(pairs)):>11}  {_of(right, len(pairs)):>13}  {refinements:>11.1f}"
+        )
+    lines.append(
+        f"{len(pairs)} pairs say little; aae_batch/shapes/README.md has the rates over many more."
+    )
+    return lines
+
+
+def _of(count: int, total: int) -> str:
+    return f"{count} of {total}"

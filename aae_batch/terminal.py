@@ -1,0 +1,62 @@
+"""How a job's progress looks: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aae_batch.job.progress import Progress
+
+LINE_SECONDS = 15.0
+
+
+@contextmanager
+def progress_reporter() -> Iterator[Callable[[Progress], None]]:
+    """What to tell of a job's progress, by what standard error is."""
+    if sys.stderr.isatty():
+        with _bar() as report:
+            yield report
+    else:
+        yield lines(lambda text: print(text, file=sys.stderr, flush=True))
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[Progress], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (BarColumn(bar_width=30), TextColumn("{task.description}"))
+    with Bar(*columns, console=Console(stderr=True), transient=False) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def report(progress: Progress) -> None:
+            text = (
+                str(progress)
+                if progress.started
+                else f"loading the model, {progress.done} rows done"
+            )
+            bar.update(task, completed=progress.done, total=progress.total, description=text)
+
+        yield report
+
+
+def lines(
+    write: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+) -> Callable[[Progress], None]:
+    """Write one line at once, one every 15 seconds, and one at the end."""
+    last = -LINE_SECONDS
+
+    def report(progress: Progress) -> None:
+        nonlocal last
+        if not progress.started:
+            return
+        if clock() - last >= LINE_SECONDS or progress.done == progress.total:
+            last = clock()
+            write(str(progress))
+
+    return report
