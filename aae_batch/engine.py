@@ -90,20 +90,8 @@ class Engine:
         Raises:
             SettingsError: `config` does not fit the model.
         """
-        incoming = iter(requests)
-        exhausted = False
         with self.open(config) as batch:
-            while not exhausted or len(batch):
-                while batch.free and not exhausted:
-                    request = next(incoming, None)
-                    if request is None:
-                        exhausted = True
-                        break
-                    try:
-                        batch.add(request)
-                    except RowError as error:
-                        yield Result(request, error=error)
-                yield from batch.step()
+            yield from batch.run(requests)
 
     @contextmanager
     def open(self, config: GuidanceConfig | None = None) -> Iterator[Batch]:
@@ -196,6 +184,22 @@ class Batch:
             RowError: the request cannot be sampled.
         """
         self._samples.append(self._admit(request))
+
+    def run(self, requests: Iterable[Request]) -> Iterator[Result]:
+        """Sample every request; a bad one becomes a result with an error."""
+        incoming = iter(requests)
+        exhausted = False
+        while not exhausted or len(self):
+            while self.free and not exhausted:
+                request = next(incoming, None)
+                if request is None:
+                    exhausted = True
+                    break
+                try:
+                    self.add(request)
+                except RowError as error:
+                    yield Result(request, error=error)
+            yield from self.step()
 
     @torch.no_grad()
     def step(self) -> list[Result]:

@@ -40,10 +40,10 @@ class Settings:
     vae_crop: int = 56
     vae_lr: float = 2e-3
     kl_weight: float = 1e-4
-    unet_steps: int = 6_000
+    unet_steps: int = 4_800
     unet_batch: int = 64
     unet_lr: float = 1e-3
-    unet_decay: float = 0.25
+    unet_decay: float = 0.3
     """The learning rate is constant, and falls to zero over this last share of the steps."""
     grounding_weight: float = 0.05
     ema: float = 0.998
@@ -269,9 +269,8 @@ def fit(
         state = torch.load(checkpoint, map_location=place.device, weights_only=True)
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
         start = state["step"]
-        for _ in range(start):
-            schedule.step()
         if average:
             average.shadow_params = state["average"]
             average.optimization_step = start
@@ -305,6 +304,7 @@ def fit(
                     "step": step + 1,
                     "module": module.state_dict(),
                     "optimizer": optimizer.state_dict(),
+                    "schedule": schedule.state_dict(),
                     "average": average.shadow_params if average else [],
                 },
             )

@@ -1,0 +1,68 @@
+"""The recorder: whose maps it reads, and where it stops a forward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from aae_batch.model.cross_attention import CrossAttentionRecorder, cross_attention_layers
+
+
+def forward(pipe, batch: int = 2) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(batch, 4, 16, 16, generator=generator)
+    text = torch.randn(batch, 16, 32, generator=generator)
+    with torch.no_grad():
+        return pipe.unet(latents, torch.tensor([3] * batch), encoder_hidden_states=text).sample
+
+
+def test_layers_are_found_in_the_order_they_run(sd1_pipeline):
+    unet = sd1_pipeline.unet
+    names = {module: name for name, module in unet.named_modules()}
+    assert [names[layer].split(".attentions")[0] for layer in cross_attention_layers(unet, 2)] == [
+        "down_blocks.2",
+        "mid_block",
+        "up_blocks.0",
+        "up_blocks.0",
+    ]
+
+
+@pytest.mark.parametrize(("level", "queries"), [(0, 256), (1, 64), (2, 16)])
+def test_maps_are_distributions_over_the_tokens(sd1_pipeline, level, queries):
+    recorder = CrossAttentionRecorder(sd1_pipeline.unet, level)
+    with recorder.recording():
+        forward(sd1_pipeline)
+    recorder.close()
+    assert recorder.maps.shape == (2, queries, 16)
+    assert torch.allclose(recorder.maps.sum(dim=-1), torch.ones(2, queries), atol=1e-5)
+
+
+def test_recording_does_not_change_the_prediction(sd1_pipeline):
+    plain = forward(sd1_pipeline)
+    recorder = CrossAttentionRecorder(sd1_pipeline.unet, 2)
+    idle = forward(sd1_pipeline)
+    with recorder.recording(keep=slice(1, None)):
+        recorded = forward(sd1_pipeline)
+    recorder.close()
+    assert torch.equal(plain, idle)
+    assert torch.allclose(plain, recorded, atol=1e-5)
+    assert recorder.maps.shape[0] == 1
+
+
+def test_the_forward_stops_at_the_last_map(sd1_pipeline):
+    reached = []
+    hook = sd1_pipeline.unet.conv_out.register_forward_pre_hook(lambda *_: reached.append(1))
+    recorder = CrossAttentionRecorder(sd1_pipeline.unet, 2)
+    with recorder.recording(stop_early=True):
+        forward(sd1_pipeline)
+    recorder.close()
+    hook.remove()
+    assert not reached
+    assert recorder.maps.shape == (2, 16, 16)
+
+
+def test_maps_before_any_recording_are_an_error(sd1_pipeline):
+    recorder = CrossAttentionRecorder(sd1_pipeline.unet, 2)
+    recorder.close()
+    with pytest.raises(RuntimeError, match="recording"):
+        _ = recorder.maps

@@ -1,0 +1,231 @@
+"""Continuous batching: what a caller sees of it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from aae_batch import Engine, GuidanceConfig, Request
+from aae_batch.errors import (
+    ModelError,
+    NonFiniteError,
+    PromptError,
+    RequestError,
+    SettingsError,
+    SubjectError,
+)
+from tests.conftest import small_pipeline
+
+CONFIG = GuidanceConfig(num_inference_steps=4, max_iter_to_alter=2, thresholds={0: 0.3, 1: 0.5})
+PROMPTS = [
+    "a red circle and a blue square",
+    "a star",
+    "a green cross and a circle",
+    "a yellow star",
+]
+
+
+def request(i: int, **fields) -> Request:
+    prompt = PROMPTS[i % len(PROMPTS)]
+    return Request(prompt, subjects=[prompt.split()[-1]], seed=i, id=f"r{i}", **fields)
+
+
+def generate(pipe, requests, slots: int, config: GuidanceConfig = CONFIG):
+    results = list(Engine.from_pipeline(pipe, slots=slots).generate(requests, config))
+    return {result.request.id: result for result in results}
+
+
+def test_a_row_does_not_depend_on_its_neighbours(sd1_pipeline):
+    requests = [request(i) for i in range(4)]
+    alone = generate(sd1_pipeline, requests, slots=1)
+    together = generate(sd1_pipeline, requests[::-1], slots=4)
+    for name, result in alone.items():
+        scale = result.latents.abs().max()
+        assert (result.latents - together[name].latents).abs().max() < 1e-3 * scale
+
+
+def test_an_endless_iterator_is_taken_row_by_row(sd1_pipeline):
+    taken = []
+
+    def endless():
+        for i in itertools.count():
+            taken.append(i)
+            yield request(i)
+
+    results = Engine.from_pipeline(sd1_pipeline, slots=2).generate(endless(), CONFIG)
+    first = list(itertools.islice(results, 3))
+    assert len(first) == 3
+    assert len(taken) <= 3 + 2
+    results.close()
+
+
+def test_rows_may_differ_in_size_steps_method_and_guidance(sd1_pipeline):
+    requests = [
+        request(0),
+        request(1, height=64, width=192),
+        request(2, num_inference_steps=2, guidance_scale=1.0),
+        request(3, method="stable-diffusion", negative_prompt="red"),
+    ]
+    results = generate(sd1_pipeline, requests, slots=4)
+    assert [results[f"r{i}"].error for i in range(4)] == [None] * 4
+    assert results["r1"].image.size == (192, 64)
+    assert results["r1"].attention.subjects[0].map.shape == (2, 6)
+    assert len(results["r2"].attention.loss) == 2
+    assert results["r3"].attention.num_refinements == 0
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "says"),
+    [
+        (Request(" ", token_indices=[1], id="bad"), PromptError, "empty"),
+        (Request("a star", id="bad"), PromptError, "no subject"),
+        (Request("a star", token_indices=[0], id="bad"), SubjectError, "start token"),
+        (Request("a star", subjects=["frog"], id="bad"), SubjectError, "'frog'"),
+        (Request("a star", token_indices=[2], height=100, id="bad"), RequestError, "multiple of 8"),
+        (Request("a star", token_indices=[2], method="magic", id="bad"), RequestError, "method"),
+        (Request(None, token_indices=[2], id="bad"), RequestError, "prompt is None"),
+    ],
+)
+def test_a_bad_row_fails_alone_and_says_why(sd1_pipeline, bad, error, says):
+    results = generate(sd1_pipeline, [request(0), bad, request(1)], slots=2)
+    assert isinstance(results["bad"].error, error)
+    assert says in str(results["bad"].error)
+    assert "bad" in str(results["bad"].error)
+    assert results["r0"].image
+    assert results["r1"].image
+
+
+def test_a_nan_in_the_middle_fails_its_row_only():
+    pipe = small_pipeline()
+    poisoned = pipe.unet.conv_out
+
+    class PoisonLargeNoise(torch.nn.Module):
+        """Makes the prediction NaN for the sample whose noise was marked."""
+
+        def forward(self, hidden):
+            out = poisoned(hidden)
+            marks = hidden.flatten(1).std(dim=1)
+            out[marks == marks.max()] = torch.nan
+            return out
+
+    clean = generate(pipe, [request(0), request(1)], slots=1)
+    pipe.unet.conv_out = PoisonLargeNoise()
+    results = generate(pipe, [request(0, guidance_scale=1.0)], slots=1)
+    pipe.unet.conv_out = poisoned
+    assert isinstance(results["r0"].error, NonFiniteError)
+    assert "step 1" in str(results["r0"].error)
+    assert all(result.error is None for result in clean.values())
+
+
+def test_an_overflowing_row_leaves_its_neighbours_unharmed(sd1_pipeline):
+    alone = generate(sd1_pipeline, [request(1)], slots=1)
+    results = generate(sd1_pipeline, [request(0, guidance_scale=1e38), request(1)], slots=2)
+    assert isinstance(results["r0"].error, NonFiniteError)
+    assert torch.allclose(results["r1"].latents, alone["r1"].latents, atol=1e-3)
+
+
+def test_statistics_have_an_entry_for_every_step_of_every_subject(sd1_pipeline):
+    row = Request(PROMPTS[0], subjects=["red circle", "square"], seed=1, id="r")
+    attention = generate(sd1_pipeline, [row], slots=1)["r"].attention
+    assert [subject.subject for subject in attention.subjects] == ["red circle", "square"]
+    assert attention.subjects[0].token_indices == (2, 3)
+    for subject in attention.subjects:
+        for series in (subject.max_attention, subject.mean_attention, subject.entropy):
+            assert series.shape == (4,)
+            assert series.dtype == np.float32
+            assert np.isfinite(series).all()
+        assert ((subject.center_x > 0) & (subject.center_x < 1)).all()
+        assert (subject.entropy <= math.log(16) + 1e-5).all()
+        assert subject.map.shape == (4, 4)
+        assert subject.map.max() == 255
+    worst = np.min([subject.max_attention for subject in attention.subjects], axis=0)
+    assert np.allclose(attention.loss, 1 - worst, atol=1e-6)
+    assert attention.final_loss == pytest.approx(attention.loss[-1])
+    assert (
+        attention.neglected == bool((1 - attention.loss).max() < 0.5) or len(attention.subjects) > 1
+    )
+
+
+def test_statistics_cost_no_extra_forward(sd1_pipeline):
+    calls = []
+    hook = sd1_pipeline.unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    plain = GuidanceConfig(num_inference_steps=4, method="stable-diffusion")
+    generate(sd1_pipeline, [request(0)], slots=1, config=plain)
+    hook.remove()
+    assert len(calls) == 4
+
+
+def test_a_plain_row_without_subjects_has_an_image_and_no_statistics(sd1_pipeline):
+    row = Request("a star", method="stable-diffusion", id="r")
+    result = generate(sd1_pipeline, [row], slots=1)["r"]
+    assert result.image
+    assert result.attention.subjects == ()
+
+
+def test_the_pipeline_is_left_as_it_was(sd1_pipeline):
+    before = sd1_pipeline.unet.attn_processors
+    engine = Engine.from_pipeline(sd1_pipeline, slots=2)
+    results = engine.generate((request(i) for i in range(9)), CONFIG)
+    next(results)
+    assert sd1_pipeline.unet.attn_processors != before
+    results.close()
+    assert sd1_pipeline.unet.attn_processors == before
+    assert all(parameter.requires_grad for parameter in sd1_pipeline.unet.parameters())
+
+
+def test_the_pipeline_is_left_as_it_was_after_an_exception(sd1_pipeline):
+    before = sd1_pipeline.unet.attn_processors
+
+    def broken():
+        yield request(0)
+        raise KeyError("the reader broke")
+
+    with pytest.raises(KeyError):
+        list(Engine.from_pipeline(sd1_pipeline, slots=1).generate(broken(), CONFIG))
+    assert sd1_pipeline.unet.attn_processors == before
+
+
+@pytest.mark.parametrize("scheduler", ["dpmsolver++", "euler", "euler-ancestral"])
+def test_other_schedulers_guide_too(sd1_pipeline, scheduler):
+    config = CONFIG.updated(scheduler=scheduler)
+    alone = generate(sd1_pipeline, [request(0), request(1)], slots=1, config=config)
+    together = generate(sd1_pipeline, [request(1), request(0)], slots=2, config=config)
+    for name, result in alone.items():
+        assert result.error is None
+        assert torch.allclose(result.latents, together[name].latents, atol=1e-2)
+
+
+def test_a_scheduler_of_another_family_is_refused(sd1_pipeline):
+    engine = Engine.from_pipeline(sd1_pipeline)
+    with pytest.raises(SettingsError, match="FlowMatch.*take one of ddim"):
+        list(engine.generate([], CONFIG.updated(scheduler="FlowMatchEulerDiscreteScheduler")))
+
+
+def test_a_resolution_without_cross_attention_is_refused_with_those_that_have_it(sd1_pipeline):
+    engine = Engine.from_pipeline(sd1_pipeline)
+    with pytest.raises(SettingsError, match="16x16, 8x8, 4x4"):
+        list(engine.generate([], CONFIG.updated(attn_res=(5, 5))))
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"thresholds": {0: 1.5}}, "thresholds"),
+        ({"guidance": 3}, "guidance"),
+    ],
+)
+def test_a_wrong_setting_is_named(values, says):
+    with pytest.raises(SettingsError, match=says):
+        GuidanceConfig(**values)
+
+
+def test_a_pipeline_of_another_kind_is_refused():
+    pipe = small_pipeline()
+    pipe.text_encoder_2 = pipe.text_encoder
+    with pytest.raises(ModelError, match=r"Stable Diffusion 1\.x and 2\.x"):
+        Engine.from_pipeline(pipe)
