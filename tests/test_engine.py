@@ -201,7 +201,7 @@ def test_other_schedulers_guide_too(sd1_pipeline, scheduler):
 
 def test_a_scheduler_of_another_family_is_refused(sd1_pipeline):
     engine = Engine.from_pipeline(sd1_pipeline)
-    with pytest.raises(SettingsError, match="FlowMatch.*take one of ddim"):
+    with pytest.raises(SettingsError, match=r"FlowMatch.*take one of ddim"):
         list(engine.generate([], CONFIG.updated(scheduler="FlowMatchEulerDiscreteScheduler")))
 
 
