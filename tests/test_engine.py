@@ -99,26 +99,19 @@ def test_a_bad_row_fails_alone_and_says_why(sd1_pipeline, bad, error, says):
     assert results["r1"].image
 
 
-def test_a_nan_in_the_middle_fails_its_row_only():
+def test_a_nan_in_the_middle_fails_its_row_and_names_the_step():
     pipe = small_pipeline()
-    poisoned = pipe.unet.conv_out
+    calls = []
 
-    class PoisonLargeNoise(torch.nn.Module):
-        """Makes the prediction NaN for the sample whose noise was marked."""
+    def poison_the_third_forward(module, inputs, output):
+        calls.append(1)
+        return output * torch.nan if len(calls) == 3 else output
 
-        def forward(self, hidden):
-            out = poisoned(hidden)
-            marks = hidden.flatten(1).std(dim=1)
-            out[marks == marks.max()] = torch.nan
-            return out
-
-    clean = generate(pipe, [request(0), request(1)], slots=1)
-    pipe.unet.conv_out = PoisonLargeNoise()
-    results = generate(pipe, [request(0, guidance_scale=1.0)], slots=1)
-    pipe.unet.conv_out = poisoned
+    pipe.unet.conv_out.register_forward_hook(poison_the_third_forward)
+    results = generate(pipe, [request(0), request(1)], slots=1)
     assert isinstance(results["r0"].error, NonFiniteError)
-    assert "step 1" in str(results["r0"].error)
-    assert all(result.error is None for result in clean.values())
+    assert "at step 3" in str(results["r0"].error)
+    assert results["r1"].error is None
 
 
 def test_an_overflowing_row_leaves_its_neighbours_unharmed(sd1_pipeline):
@@ -145,9 +138,8 @@ def test_statistics_have_an_entry_for_every_step_of_every_subject(sd1_pipeline):
     worst = np.min([subject.max_attention for subject in attention.subjects], axis=0)
     assert np.allclose(attention.loss, 1 - worst, atol=1e-6)
     assert attention.final_loss == pytest.approx(attention.loss[-1])
-    assert (
-        attention.neglected == bool((1 - attention.loss).max() < 0.5) or len(attention.subjects) > 1
-    )
+    best = [subject.max_attention.max() for subject in attention.subjects]
+    assert attention.neglected == (min(best) < 0.5)
 
 
 def test_statistics_cost_no_extra_forward(sd1_pipeline):
