@@ -1,9 +1,8 @@
 """Request -> Result by continuous batching.
 
-Four nouns: an `Engine` holds a model; a `Batch` holds the samples in flight; a `Sample` holds the
-state of one request; and one `Batch.step` takes every sample as far as one guided forward and one
-denoising forward can. Samples stand at different steps, some refine while others denoise, and none
-waits for another.
+An `Engine` holds a model, a `Batch` the samples in flight, a `Sample` the state of one request. One
+`Batch.step` takes every sample as far as one guided forward and one denoising forward can: samples
+stand at different steps, some refine while others denoise, and none waits for another.
 """
 
 from __future__ import annotations
@@ -11,15 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from aae_batch.attention_stats import AttentionTrace, describe
+from aae_batch.attention_stats import describe
 from aae_batch.config import GuidanceConfig
-from aae_batch.errors import NonFiniteError, PromptError, RequestError, RowError, SettingsError
+from aae_batch.errors import NonFiniteError, RowError, SettingsError
 from aae_batch.guidance.objectives import (
     attend_and_excite_loss,
     excitation,
@@ -27,11 +25,11 @@ from aae_batch.guidance.objectives import (
     pool_subjects,
     smooth,
 )
-from aae_batch.guidance.schedule import GuidanceSchedule, Progress
+from aae_batch.guidance.schedule import Progress
 from aae_batch.model.loading import default_guidance, load_pipeline
-from aae_batch.model.unet import StableDiffusion, TextEmbeddings, step_arguments
+from aae_batch.model.unet import StableDiffusion
 from aae_batch.request import Request, Result
-from aae_batch.subjects import Subject, resolve_subjects, token_table
+from aae_batch.sample import Sample, admit
 
 
 class Engine:
@@ -106,60 +104,6 @@ class Engine:
             yield Batch(self.model, config, self.slots)
 
 
-@dataclass(eq=False)
-class Sample:
-    """One request on its way through the denoising steps.
-
-    Attributes:
-        latents: [channels, height, width].
-        words_end: the position at which the softmax over words ends.
-        scheduler: its own, since multistep solvers remember earlier steps.
-        step: the denoising step it stands at.
-        progress: how far the guidance of that step has come.
-    """
-
-    request: Request
-    config: GuidanceConfig
-    subjects: tuple[Subject, ...]
-    words_end: int
-    text: TextEmbeddings
-    latents: Tensor
-    scheduler: object
-    timesteps: Tensor
-    step_arguments: dict[str, object]
-    trace: AttentionTrace
-    schedule: GuidanceSchedule
-    started: float
-    step: int = 0
-    num_refinements: int = 0
-    progress: Progress = field(default_factory=Progress)
-
-    @property
-    def timestep(self) -> Tensor:
-        return self.timesteps[self.step]
-
-    @property
-    def guided_now(self) -> bool:
-        """Does its step use the guidance objective?"""
-        return self.config.method == "attend-and-excite" and self.schedule.guides(self.step)
-
-    @property
-    def ready(self) -> bool:
-        """Can it be denoised, or does it need another guided forward first?"""
-        return self.progress.done or not self.guided_now
-
-    @property
-    def finished(self) -> bool:
-        return self.step == len(self.timesteps)
-
-    def scaled(self, latents: Tensor) -> Tensor:
-        """`latents` as the UNet takes them at this step (the identity for DDIM and PNDM)."""
-        return self.scheduler.scale_model_input(latents, self.timestep)  # type: ignore[attr-defined]
-
-    def fail(self, error: RowError) -> Result:
-        return Result(self.request, error=error, seconds=time.monotonic() - self.started)
-
-
 class Batch:
     """The samples in flight, all under one configuration (rows may override parts of it)."""
 
@@ -183,7 +127,7 @@ class Batch:
         Raises:
             RowError: the request cannot be sampled.
         """
-        self._samples.append(self._admit(request))
+        self._samples.append(admit(self.model, request, self.config))
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Sample every request; a bad one becomes a result with an error."""
@@ -213,40 +157,7 @@ class Batch:
             results.append(self._finish(sample))
         return results
 
-    # --- the life of a sample ---
-
-    def _admit(self, request: Request) -> Sample:
-        config = _config_of(request, self.config)
-        shape = self._latent_shape(request, config)
-        tokenizer = self.model.tokenizer
-        subjects = resolve_subjects(tokenizer, request)
-        if config.method == "attend-and-excite" and not subjects:
-            raise PromptError(
-                request.name,
-                "no subject is named; give subjects or token_indices, or set method to "
-                "'stable-diffusion'",
-            )
-        scheduler = self.model.scheduler(config.scheduler)
-        scheduler.set_timesteps(config.num_inference_steps, device=self.model.device)
-        generator = torch.Generator("cpu").manual_seed(request.seed)
-        noise = self.model.draw_noise(shape, generator)
-        steps = len(scheduler.timesteps)
-        return Sample(
-            request=request,
-            config=config,
-            subjects=subjects,
-            words_end=self._words_end(request.prompt, config),
-            text=self.model.encode(
-                request.prompt, config.negative_prompt, guided=config.guidance_scale > 1
-            ),
-            latents=noise * scheduler.init_noise_sigma,
-            scheduler=scheduler,
-            timesteps=scheduler.timesteps,
-            step_arguments=step_arguments(scheduler, generator, config.eta),
-            trace=AttentionTrace(subjects, steps),
-            schedule=GuidanceSchedule(config, steps),
-            started=time.monotonic(),
-        )
+    # --- the two forwards ---
 
     def _excite(self, samples: list[Sample]) -> list[Result]:
         """One guided forward and backward: each sample moves down the gradient of its own loss."""
@@ -368,38 +279,3 @@ class Batch:
                 )
                 failed.append(sample.fail(NonFiniteError(sample.request.name, reason)))
         return failed
-
-    def _words_end(self, prompt: str, config: GuidanceConfig) -> int:
-        table = token_table(self.model.tokenizer, prompt)
-        trims = self.model.is_version_2 if config.normalize_eot is None else config.normalize_eot
-        return table.end if trims else table.length - 1
-
-    def _latent_shape(self, request: Request, config: GuidanceConfig) -> tuple[int, int, int]:
-        factor = self.model.pipe.vae_scale_factor
-        for name in ("height", "width"):
-            pixels = getattr(config, name)
-            if pixels is not None and (pixels % factor or pixels < 4 * factor):
-                raise RequestError(
-                    request.name,
-                    f"{name} is {pixels}; it must be a multiple of {factor}, and at least {4 * factor}",
-                )
-        return self.model.latent_shape(config.height, config.width)
-
-
-def _config_of(request: Request, config: GuidanceConfig) -> GuidanceConfig:
-    """The run's settings with those that the row overrides."""
-    if not isinstance(request.prompt, str):
-        raise RequestError(request.name, f"prompt is {request.prompt!r}; it must be a text")
-    names = (
-        "negative_prompt",
-        "guidance_scale",
-        "num_inference_steps",
-        "height",
-        "width",
-        "method",
-    )
-    own = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
-    try:
-        return config.updated(**own) if own else config
-    except SettingsError as error:
-        raise RequestError(request.name, str(error)) from error

@@ -11,6 +11,9 @@ from aae_batch.errors import PromptError, SubjectError
 from aae_batch.request import Request
 
 
+TokenKind = Literal["start", "word", "end", "truncated"]
+
+
 class Tokenizer(Protocol):
     """What is used of a CLIP tokenizer of transformers."""
 
@@ -33,7 +36,7 @@ class Token:
 
     index: int
     token: str
-    kind: Literal["start", "word", "end", "truncated"]
+    kind: TokenKind
 
     @property
     def text(self) -> str:
@@ -79,14 +82,17 @@ def token_table(tokenizer: Tokenizer, prompt: str) -> TokenTable:
     """Tokenize `prompt` as the pipeline does, and keep what it would cut off."""
     names = tokenizer.convert_ids_to_tokens(tokenizer(prompt, verbose=False).input_ids)
     end = min(len(names), tokenizer.model_max_length) - 1
-    kinds = ["start", *["word"] * (end - 1), "end", *["truncated"] * (len(names) - 1 - end)]
-    if (
-        len(names) - 1 > end
-    ):  # the tokenizer puts its end token in the place of the first word cut off
+    if end < len(names) - 1:  # the end token takes the place of the first word that is cut off
         names = [*names[:end], names[-1], *names[end:-1]]
-    tokens = tuple(
-        Token(i, name, kind) for i, (name, kind) in enumerate(zip(names, kinds, strict=True))
-    )  # type: ignore[arg-type]
+
+    def kind(index: int) -> TokenKind:
+        if index == 0:
+            return "start"
+        if index == end:
+            return "end"
+        return "word" if index < end else "truncated"
+
+    tokens = tuple(Token(index, name, kind(index)) for index, name in enumerate(names))
     return TokenTable(tokens, end, tokenizer.model_max_length)
 
 

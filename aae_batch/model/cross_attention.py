@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class MapsComplete(Exception):
@@ -27,7 +28,7 @@ class CrossAttentionRecorder:
     `StableDiffusionAttendAndExcitePipeline` returns: the mean over the heads of all those layers.
     """
 
-    def __init__(self, unet: nn.Module, level: int) -> None:
+    def __init__(self, unet: UNet2DConditionModel, level: int) -> None:
         self.layers = cross_attention_layers(unet, level)
         self._originals = [layer.processor for layer in self.layers]
         self._active = False
@@ -121,7 +122,7 @@ class _RecordingProcessor:
         return attn.to_out[1](attn.to_out[0](attended))
 
 
-def cross_attention_layers(unet: nn.Module, level: int) -> list[Attention]:
+def cross_attention_layers(unet: UNet2DConditionModel, level: int) -> list[Attention]:
     """The cross-attention layers at `level`, in the order in which a forward runs them."""
     levels = len(unet.config.block_out_channels)
     found = []

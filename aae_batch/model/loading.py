@@ -45,7 +45,7 @@ def load_pipeline(
         pipe = StableDiffusionPipeline.from_pretrained(
             source,
             revision=revision,
-            torch_dtype=precision,
+            dtype=precision,
             use_safetensors=True,
             safety_checker=None,
             requires_safety_checker=False,

@@ -186,15 +186,14 @@ class StableDiffusion:
             for level in range(levels)
             if cross_attention_layers(self.unet, level)
         }
-        if attn_res is None:
-            attn_res = (height >> DEFAULT_LEVEL, width >> DEFAULT_LEVEL)
-        if tuple(attn_res) not in possible:
+        wanted = attn_res or (height >> DEFAULT_LEVEL, width >> DEFAULT_LEVEL)
+        if wanted not in possible:
             have = ", ".join(f"{h}x{w}" for h, w in possible)
             raise SettingsError(
-                f"attn_res is {attn_res[0]}x{attn_res[1]}, but this model has cross-attention at "
+                f"attn_res is {wanted[0]}x{wanted[1]}, but this model has cross-attention at "
                 f"{have or 'no resolution'}; choose one of these."
             )
-        return possible[tuple(attn_res)]
+        return possible[wanted]
 
     def _require_recorder(self) -> CrossAttentionRecorder:
         if self._recorder is None:

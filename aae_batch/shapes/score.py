@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from aae_batch import Engine, GuidanceConfig, Request, Result
-from aae_batch.engine import Batch, Sample
+from aae_batch.engine import Batch
+from aae_batch.sample import Sample
 from aae_batch.shapes.detector import judge
 from aae_batch.shapes.world import PAIRS, THINGS, Thing, caption
 
@@ -180,8 +181,8 @@ def table(scores: dict[str, list[Score]]) -> str:
                 _percent(interval(scores["guided"], scores[way], field), sign="+")
                 for field in ("drawn", "bound", "some")
             ]
-            junk, *_ = interval(scores["guided"], scores[way], "junk")
-            lines.append(f"| guided minus {way} | | {' | '.join(cells)} | {junk:+.2f} | |")
+            more, *_ = interval(scores["guided"], scores[way], "junk")
+            lines.append(f"| guided minus {way} | | {' | '.join(cells)} | {more:+.2f} | |")
     return "\n".join(lines)
 
 

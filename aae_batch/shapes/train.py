@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -18,15 +17,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.lr_scheduler import LambdaLR
 
 from aae_batch.model.cross_attention import CrossAttentionRecorder
 from aae_batch.shapes import networks
 from aae_batch.shapes.examples import Batch, CaptionMix, Examples, pixels, scenes
+from aae_batch.shapes.fitting import Place, fit, save
 
 
 @dataclass(frozen=True)
@@ -50,39 +48,13 @@ class Settings:
     mix: CaptionMix = CaptionMix()
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where this process works: its rank among the workers, the device, the folder of the run."""
-
-    rank: int
-    workers: int
-    device: torch.device
-    folder: Path
-
-    def random(self, seed: int, stage: str, step: int) -> Random:
-        """Randomness that depends on the step alone, so that a resumed run draws the same."""
-        return Random(f"{seed}/{stage}/{step}/{self.rank}")
-
-    def log(self, **values) -> None:
-        if self.rank == 0:
-            print(
-                " ".join(
-                    f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}"
-                    for k, v in values.items()
-                ),
-                flush=True,
-            )
-            with (self.folder / "curve.jsonl").open("a") as file:
-                file.write(json.dumps(values) + "\n")
-
-
 # --- VAE -----------------------------------------------------------------------------------------
 
 
 class VAELoss(nn.Module):
     """Reconstruction error (squared plus a tenth of absolute) and a weak pull of the latents to N(0, 1)."""
 
-    def __init__(self, vae: nn.Module, kl_weight: float) -> None:
+    def __init__(self, vae: AutoencoderKL, kl_weight: float) -> None:
         super().__init__()
         self.vae, self.kl_weight = vae, kl_weight
 
@@ -93,7 +65,7 @@ class VAELoss(nn.Module):
         return error.square().mean() + 0.1 * error.abs().mean() + self.kl_weight * kl.mean()
 
 
-def train_vae(settings: Settings, place: Place) -> nn.Module:
+def train_vae(settings: Settings, place: Place) -> AutoencoderKL:
     torch.manual_seed(settings.seed)
     vae = networks.vae().to(place.device)
     loss_of = VAELoss(vae, settings.kl_weight)
@@ -132,7 +104,7 @@ def _crops(settings: Settings, place: Place, random: Random) -> Tensor:
 
 
 @torch.no_grad()
-def _whiten(vae: nn.Module, settings: Settings, place: Place) -> None:
+def _whiten(vae: AutoencoderKL, settings: Settings, place: Place) -> None:
     """Give every latent channel mean 0 and standard deviation 1, inside the 1x1 convolutions around it."""
     images = torch.from_numpy(np.stack([pixels(scene) for scene in scenes(256, settings.seed + 1)]))
     means = torch.cat(
@@ -150,7 +122,7 @@ def _whiten(vae: nn.Module, settings: Settings, place: Place) -> None:
 
 
 @torch.no_grad()
-def encode(vae: nn.Module, settings: Settings, place: Place) -> Tensor:
+def encode(vae: AutoencoderKL, settings: Settings, place: Place) -> Tensor:
     """The mean latents of this worker's share of the training pictures."""
     mine = scenes(settings.pictures, settings.seed)[place.rank :: place.workers]
     latents = []
@@ -234,91 +206,6 @@ def train_unet(settings: Settings, place: Place, examples: Examples) -> tuple[nn
     return unet, text_encoder
 
 
-# --- the loop ------------------------------------------------------------------------------------
-
-
-def fit(
-    stage: str,
-    module: nn.Module,
-    batch_loss,
-    steps: int,
-    lr: float,
-    decay: float,
-    ema: float | None,
-    place: Place,
-) -> None:
-    """Minimise `batch_loss(module, step)["loss"]` with AdamW, and leave the (averaged) weights in `module`.
-
-    Every worker holds the whole model and its own part of a batch. The state is saved every 200
-    steps; where there is one, training goes on from it.
-    """
-    checkpoint = place.folder / f"{stage}.pt"
-    parameters = list(module.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
-    warmup, falling = 100, decay * steps
-    schedule = LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / warmup, max((steps - step) / falling, 0.0))
-    )
-    average = (
-        EMAModel(parameters, decay=ema, inv_gamma=1, power=3 / 4, use_ema_warmup=True)
-        if ema
-        else None
-    )
-    start = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=place.device, weights_only=True)
-        module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        start = state["step"]
-        if average:
-            average.shadow_params = state["average"]
-            average.optimization_step = start
-
-    model = DistributedDataParallel(module) if place.workers > 1 else module
-    clock, since, sums = time.monotonic(), 0, {}
-    for step in range(start, steps):
-        losses = batch_loss(model, step)
-        optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        if average:
-            average.step(parameters)
-
-        since += 1
-        for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + value.item()
-        if (step + 1) % 50 == 0 or step + 1 == steps:
-            seconds = (time.monotonic() - clock) / since
-            means = {name: round(total / since, 5) for name, total in sums.items()}
-            place.log(
-                stage=stage, step=step + 1, of=steps, seconds_a_step=round(seconds, 3), **means
-            )
-            clock, since, sums = time.monotonic(), 0, {}
-        if place.rank == 0 and ((step + 1) % 200 == 0 or step + 1 == steps):
-            _save(
-                checkpoint,
-                {
-                    "step": step + 1,
-                    "module": module.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict(),
-                    "average": average.shadow_params if average else [],
-                },
-            )
-    if average:
-        average.copy_to(parameters)
-
-
-def _save(path: Path, state: object) -> None:
-    """Write so that an interrupted save leaves the previous one whole."""
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
-
-
 # --- the program ---------------------------------------------------------------------------------
 
 
@@ -338,14 +225,14 @@ def train(rank: int, workers: int, device: str, folder: Path, settings: Settings
     if not vae_file.exists():
         vae = train_vae(settings, place)
         if rank == 0:
-            _save(vae_file, vae.state_dict())
-    _together(workers)
+            save(vae_file, vae.state_dict())
+    place.together()
     vae.load_state_dict(torch.load(vae_file, map_location=place.device, weights_only=True))
 
     if not latents_file.exists():
         part = folder / f"latents_{rank}.pt"
-        _save(part, encode(vae.eval(), settings, place))
-        _together(workers)
+        save(part, encode(vae.eval(), settings, place))
+        place.together()
         if rank == 0:
             latents = torch.empty(
                 settings.pictures, 4, networks.LATENT_SIZE, networks.LATENT_SIZE, dtype=torch.half
@@ -354,15 +241,15 @@ def train(rank: int, workers: int, device: str, folder: Path, settings: Settings
                 latents[other::workers] = torch.load(
                     folder / f"latents_{other}.pt", weights_only=True
                 )
-            _save(latents_file, latents)
-    _together(workers)
+            save(latents_file, latents)
+    place.together()
     latents = torch.load(latents_file, weights_only=True)
 
     examples = Examples(scenes(settings.pictures, settings.seed), latents)
     unet, text_encoder = train_unet(settings, place, examples)
     if rank == 0:
         export(folder / "model", vae, unet, text_encoder)
-    _together(workers)
+    place.together()
 
 
 def export(folder: Path, vae: nn.Module, unet: nn.Module, text_encoder: nn.Module) -> None:
@@ -372,11 +259,6 @@ def export(folder: Path, vae: nn.Module, unet: nn.Module, text_encoder: nn.Modul
     pipe.unet.load_state_dict(unet.state_dict())
     pipe.text_encoder.load_state_dict(text_encoder.state_dict())
     pipe.to(torch.float16).save_pretrained(folder)
-
-
-def _together(workers: int) -> None:
-    if workers > 1:
-        dist.barrier()
 
 
 def main() -> None:

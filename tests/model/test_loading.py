@@ -51,7 +51,7 @@ def test_a_missing_folder_is_told_as_such(tmp_path):
 
 
 def test_a_hub_that_cannot_be_reached_is_told_as_such(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=r"'someone/some-model'.*(network|spelling)"):
         load_pipeline("someone/some-model")
 
