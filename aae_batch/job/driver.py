@@ -16,7 +16,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -125,7 +125,7 @@ def run_job(
             ledger = plan.ledger()
             session = None
             if not ledger.finished:
-                with _stop_on_sigterm(), _cluster(settings) as actors:
+                with _cluster(settings) as actors, _stop_on_sigterm():
                     foreman = Foreman(
                         settings, plan, manifest, storage, ledger, actors, report, worker_class
                     )
@@ -394,12 +394,18 @@ def _cluster(settings: JobSettings) -> Iterator[ActorPlan]:
                 **cpus,
                 **quiet,
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except Exception as error:  # Ray raises bare ones, too
             raise JobError(f"Ray did not start: {_words(error)}") from error
     try:
         wants_gpu = settings.device == "auto" or settings.device.startswith("cuda")
         gpus = math.floor(ray.cluster_resources().get("GPU", 0)) if wants_gpu else 0
-        yield ActorPlan.of(settings.actors, gpus, cores)
+        plan = ActorPlan.of(settings.actors, gpus, cores)
+        asked = os.environ.get("OMP_NUM_THREADS", "")
+        if (
+            plan.threads is not None and asked.isdigit()
+        ):  # a person's wish; Ray sets its own in actors
+            plan = replace(plan, threads=min(plan.threads, max(1, int(asked))))
+        yield plan
     finally:
         if ours:
             ray.shutdown()
@@ -407,7 +413,8 @@ def _cluster(settings: JobSettings) -> Iterator[ActorPlan]:
 
 @contextmanager
 def _stop_on_sigterm() -> Iterator[None]:
-    """A scheduler's polite end of a job is handled as Ctrl-C is."""
+    """A scheduler's polite end of a job is handled as Ctrl-C is. To be entered when Ray has started,
+    which puts a handler of its own there."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -11,8 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aae_batch.config import GuidanceConfig
 from aae_batch.errors import SettingsError
+from aae_batch.model.loading import _source
 
 SHARD_SIZE = 256
+_END = 1 << 20
 
 
 class JobSettings(BaseModel):
@@ -53,15 +55,36 @@ class JobSettings(BaseModel):
 
     def pixels(self, manifest_digest: str) -> dict[str, Any]:
         """Everything that the pictures depend on, as JSON holds it."""
-        model = Path(self.model)
         return {
-            "model": str(model.resolve()) if model.is_dir() else self.model,
+            "model": self.model,
             "revision": self.revision,
+            "weights": weights_digest(self.model),
             "device": self.device,
             "dtype": self.dtype,
             "guidance": json.loads(self.guidance.model_dump_json()),
             "manifest": manifest_digest,
         }
+
+
+def weights_digest(model: str) -> str | None:
+    """SHA-256 over the files of a model on this machine; None for one on the hub.
+
+    Of a large file only the two ends are read: other weights differ there as everywhere.
+    """
+    folder = Path(_source(model))
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or path.suffix not in (".json", ".safetensors", ".txt"):
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_END))
+            file.seek(max(0, size - _END))
+            digest.update(file.read(_END))
+    return digest.hexdigest()
 
 
 def fingerprint(pixels: dict[str, Any]) -> str:

@@ -97,9 +97,9 @@ class Worker:
 
     def load(self) -> str:
         """Load the model and start; returns where, e.g. `cuda`. Errors are the caller's to report."""
-        import torch
-
         if self.settings.threads is not None:
+            import torch
+
             torch.set_num_threads(self.settings.threads)
         engine = self.load_engine()
         # What the settings ask of this model is found out now, not with the first row.

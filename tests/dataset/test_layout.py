@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from aae_batch.dataset import layout
+
+
+def test_names_are_those_of_the_contract():
+    assert layout.image_name(12, "cat") == "images/00012/cat.png"
+    assert layout.attention_name(12) == "attention/00012.parquet"
+    assert layout.metadata_name(12) == "metadata/00012.parquet"
+
+
+@pytest.mark.parametrize("shard", [0, 12, 99_999, 100_000])
+def test_a_table_s_name_tells_its_shard(shard):
+    assert layout.shard_of(layout.metadata_name(shard)) == shard
+
+
+@pytest.mark.parametrize(
+    "name", ["metadata/notes.txt", "metadata/.00001.parquet.1.part", "metadata/1.parquet"]
+)
+def test_other_files_are_no_shards(name):
+    assert layout.shard_of(name) is None
+
+
+def test_every_column_says_what_it_is():
+    schema = layout.metadata_schema(pa.schema([]))
+    for column in [*schema, *layout.ATTENTION_SCHEMA]:
+        assert column.metadata[b"description"].endswith(b"."), column.name
+
+
+def test_a_manifest_s_own_columns_stand_between_its_others_and_the_run_s():
+    names = layout.metadata_schema(pa.schema([("price", pa.float64())])).names
+    assert names.index("prompt") < names.index("price") < names.index("status")

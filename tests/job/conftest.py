@@ -1,0 +1,132 @@
+"""A model that is quick and draws nothing, a Ray, and manifests."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from aae_batch.config import GuidanceConfig
+from aae_batch.job.settings import JobSettings
+
+STEPS = 4
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline_folder(tmp_path_factory) -> Path:
+    """A Stable Diffusion 1.x pipeline with random weights, that speaks of shapes."""
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+
+    from aae_batch.shapes import networks
+
+    torch.manual_seed(0)
+    words = networks.tokenizer()
+    pipeline = StableDiffusionPipeline(
+        unet=UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(32, 64),
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=8,
+            attention_head_dim=2,
+            cross_attention_dim=networks.TEXT_WIDTH,
+        ),
+        vae=AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(8, 8, 8, 8),
+            layers_per_block=1,
+            norm_num_groups=4,
+            latent_channels=4,
+            sample_size=128,
+        ),
+        text_encoder=networks.text_encoder(words),
+        tokenizer=words,
+        scheduler=DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    pipeline.save_pretrained(folder)
+    guidance = {"num_inference_steps": STEPS, "attn_res": [8, 8], "max_iter_to_alter": 2}
+    guidance |= {"thresholds": {"1": 0.3}, "max_refinement_steps": 2, "scale_factor": 1.0}
+    (folder / "guidance.json").write_text(json.dumps(guidance))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_here():
+    """One Ray for the tests of this process, large enough for two actors."""
+    import ray
+
+    ray.init(address="local", num_cpus=4, num_gpus=0, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def manifest(tmp_path_factory) -> Path:
+    """Twelve good rows."""
+    pairs = [("red circle", "blue square"), ("green star", "yellow cross")]
+    rows = [
+        {
+            "id": f"row-{i:02}",
+            "prompt": "a {} and a {}".format(*pairs[i % 2]),
+            "subjects": [thing.split()[1] for thing in pairs[i % 2]],
+            "seed": i,
+            "method": "stable-diffusion" if i % 4 == 3 else None,
+            "note": {"number": i},
+        }
+        for i in range(12)
+    ]
+    path = tmp_path_factory.mktemp("manifest") / "manifest.parquet"
+    pa.parquet.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.fixture
+def settings(tiny_pipeline_folder, manifest, tmp_path):
+    """Settings of a job over `manifest` in shards of three, with what a test changes."""
+
+    def make(**changes) -> JobSettings:
+        guidance = GuidanceConfig(
+            **json.loads((tiny_pipeline_folder / "guidance.json").read_text())
+        )
+        values = {
+            "manifest": manifest,
+            "output": str(tmp_path / "out"),
+            "model": str(tiny_pipeline_folder),
+            "guidance": guidance,
+            "slots": 1,
+            "shard_size": 3,
+        }
+        return JobSettings(**{**values, **changes})
+
+    return make
+
+
+def snapshot(root: str | os.PathLike[str]) -> dict[str, tuple[int, bytes]]:
+    """Every file under a root: when it was written, and what it holds."""
+    return {
+        path.relative_to(root).as_posix(): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(Path(root).rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }

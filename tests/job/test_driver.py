@@ -1,0 +1,305 @@
+"""The job as a whole, on a real Ray, into real folders."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from aae_batch.dataset.reader import Dataset, attention_map
+from aae_batch.errors import JobError, ModelError, OutputError, SettingsError
+from aae_batch.job.driver import ActorPlan, run_job
+from aae_batch.job.worker import Worker
+from tests.job.conftest import STEPS, snapshot
+
+TIMES = ("seconds",)
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_pipeline_folder, manifest, ray_here, tmp_path_factory):
+    """The dataset that nothing went wrong with, and the progress that was told of it."""
+    from aae_batch.job.settings import JobSettings
+    from aae_batch.model.loading import default_guidance
+
+    told = []
+    settings = JobSettings(
+        manifest=manifest,
+        output=str(tmp_path_factory.mktemp("reference")),
+        model=str(tiny_pipeline_folder),
+        guidance=default_guidance(str(tiny_pipeline_folder)),
+        slots=1,
+        shard_size=3,
+    )
+    run_job(settings, told.append)
+    return settings, told
+
+
+def assert_same_dataset(root: str, reference_root: str) -> None:
+    """The same rows, the same statistics, the same pictures."""
+    one, other = Dataset(root), Dataset(reference_root)
+    assert one.metadata().drop(TIMES).equals(other.metadata().drop(TIMES))
+    assert one.attention().equals(other.attention())
+    names = one.storage.list("images/")
+    assert names == other.storage.list("images/")
+    assert all(one.storage.read_bytes(n) == other.storage.read_bytes(n) for n in names)
+
+
+def test_every_row_has_a_picture_its_statistics_and_one_metadata_row(reference):
+    settings, _ = reference
+    dataset = Dataset(settings.output)
+    metadata = dataset.metadata().to_pylist()
+    assert dataset.shards() == [0, 1, 2, 3]
+    assert [row["id"] for row in metadata] == [f"row-{i:02}" for i in range(12)]
+    assert {row["status"] for row in metadata} == {"ok"}
+    assert {row["fingerprint"] for row in metadata} == {dataset.run["fingerprint"]}
+    assert [row["note"]["number"] for row in metadata] == list(range(12))
+    for row in metadata:
+        data = dataset.storage.read_bytes(row["file_name"])
+        assert hashlib.sha256(data).hexdigest() == row["sha256"]
+        assert dataset.image(row["file_name"]).size == (row["width"], row["height"]) == (128, 128)
+    attention = dataset.attention().to_pylist()
+    assert len(attention) == 24
+    for row in attention:
+        for name in ("max_attention", "mean_attention", "entropy", "center_x", "center_y", "loss"):
+            assert len(row[name]) == STEPS, name
+        assert attention_map(row).shape == (8, 8)
+        assert attention_map(row).max() == pytest.approx(row["map_scale"])
+
+
+def test_the_summary_counts_what_is_there(reference):
+    settings, _ = reference
+    summary = Dataset(settings.output).summary
+    assert (summary["rows"], summary["images"], summary["failed"]) == (12, 12, 0)
+    assert summary["methods"]["stable-diffusion"]["images"] == 3
+    assert summary["methods"]["attend-and-excite"]["mean_refinements"] > 0
+
+
+def test_progress_moves_with_rows_and_ends_at_all(reference):
+    _, told = reference
+    done = [progress.done for progress in told]
+    assert done == sorted(done)
+    assert done[-1] == 12
+
+
+def test_the_same_command_changes_nothing_when_all_is_done(reference):
+    settings, _ = reference
+    before = snapshot(settings.output)
+    run_job(settings)
+    assert snapshot(settings.output) == before
+
+
+def test_a_lost_shard_is_made_again_and_nothing_else(reference):
+    settings, _ = reference
+    before = snapshot(settings.output)
+    (Path(settings.output) / "metadata/00002.parquet").unlink()
+    run_job(settings)
+    after = snapshot(settings.output)
+    written = {name for name in after if after[name][0] != before[name][0]}
+    assert {Path(name).parts[1] for name in written - {"summary.json"}} == {
+        "00002",
+        "00002.parquet",
+    }
+    same = {name for name in written if after[name][1] == before[name][1]}
+    assert written - same <= {"metadata/00002.parquet", "summary.json"}  # they hold times
+
+
+def test_a_killed_actor_costs_one_shard_at_most(reference, settings, tmp_path):
+    pids = tmp_path / "pids"
+    pids.mkdir()
+
+    class Known(Worker):
+        def load(self) -> str:
+            (pids / str(os.getpid())).touch()
+            return super().load()
+
+    job = settings(actors=1)
+    killed = {}
+
+    def kill_once(progress) -> None:
+        committed = Dataset(job.output).shards()
+        if not killed and committed:
+            killed.update(snapshot(Path(job.output) / "metadata"))
+            os.kill(int(next(pids.iterdir()).name), signal.SIGKILL)
+
+    run_job(job, kill_once, worker_class=Known)
+    assert len(list(pids.iterdir())) == 2
+    after = snapshot(Path(job.output) / "metadata")
+    assert killed
+    assert {name: after[name] for name in killed} == killed
+    assert_same_dataset(job.output, reference[0].output)
+
+
+def test_a_row_that_kills_its_process_fails_alone(reference, settings):
+    class Deadly(Worker):
+        def admit(self, batch, request) -> None:
+            if request.id == "row-04":
+                os.kill(os.getpid(), signal.SIGKILL)
+            super().admit(batch, request)
+
+    job = settings()
+    summary = run_job(job, worker_class=Deadly)
+    assert (summary["images"], summary["failures"]) == (11, {"ActorDied": 1})
+    dataset, expected = Dataset(job.output), Dataset(reference[0].output)
+    rows = {row["id"]: row for row in dataset.metadata().to_pylist()}
+    assert list(rows) == expected.metadata()["id"].to_pylist()
+    assert rows["row-04"]["file_name"] is None
+    assert "its process died twice" in rows["row-04"]["error"]
+    for row in expected.metadata().to_pylist():
+        if row["id"] != "row-04":
+            assert rows[row["id"]]["sha256"] == row["sha256"]
+    assert len(dataset.storage.list("images/")) == 11
+
+
+def test_actors_that_only_die_stop_the_job(settings, ray_here):
+    class Hopeless(Worker):
+        def load(self) -> str:
+            return "nowhere"
+
+        def generate(self, task):
+            raise ValueError("nothing works")
+
+    with pytest.raises(JobError, match=r"3 actors died one after another.*nothing works"):
+        run_job(settings(max_deaths=2), worker_class=Hopeless)
+
+
+def test_a_full_disk_stops_the_job_with_its_own_words(settings, ray_here):
+    class Full(Worker):
+        def load(self) -> str:
+            return "nowhere"
+
+        def generate(self, task):
+            raise OutputError("Cannot write images/00000/a.png: No space left on device.")
+
+    with pytest.raises(JobError, match="No space left"):
+        run_job(settings(), worker_class=Full)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (SettingsError("attn_res is 5x5."), SettingsError, "attn_res is 5x5."),
+        (MemoryError("no room"), ModelError, "could not load .*MemoryError: no room"),
+        (None, ModelError, "died while it loaded"),
+    ],
+)
+def test_an_actor_that_cannot_start_stops_the_job_at_once(settings, ray_here, error, raised, said):
+    class Unready(Worker):
+        def load(self) -> str:
+            if error is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise error
+
+    with pytest.raises(raised, match=said):
+        run_job(settings(), worker_class=Unready)
+
+
+def test_bad_rows_become_failed_rows(tiny_pipeline_folder, settings, tmp_path, ray_here):
+    prompt = "a red circle and a blue square"
+    rows = [
+        {"id": "good", "prompt": prompt, "subjects": ["circle"], "height": None},
+        {"id": "size", "prompt": prompt, "subjects": ["circle"], "height": 100},
+        {"id": "none", "prompt": None, "subjects": ["circle"], "height": None},
+        {"id": "word", "prompt": prompt, "subjects": ["dog"], "height": None},
+        {"id": "bare", "prompt": prompt, "subjects": None, "height": None},
+        {"id": "good", "prompt": prompt, "subjects": ["circle"], "height": None},
+    ]
+    path = tmp_path / "bad.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    job = settings(manifest=path)
+    summary = run_job(job)
+    assert summary["failures"] == {"RequestError": 3, "SubjectError": 1, "PromptError": 1}
+    metadata = Dataset(job.output).metadata().to_pylist()
+    assert [row["status"] for row in metadata] == ["ok"] + ["failed"] * 5
+    assert metadata[1]["height"] is None  # it could not be used
+    assert all(row["error"].startswith(f"row {row['id']}: ") for row in metadata[1:])
+
+
+def test_another_setting_is_refused_and_shown(reference):
+    settings, _ = reference
+    changed = settings.model_copy(
+        update={"guidance": settings.guidance.updated(scale_factor=5.0, num_inference_steps=7)}
+    )
+    with pytest.raises(OutputError) as refused:
+        run_job(changed)
+    assert "guidance.scale_factor: 1.0 -> 5.0" in str(refused.value)
+    assert "guidance.num_inference_steps: 4 -> 7" in str(refused.value)
+
+
+def test_another_shard_size_is_refused_and_none_is_taken_over(reference):
+    settings, _ = reference
+    with pytest.raises(OutputError, match="shard_size: 3 -> 4"):
+        run_job(settings.model_copy(update={"shard_size": 4}))
+    run_job(settings.model_copy(update={"shard_size": None}))
+
+
+def test_another_manifest_is_refused(reference, tmp_path):
+    settings, _ = reference
+    path = tmp_path / "other.parquet"
+    table = pq.read_table(settings.manifest)
+    pq.write_table(table.slice(1), path)
+    with pytest.raises(OutputError, match="manifest: "):
+        run_job(settings.model_copy(update={"manifest": path}))
+
+
+def test_settings_may_change_while_nothing_is_committed(reference, settings):
+    job = settings()
+    from aae_batch.dataset.storage import open_storage
+    from aae_batch.job.driver import make_plan
+    from aae_batch.manifest import open_manifest
+
+    storage = open_storage(job.output)
+    storage.write_bytes("run.json", b'{"settings": {"model": "other"}, "shard_size": 9}')
+    with open_manifest(job.manifest) as manifest:
+        assert make_plan(job, manifest, storage).shard_size == 3
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "cores", "plan"),
+    [
+        (None, 0, 8, ActorPlan(1, cpus=1, gpus=0, threads=8)),
+        (2, 0, 8, ActorPlan(2, cpus=1, gpus=0, threads=4)),
+        (4, 0, 2, ActorPlan(4, cpus=1, gpus=0, threads=1)),
+        (None, 8, 64, ActorPlan(8, cpus=1, gpus=1, threads=None)),
+    ],
+)
+def test_actors_share_what_the_machine_has(wanted, gpus, cores, plan):
+    assert ActorPlan.of(wanted, gpus, cores) == plan
+
+
+def test_a_killed_and_an_interrupted_driver_lose_nothing(reference, settings, tmp_path):
+    job = settings()
+    command = [
+        *(sys.executable, "-m", "aae_batch.cli", "generate", str(job.manifest), job.output),
+        *("--model", job.model, "--slots", "1", "--shard-size", "3"),
+    ]
+    killed = _stop_after(command, job.output, shards=1, how=signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL
+    interrupted = _stop_after(command, job.output, shards=2, how=signal.SIGINT)
+    assert interrupted.returncode == 3, interrupted.stderr
+    assert "Run the same command again to go on" in interrupted.stderr
+    assert "Traceback" not in interrupted.stderr
+    assert not (Path(job.output) / "summary.json").exists()
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert finished.returncode == 0, finished.stderr
+    assert "12 images, 0 failed rows" in finished.stdout
+    assert_same_dataset(job.output, reference[0].output)
+
+
+def _stop_after(command, output, shards: int, how: signal.Signals) -> subprocess.CompletedProcess:
+    """Start `command`, and send it a signal once so many shards are committed."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while len(Dataset(output).shards()) < shards and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(how)
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)

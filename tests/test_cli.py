@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import aae_batch
+from aae_batch import cli
+from aae_batch.config import GuidanceConfig
+
+
+@pytest.fixture
+def run():
+    return lambda *arguments: CliRunner().invoke(cli.app, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    path = tmp_path / "manifest.jsonl"
+    rows = [
+        {"prompt": "a red circle and a blue square", "subjects": ["circle", "square"]},
+        {"prompt": "a red circle", "subjects": ["dog"]},
+        {"prompt": "a red circle", "subjects": ["circle"], "seed": "abc"},
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def tokenizer_folder(tmp_path):
+    """A model of which there is only the tokenizer."""
+    from aae_batch.shapes.networks import tokenizer
+
+    folder = tmp_path / "model"
+    tokenizer().save_pretrained(folder / "tokenizer")
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    return folder
+
+
+def test_nothing_heavy_is_imported_before_a_command_runs():
+    heavy = ("torch", "ray", "diffusers", "transformers", "pyarrow", "pydantic")
+    program = f"import sys, aae_batch.cli; print([m for m in {heavy} if m in sys.modules])"
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert output.stdout == "[]\n"
+
+
+def test_version(run):
+    assert run("--version").output == f"aae-batch {aae_batch.__version__}\n"
+
+
+def test_every_setting_of_guidance_is_an_option_and_explained(run):
+    parameters = inspect.signature(cli.generate).parameters
+    assert set(GuidanceConfig.model_fields) <= set(parameters)
+    text = run("generate", "--help").output
+    for name in parameters:
+        if name not in ("manifest", "output"):
+            assert f"--{name.replace('_', '-')}" in text
+
+
+def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(
+    run, manifest, tokenizer_folder, tmp_path
+):
+    out = tmp_path / "out"
+    result = run(
+        "generate", manifest, out, "--model", tokenizer_folder, "--dry-run", "--shard-size", 2
+    )
+    assert result.exit_code == 1
+    assert "3 rows in 2 shards of 2" in result.output
+    assert "0 shards done, 2 left (3 rows)" in result.output
+    assert "1 'a', 2 'red', 3 'circle', 4 'and'" in result.output
+    assert "row 00000001: subject 'dog' is not in the prompt" in result.output
+    assert "row 00000002: column seed: 'abc' is not a whole number" in result.output
+    assert "1 rows would fail with SubjectError" in result.output
+    assert not out.exists()
+
+
+def test_the_token_table_tells_what_can_be_guided(run, tokenizer_folder):
+    result = run("tokens", "a red circle", "--model", tokenizer_folder)
+    assert result.exit_code == 0
+    lines = [line.split() for line in result.output.splitlines()]
+    assert lines[4] == ["3", "circle", "yes"]
+    assert lines[5][0] == "4"
+    assert "no: end token" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--thresholds", "0=1"], "--thresholds '0=1' is not a list of step:threshold"),
+        (["--thresholds", "0:7"], "is not a step from 0 and a share"),
+        (["--attn-res", "16"], "write e.g. '16x16'"),
+        (["--scale-range", "1"], "write e.g. '1:0.5'"),
+        (["--method", "magic"], "Invalid setting: method"),
+        (["--slots", "0"], "Invalid setting: slots"),
+        (["--actors", "0"], "Invalid setting: actors"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence_and_exit_code_2(
+    run, manifest, tokenizer_folder, tmp_path, arguments, said
+):
+    result = run("generate", manifest, tmp_path / "out", "--model", tokenizer_folder, *arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_missing_manifest_or_model_is_one_sentence_and_exit_code_2(run, manifest, tmp_path):
+    result = run("generate", tmp_path / "none.csv", tmp_path / "out")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("aae-batch: Manifest ")
+    result = run("tokens", "a cat", "--model", tmp_path / "nowhere")
+    assert result.exit_code == 2
+    assert "does not exist" in result.stderr
+
+
+def test_given_settings_replace_the_model_s_own(tokenizer_folder):
+    (tokenizer_folder / "guidance.json").write_text(
+        '{"scale_factor": 2.0, "num_inference_steps": 30}'
+    )
+    given = {
+        **dict.fromkeys(GuidanceConfig.model_fields),
+        "model": str(tokenizer_folder),
+        "num_inference_steps": 10,
+        "thresholds": "0:0.1,5:0.4",
+        "attn_res": "8x16",
+    }
+    config = cli._guidance(given)
+    assert (config.scale_factor, config.num_inference_steps) == (2.0, 10)
+    assert config.thresholds == {0: 0.1, 5: 0.4}
+    assert config.attn_res == (8, 16)
