@@ -65,7 +65,7 @@ def fit(
     steps; where there is one, training goes on from it.
     """
     checkpoint = place.folder / f"{stage}.pt"
-    parameters = list(module.parameters())
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
     warmup, falling = 100, decay * steps
     schedule = LambdaLR(

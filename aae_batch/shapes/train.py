@@ -1,7 +1,8 @@
 """Trains the embedded model from scratch: `python -m aae_batch.shapes.train --help`.
 
-Three stages, each of which starts where it was interrupted: the VAE on crops of rendered pictures,
-the latents of all training pictures, and the UNet together with its text encoder.
+Four stages, each of which goes on where it was interrupted: the VAE on crops of rendered pictures, the
+latents of all training pictures, the VAE's decoder once more on whole pictures, and the UNet together
+with its text encoder.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ class Settings:
     vae_crop: int = 56
     vae_lr: float = 2e-3
     kl_weight: float = 1e-4
+    decoder_steps: int = 400
+    decoder_batch: int = 12
+    decoder_lr: float = 1e-3
     unet_steps: int = 4_800
     unet_batch: int = 64
     unet_lr: float = 1e-3
@@ -132,6 +136,47 @@ def encode(vae: AutoencoderKL, settings: Settings, place: Place) -> Tensor:
             vae.encode(torch.from_numpy(images).to(place.device)).latent_dist.mean.half().cpu()
         )
     return torch.cat(latents)
+
+
+class DecoderLoss(nn.Module):
+    """Reconstruction error from given latents; the encoder stays as it is."""
+
+    def __init__(self, vae: AutoencoderKL) -> None:
+        super().__init__()
+        self.vae = vae
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+
+    def forward(self, latents: Tensor, images: Tensor) -> Tensor:
+        error = self.vae.decode(latents).sample - images
+        return error.square().mean() + 0.1 * error.abs().mean()
+
+
+def train_decoder(vae: AutoencoderKL, settings: Settings, place: Place, latents: Tensor) -> None:
+    """Accustom the decoder to whole pictures.
+
+    Its group norms see other statistics there than in crops, which have less background: without
+    this stage it takes green for blue.
+    """
+    pictures = scenes(settings.pictures, settings.seed)
+
+    def batch_loss(model: nn.Module, step: int) -> dict[str, Tensor]:
+        random = place.random(settings.seed, "decoder", step)
+        chosen = random.sample(range(len(pictures)), settings.decoder_batch // place.workers)
+        images = torch.from_numpy(np.stack([pixels(pictures[i]) for i in chosen]))
+        return {"loss": model(latents[chosen].float().to(place.device), images.to(place.device))}
+
+    loss_of = DecoderLoss(vae.train())
+    fit(
+        "decoder",
+        loss_of,
+        batch_loss,
+        settings.decoder_steps,
+        settings.decoder_lr,
+        decay=0.6,
+        ema=None,
+        place=place,
+    )
 
 
 # --- UNet and text encoder -----------------------------------------------------------------------
@@ -245,6 +290,7 @@ def train(rank: int, workers: int, device: str, folder: Path, settings: Settings
     place.together()
     latents = torch.load(latents_file, weights_only=True)
 
+    train_decoder(vae, settings, place, latents)
     examples = Examples(scenes(settings.pictures, settings.seed), latents)
     unet, text_encoder = train_unet(settings, place, examples)
     if rank == 0:
