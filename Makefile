@@ -41,8 +41,8 @@ format: install ## let ruff mend and format the code
 	$(BIN)/ruff format .
 
 bench: install ## this engine against diffusers' pipeline: FLOPs, then wall clock
-	$(BIN)/python benchmarks/flops.py
-	$(BIN)/python benchmarks/versus_diffusers.py
+	$(BIN)/python -m benchmarks.flops
+	$(BIN)/python -m benchmarks.versus_diffusers
 
 clean: ## remove the environment and the demo's output
 	rm -rf .venv demo-output
