@@ -1,6 +1,6 @@
 """Image datasets with semantic guidance: Attend-and-Excite, in batches, on Ray.
 
-    >>> from aae_batch import Engine, GuidanceConfig, Request
+>>> from aae_batch import Engine, GuidanceConfig, Request
 """
 
 from __future__ import annotations

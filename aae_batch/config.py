@@ -30,7 +30,8 @@ class GuidanceConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Method = Field(
-        "attend-and-excite", description="'attend-and-excite', or 'stable-diffusion' for no guidance."
+        "attend-and-excite",
+        description="'attend-and-excite', or 'stable-diffusion' for no guidance.",
     )
     num_inference_steps: int = Field(50, ge=1, description="Denoising steps.")
     guidance_scale: float = Field(
@@ -53,9 +54,12 @@ class GuidanceConfig(BaseModel):
         description="At these steps, refine until every subject's attention reaches the threshold.",
     )
     max_refinement_steps: int = Field(20, ge=1, description="Refinements at one step, at most.")
-    scale_factor: float = Field(20.0, ge=0, description="Length of a latent update at the first step.")
+    scale_factor: float = Field(
+        20.0, ge=0, description="Length of a latent update at the first step."
+    )
     scale_range: tuple[float, float] = Field(
-        (1.0, 0.5), description="The update's length falls over all steps as the root of this range."
+        (1.0, 0.5),
+        description="The update's length falls over all steps as the root of this range.",
     )
     attn_res: tuple[int, int] | None = Field(
         None,
