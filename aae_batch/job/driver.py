@@ -5,99 +5,30 @@ The driver alone reads the manifest; no picture passes through it.
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import os
-import platform
-import signal
-import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from importlib.metadata import version
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow.compute as pc
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-import aae_batch
 from aae_batch.dataset import layout, writer
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import Storage, open_storage
-from aae_batch.errors import AaeBatchError, JobError, ModelError, OutputError, RowError
+from aae_batch.errors import AaeBatchError, JobError, ModelError, RowError
+from aae_batch.job.cluster import ActorPlan, cluster, in_words, stop_on_sigterm
 from aae_batch.job.plan import Ledger, Piece
 from aae_batch.job.progress import Progress, Tally
-from aae_batch.job.settings import SHARD_SIZE, JobSettings, differences, fingerprint
+from aae_batch.job.records import Plan, as_json, begin, make_plan, summarize
+from aae_batch.job.settings import JobSettings
 from aae_batch.job.worker import CONCURRENCY, PIECES_AT_ONCE, Report, Task, Worker, WorkerSettings
 from aae_batch.manifest import Manifest, Row, open_manifest
 
 POLL_SECONDS = 1.0
 GAVE_UP = "ActorDied"
 """`error_type` of a row whose generation ended its process, twice."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a job comes to, given what its output already holds.
-
-    Attributes:
-        run: what `run.json` says or is going to say.
-        begun: the output has shards of this run already.
-        committed: shards that are done.
-    """
-
-    run: dict[str, Any]
-    begun: bool
-    committed: frozenset[int]
-
-    @property
-    def shard_size(self) -> int:
-        return self.run["shard_size"]
-
-    def ledger(self) -> Ledger[writer.Outcome]:
-        return Ledger.of(self.run["rows"], self.shard_size, self.committed)
-
-
-def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Plan:
-    """Hold a job against its output.
-
-    Raises:
-        OutputError: the output belongs to another run.
-    """
-    pixels = settings.pixels(manifest.digest)
-    dataset = Dataset(storage)
-    before = dataset.run
-    committed = frozenset(dataset.shards())
-    if before is None and committed:
-        raise OutputError(
-            f"{storage.root} holds metadata but no {layout.RUN}, so there is no telling what made "
-            "it; choose another output."
-        )
-    if before is None or not committed:  # nothing is lost by beginning anew
-        run = {
-            "fingerprint": fingerprint(pixels),
-            "settings": pixels,
-            "shard_size": settings.shard_size or SHARD_SIZE,
-            "rows": len(manifest),
-            "manifest": manifest.path.name,
-            "versions": _versions(),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
-        return Plan(run, begun=False, committed=committed)
-    changed = differences(before.get("settings", {}), pixels)
-    size = settings.shard_size or before.get("shard_size")
-    if size != before.get("shard_size"):
-        changed.append(f"shard_size: {before.get('shard_size')} -> {size}")
-    if changed:
-        raise OutputError(
-            f"{storage.root} was begun with other settings ({'; '.join(changed)}): choose another "
-            "output, or go back to these settings to finish it."
-        )
-    return Plan(before, begun=True, committed=committed)
 
 
 def run_job(
@@ -121,11 +52,11 @@ def run_job(
         with storage.writing():
             plan = make_plan(settings, manifest, storage)
             if not plan.begun:
-                _begin(storage, plan)
+                begin(storage, plan)
             ledger = plan.ledger()
             session = None
             if not ledger.finished:
-                with _cluster(settings) as actors, _stop_on_sigterm():
+                with cluster(settings) as actors, stop_on_sigterm():
                     foreman = Foreman(
                         settings, plan, manifest, storage, ledger, actors, report, worker_class
                     )
@@ -133,7 +64,7 @@ def run_job(
             elif (summary := Dataset(storage).summary) is not None:
                 return summary
             summary = summarize(Dataset(storage), session)
-            storage.write_bytes(layout.SUMMARY, _json(summary))
+            storage.write_bytes(layout.SUMMARY, as_json(summary))
             return summary
 
 
@@ -280,9 +211,9 @@ class Foreman:
         except RayActorError as error:
             if not actor.ready and self.started is None:
                 raise ModelError(
-                    f"An actor died while it loaded {self.settings.model}: {_words(error)}"
+                    f"An actor died while it loaded {self.settings.model}: {in_words(error)}"
                 ) from error
-            self._died(actor, _words(error))
+            self._died(actor, in_words(error))
             return
         except RayTaskError as error:
             cause = error.cause
@@ -290,9 +221,9 @@ class Foreman:
                 raise cause if ref is actor.loading else JobError(str(cause)) from None
             if ref is actor.loading:
                 raise ModelError(
-                    f"An actor could not load {self.settings.model}: {_words(cause)}"
+                    f"An actor could not load {self.settings.model}: {in_words(cause)}"
                 ) from error
-            self._died(actor, _words(cause))
+            self._died(actor, in_words(cause))
             return
         if ref is actor.loading:
             actor.loading = None
@@ -342,141 +273,3 @@ class Foreman:
         outcome = writer.failed(row, self.settings.guidance, RowError(row.id, reason), kind=GAVE_UP)
         self.finished += Tally(done=1, failed=1)
         self._return(piece, [outcome])
-
-
-def _words(error: BaseException) -> str:
-    """What an error says, in one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
-
-
-# --- Ray -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ActorPlan:
-    """How many actors, and what of a machine each takes."""
-
-    count: int
-    cpus: float
-    gpus: float
-    threads: int | None
-
-    @classmethod
-    def of(cls, wanted: int | None, gpus: int, cores: int) -> ActorPlan:
-        """One actor per GPU; without GPUs one actor with all cores, or as many as are wanted, which
-        share the cores."""
-        if gpus:
-            return cls(wanted or gpus, cpus=1, gpus=1, threads=None)
-        count = wanted or 1
-        return cls(count, cpus=1, gpus=0, threads=max(1, cores // count))
-
-
-@contextmanager
-def _cluster(settings: JobSettings) -> Iterator[ActorPlan]:
-    """Join the cluster, or one that is already joined, or start one on this machine."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    ours = not ray.is_initialized()
-    if ours:
-        local = settings.ray_address is None
-        # Every actor asks for one CPU; more of them than cores is a person's own choice.
-        cpus = {"num_cpus": max(cores, settings.actors or 1)} if local else {}
-        quiet = {"include_dashboard": False} if local else {}
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        try:
-            ray.init(
-                address=settings.ray_address or "local",
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                configure_logging=False,
-                **cpus,
-                **quiet,
-            )
-        except Exception as error:  # Ray raises bare ones, too
-            raise JobError(f"Ray did not start: {_words(error)}") from error
-    try:
-        wants_gpu = settings.device == "auto" or settings.device.startswith("cuda")
-        gpus = math.floor(ray.cluster_resources().get("GPU", 0)) if wants_gpu else 0
-        plan = ActorPlan.of(settings.actors, gpus, cores)
-        asked = os.environ.get("OMP_NUM_THREADS", "")
-        if (
-            plan.threads is not None and asked.isdigit()
-        ):  # a person's wish; Ray sets its own in actors
-            plan = replace(plan, threads=min(plan.threads, max(1, int(asked))))
-        yield plan
-    finally:
-        if ours:
-            ray.shutdown()
-
-
-@contextmanager
-def _stop_on_sigterm() -> Iterator[None]:
-    """A scheduler's polite end of a job is handled as Ctrl-C is. To be entered when Ray has started,
-    which puts a handler of its own there."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-# --- records -------------------------------------------------------------------------------------
-
-
-def summarize(dataset: Dataset, session: dict[str, Any] | None) -> dict[str, Any]:
-    """Counts over a complete dataset, from its tables."""
-    methods: dict[str, Counter[str]] = defaultdict(Counter)
-    failures: Counter[str] = Counter()
-    for table in dataset.tables(
-        ["method", "status", "error_type", "num_refinements", "neglected", "seconds"]
-    ):
-        failures.update(table["error_type"].drop_null().to_pylist())
-        ok = table.filter(pc.equal(table["status"], "ok"))
-        for method in pc.unique(ok["method"]).to_pylist():
-            part = ok.filter(pc.equal(ok["method"], method))
-            methods[method]["images"] += part.num_rows
-            methods[method]["refinements"] += pc.sum(part["num_refinements"]).as_py() or 0
-            methods[method]["neglected"] += pc.sum(part["neglected"]).as_py() or 0
-    images = sum(counts["images"] for counts in methods.values())
-    return {
-        "rows": images + sum(failures.values()),
-        "images": images,
-        "failed": sum(failures.values()),
-        "failures": dict(failures.most_common()),
-        "methods": {
-            method: {
-                "images": counts["images"],
-                "mean_refinements": round(counts["refinements"] / counts["images"], 3),
-                "neglected": counts["neglected"],
-            }
-            for method, counts in sorted(methods.items())
-        },
-        "last_session": session,
-    }
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "diffusers", "transformers", "ray")
-    found = {"python": platform.python_version(), "aae_batch": aae_batch.__version__}
-    return found | {package: version(package) for package in packages}
-
-
-def _begin(storage: Storage, plan: Plan) -> None:
-    """Write `run.json`, and remove what a run that committed nothing has left."""
-    for prefix in (layout.IMAGES, layout.ATTENTION):
-        for name in storage.list(prefix):
-            storage.delete(name)
-    storage.write_bytes(layout.RUN, _json(plan.run))
-
-
-def _json(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import PromptError, RowError
-from aae_batch.job.driver import make_plan
+from aae_batch.job.records import make_plan
 from aae_batch.job.settings import JobSettings
 from aae_batch.manifest import Row, open_manifest
 from aae_batch.model.loading import load_tokenizer

@@ -77,7 +77,9 @@ def ray_here():
     """One Ray for the tests of this process, large enough for two actors."""
     import ray
 
-    ray.init(address="local", num_cpus=4, num_gpus=0, include_dashboard=False, log_to_driver=False)
+    from aae_batch.job.cluster import start_ray
+
+    start_ray(num_cpus=4, num_gpus=0, log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -16,7 +16,8 @@ import pytest
 
 from aae_batch.dataset.reader import Dataset, attention_map
 from aae_batch.errors import JobError, ModelError, OutputError, SettingsError
-from aae_batch.job.driver import ActorPlan, run_job
+from aae_batch.job.cluster import ActorPlan
+from aae_batch.job.driver import run_job
 from aae_batch.job.worker import Worker
 from tests.job.conftest import STEPS, snapshot
 
@@ -252,7 +253,7 @@ def test_another_manifest_is_refused(reference, tmp_path):
 def test_settings_may_change_while_nothing_is_committed(reference, settings):
     job = settings()
     from aae_batch.dataset.storage import open_storage
-    from aae_batch.job.driver import make_plan
+    from aae_batch.job.records import make_plan
     from aae_batch.manifest import open_manifest
 
     storage = open_storage(job.output)
