@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from PIL import Image
+
+from aae_batch.dataset.reader import Dataset
+from aae_batch.report.demo import PROMPTS, run_demo
+
+
+def test_the_demo_makes_pairs_from_the_same_noise_and_a_page_of_them(
+    tiny_pipeline_folder, ray_here, tmp_path
+):
+    said: list[str] = []
+    assert run_demo(tmp_path, str(tiny_pipeline_folder), said.append, num_inference_steps=2) == 0
+    rows = Dataset(tmp_path).metadata().to_pylist()
+    assert len(rows) == 2 * PROMPTS
+    pairs: dict[str, set] = {}
+    for row in rows:
+        pairs.setdefault(row["prompt"], set()).add((row["seed"], row["method"]))
+    for prompt, made in pairs.items():
+        assert len({seed for seed, _ in made}) == 1, prompt
+        assert {method for _, method in made} == {"attend-and-excite", "stable-diffusion"}
+    with Image.open(tmp_path / "contact_sheet.png") as page:
+        assert page.width > 1000
+    text = "\n".join(said)
+    assert "both shapes" in text
+    assert str(tmp_path / "contact_sheet.png") in text
