@@ -50,7 +50,8 @@ class AttentionRecord:
         loss: float32 [steps], the loss of the step's last guided forward, before its update.
         num_refinements: latent updates of iterative refinement, over all steps.
         final_loss: the loss at the last step.
-        neglected: the worst subject's attention never reached the last threshold.
+        neglected: the worst subject's attention never reached the last threshold; None without
+            thresholds.
     """
 
     subjects: tuple[SubjectAttention, ...] = ()
@@ -108,7 +109,7 @@ class AttentionTrace:
         self._loss[step] = loss
         self._last_maps = maps
 
-    def record(self, num_refinements: int, last_threshold: float) -> AttentionRecord:
+    def record(self, num_refinements: int, last_threshold: float | None) -> AttentionRecord:
         """All of it, for keeping."""
         if self._last_maps is None:
             return AttentionRecord()
@@ -119,7 +120,7 @@ class AttentionTrace:
             loss=self._loss,
             num_refinements=num_refinements,
             final_loss=float(self._loss[-1]),
-            neglected=bool(best.min() < last_threshold),
+            neglected=None if last_threshold is None else bool(best.min() < last_threshold),
         )
 
     def _subject(self, index: int, map: np.ndarray) -> SubjectAttention:

@@ -225,7 +225,7 @@ class Batch:
 
     def _finish(self, sample: Sample) -> Result:
         self._samples.remove(sample)
-        last_threshold = max(sample.config.thresholds.values(), default=0.0)
+        last_threshold = next(reversed(sample.config.thresholds.values()), None)
         return Result(
             sample.request,
             image=self.model.decode(sample.latents),

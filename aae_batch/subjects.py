@@ -10,7 +10,6 @@ from typing import Literal, Protocol
 from aae_batch.errors import PromptError, SubjectError
 from aae_batch.request import Request
 
-
 TokenKind = Literal["start", "word", "end", "truncated"]
 
 

@@ -83,7 +83,11 @@ OUTCOME_COLUMNS: tuple[pa.Field, ...] = (
         "num_refinements", pa.int32(), "Latent updates of iterative refinement, over all steps."
     ),
     _column("final_loss", pa.float32(), "1 - the attention of the worst subject at the last step."),
-    _column("neglected", pa.bool_(), "The worst subject never reached the last threshold."),
+    _column(
+        "neglected",
+        pa.bool_(),
+        "The worst subject never reached the last threshold; null without thresholds.",
+    ),
     _column("seconds", pa.float32(), "From slot to decoded picture; shared with the other slots."),
     _column("shard", pa.int32(), "The shard that holds the row."),
     _column("fingerprint", pa.string(), "Of the settings and the manifest; the same in run.json."),

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aae_batch.config import GuidanceConfig
 from aae_batch.errors import SettingsError
-from aae_batch.model.loading import _source
+from aae_batch.model.loading import source_of
 
 SHARD_SIZE = 256
 _END = 1 << 20
@@ -71,7 +71,7 @@ def weights_digest(model: str) -> str | None:
 
     Of a large file only the two ends are read: other weights differ there as everywhere.
     """
-    folder = Path(_source(model))
+    folder = Path(source_of(model))
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()

@@ -39,7 +39,7 @@ def load_pipeline(
 
     place = _device(device)
     precision = _dtype(dtype, place)
-    source = _source(model)
+    source = source_of(model)
     _check_index(model, _read_index(model, revision))
     try:
         pipe = StableDiffusionPipeline.from_pretrained(
@@ -70,7 +70,7 @@ def load_tokenizer(model: str, *, revision: str | None = None):
     _check_index(model, _read_index(model, revision))
     try:
         return CLIPTokenizer.from_pretrained(
-            _source(model), subfolder="tokenizer", revision=revision
+            source_of(model), subfolder="tokenizer", revision=revision
         )
     except (OSError, ValueError) as error:
         raise ModelError(_why_unloadable(model, error)) from error
@@ -78,20 +78,21 @@ def load_tokenizer(model: str, *, revision: str | None = None):
 
 def default_guidance(model: str) -> GuidanceConfig:
     """The model's own settings where its folder brings them (`guidance.json`), else the paper's."""
-    file = Path(_source(model)) / GUIDANCE_FILE
+    file = Path(source_of(model)) / GUIDANCE_FILE
     if not file.is_file():
         return GuidanceConfig()
     return GuidanceConfig(**json.loads(file.read_text()))
 
 
-def _source(model: str) -> str:
+def source_of(model: str) -> str:
+    """Where a model is loaded from: what was given, or the folder of the embedded model."""
     return str(files("aae_batch.shapes") / "weights") if model == EMBEDDED else model
 
 
 def _read_index(model: str, revision: str | None) -> dict:
     from diffusers import DiffusionPipeline
 
-    source = _source(model)
+    source = source_of(model)
     looks_local = model == EMBEDDED or Path(model).is_absolute() or model.startswith((".", "~"))
     if looks_local and not Path(source).is_dir():
         raise ModelError(f"Model folder {model!r} does not exist; check the path.")

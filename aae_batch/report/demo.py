@@ -69,7 +69,7 @@ def _manifest(pairs: Sequence[Pair]) -> bytes:
         {
             "id": _row_id(pair, method),
             "prompt": caption(pair),
-            "subjects": [thing.shape for thing in pair],
+            "subjects": [str(thing) for thing in pair],
             "seed": SEEDS["report"].start + i,
             "method": method,
         }

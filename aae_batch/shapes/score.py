@@ -88,7 +88,7 @@ def requests_for(things: Iterable[Sequence[Thing]], seeds: Iterable[int]) -> lis
     return [
         Request(
             caption(named),
-            subjects=[thing.shape for thing in named],
+            subjects=[str(thing) for thing in named],
             seed=seed,
             id=f"{caption(named)}/{seed}",
         )
