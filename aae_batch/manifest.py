@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,37 +23,14 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from aae_batch.dataset.layout import MANIFEST_COLUMNS, RESERVED
-from aae_batch.errors import ManifestError, PromptError, RequestError, RowError
-from aae_batch.request import METHODS, Request
+from aae_batch.errors import ManifestError, RequestError
+from aae_batch.row import ID_DIGITS, Row, id_text, read_row
 
 COLUMNS = tuple(column.name for column in MANIFEST_COLUMNS)
 ALIASES = {"subject_indices": "token_indices"}
 
-_SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}")
-_ID_DIGITS = 8
 _ENCODING = b"aae_batch.encoding"
 _LINES_AT_ONCE = 20_000
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a manifest.
-
-    Attributes:
-        index: its position, from 0.
-        request: what it asks for; of a bad row, what could be read.
-        error: why it cannot be generated.
-        unread: columns of a bad row whose values could not be read.
-    """
-
-    index: int
-    request: Request
-    error: RowError | None = None
-    unread: frozenset[str] = frozenset()
-
-    @property
-    def id(self) -> str:
-        return self.request.name
 
 
 @dataclass(frozen=True)
@@ -192,10 +167,10 @@ def _repeated_ids(file: pq.ParquetFile) -> dict[int, int]:
     if _encoding(table.schema, "id") == b"json" or not pa.types.is_string(
         table.schema.field("id").type
     ):
-        ids = pa.array((_id_text(value) for value in _decode(table, "id")), pa.string())
+        ids = pa.array((id_text(value) for value in _decode(table, "id")), pa.string())
     else:
         ids = table["id"]
-    default = pc.utf8_lpad(pa.array(range(len(ids))).cast(pa.string()), _ID_DIGITS, padding="0")
+    default = pc.utf8_lpad(pa.array(range(len(ids))).cast(pa.string()), ID_DIGITS, padding="0")
     ids = pc.coalesce(ids, default)
     counts = pc.value_counts(ids)
     repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
@@ -323,167 +298,3 @@ def _sha256_of(file) -> str:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0].rstrip(".") + "."
-
-
-# --- one row -------------------------------------------------------------------------------------
-
-
-def seed_of(row_id: str) -> int:
-    """The seed of a row that names none: from its id, never from time or order."""
-    return int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:4], "big")
-
-
-def read_row(index: int, values: dict[str, Any]) -> Row:
-    """Check one row's values, which may be of any type, and make its request."""
-    given = {name: value for name, value in values.items() if not _is_missing(value)}
-    row_id = _id_text(given.pop("id", None)) or f"{index:0{_ID_DIGITS}d}"
-    read: dict[str, Any] = {}
-    problems: list[tuple[type[RowError], str]] = []
-    if not _SAFE_ID.fullmatch(row_id):
-        reason = (
-            f"column id: {row_id!r} cannot be a file name; use up to 120 letters, digits, '.', '_' "
-            "and '-', not beginning with '.' or '-'"
-        )
-        problems.append((RequestError, reason))
-    for name, reader in _READERS.items():
-        if name in given:
-            try:
-                read[name] = reader(given[name])
-            except _UnfitError as unfit:
-                problems.append((RequestError, f"column {name}: {given[name]!r} {unfit}"))
-    if "prompt" not in given:
-        problems.insert(0, (RequestError, "column prompt: is empty; write what the picture shows"))
-    elif isinstance(given["prompt"], str) and not given["prompt"].strip():
-        problems.insert(0, (PromptError, "column prompt: is blank; write what the picture shows"))
-    if "seed" not in given:
-        read["seed"] = seed_of(row_id)
-    request = Request(id=row_id, **{"prompt": "", **read})
-    if not problems:
-        return Row(index, request)
-    kind = problems[0][0]
-    error = kind(row_id, "; ".join(reason for _, reason in problems))
-    return Row(index, request, error, unread=frozenset(given.keys() - read.keys()))
-
-
-class _UnfitError(Exception):
-    """The end of a sentence that begins with the column and the value."""
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _id_text(value: Any) -> str | None:
-    if _is_missing(value):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return str(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise _UnfitError("is not text")
-    return value
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d+\s*", value):
-        return int(value)
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise _UnfitError("is not a whole number")
-    return value
-
-
-def _seed(value: Any) -> int:
-    number = _whole(value)
-    if not -(2**63) <= number < 2**63:
-        raise _UnfitError("does not fit 64 bits; use a smaller number")
-    return number
-
-
-def _steps(value: Any) -> int:
-    number = _whole(value)
-    if not 1 <= number <= 1000:
-        raise _UnfitError("is not a number of steps; use 1 to 1000")
-    return number
-
-
-def _pixels(value: Any) -> int:
-    number = _whole(value)
-    if number <= 0 or number % 8:
-        near = max(8, round(number / 8) * 8)
-        raise _UnfitError(f"is not a multiple of 8; use {near}")
-    return number
-
-
-def _scale(value: Any) -> float:
-    try:
-        number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise _UnfitError("is not a number from 0")
-    return number
-
-
-def _method(value: Any) -> str:
-    if value not in METHODS:
-        raise _UnfitError(f"is not a method; use {' or '.join(METHODS)}")
-    return value
-
-
-def _listed(value: Any) -> list[Any]:
-    """A list, as it is, as JSON text, or as text with `;` between its entries."""
-    if isinstance(value, str):
-        if not value.lstrip().startswith("["):
-            return [part.strip() for part in value.split(";") if part.strip()]
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise _UnfitError("begins like a JSON list but is none") from None
-    if not isinstance(value, list):
-        raise _UnfitError('is not a list; write ["cat", "frog"], or cat;frog in a CSV')
-    return value
-
-
-def _subjects(value: Any) -> tuple[str, ...]:
-    subjects = _listed(value)
-    if not all(isinstance(subject, str) for subject in subjects):
-        raise _UnfitError("is not a list of words of the prompt")
-    return tuple(subjects)
-
-
-def _token_indices(value: Any) -> tuple[tuple[int, ...], ...]:
-    try:
-        return tuple(
-            tuple(_index(index) for index in entry) if isinstance(entry, list) else (_index(entry),)
-            for entry in _listed(value)
-        )
-    except _UnfitError:
-        raise _UnfitError(
-            "is not a list of token positions; write [2, 5], or [[2, 3], [5]]"
-        ) from None
-
-
-def _index(value: Any) -> int:
-    number = _whole(value)
-    if abs(number) >= 2**31:
-        raise _UnfitError("is too large")
-    return number
-
-
-_READERS = {
-    "prompt": _text,
-    "subjects": _subjects,
-    "token_indices": _token_indices,
-    "seed": _seed,
-    "method": _method,
-    "negative_prompt": _text,
-    "guidance_scale": _scale,
-    "num_inference_steps": _steps,
-    "height": _pixels,
-    "width": _pixels,
-}

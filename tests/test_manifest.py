@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from aae_batch.errors import ManifestError, PromptError, RequestError
-from aae_batch.manifest import Row, open_manifest, read_row, seed_of
+from aae_batch.manifest import open_manifest
+from aae_batch.row import Row, read_row, seed_of
 
 
 def rows_of(path: Path) -> list[Row]:

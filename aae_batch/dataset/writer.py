@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from aae_batch.attention_stats import AttentionRecord
     from aae_batch.config import GuidanceConfig
     from aae_batch.dataset.storage import Storage
-    from aae_batch.manifest import Row
     from aae_batch.request import Result
+    from aae_batch.row import Row
 
 PNG_LEVEL = 1
 """Level 6 takes five times as long for files a few per cent smaller."""

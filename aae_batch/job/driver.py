@@ -24,7 +24,8 @@ from aae_batch.job.progress import Progress, Tally
 from aae_batch.job.records import Plan, as_json, begin, make_plan, summarize
 from aae_batch.job.settings import JobSettings
 from aae_batch.job.worker import CONCURRENCY, PIECES_AT_ONCE, Report, Task, Worker, WorkerSettings
-from aae_batch.manifest import Manifest, Row, open_manifest
+from aae_batch.manifest import Manifest, open_manifest
+from aae_batch.row import Row
 
 POLL_SECONDS = 1.0
 GAVE_UP = "ActorDied"

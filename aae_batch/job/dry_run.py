@@ -9,8 +9,9 @@ from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import PromptError, RowError
 from aae_batch.job.records import make_plan
 from aae_batch.job.settings import JobSettings
-from aae_batch.manifest import Row, open_manifest
+from aae_batch.manifest import open_manifest
 from aae_batch.model.loading import load_tokenizer
+from aae_batch.row import Row
 from aae_batch.subjects import Tokenizer, resolve_subjects, token_table
 
 PROMPTS_SHOWN = 3

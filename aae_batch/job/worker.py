@@ -16,8 +16,8 @@ from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import RowError
 from aae_batch.job.plan import Piece
 from aae_batch.job.progress import Tally
-from aae_batch.manifest import Row
 from aae_batch.request import Request, Result
+from aae_batch.row import Row
 
 if TYPE_CHECKING:
     from aae_batch.engine import Batch, Engine

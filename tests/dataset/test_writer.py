@@ -10,8 +10,8 @@ from aae_batch.config import GuidanceConfig
 from aae_batch.dataset import writer
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import LocalStorage, open_storage
-from aae_batch.manifest import read_row
 from aae_batch.request import Result
+from aae_batch.row import read_row
 
 CONFIG = GuidanceConfig(method="stable-diffusion")
 NO_EXTRAS = pa.table({"n": [0, 1]})
