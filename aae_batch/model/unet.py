@@ -149,7 +149,9 @@ class StableDiffusion:
             return copy.deepcopy(own)
         class_name = SCHEDULERS.get(name, name)
         check_scheduler(class_name)
-        return getattr(diffusers, class_name).from_config(own.config)
+        # Stable Diffusion's own PNDM configuration has no Runge-Kutta steps
+        others = {"skip_prk_steps": True} if class_name == "PNDMScheduler" else {}
+        return getattr(diffusers, class_name).from_config(own.config, **others)
 
     @contextmanager
     def recording_maps(self, attn_res: tuple[int, int] | None) -> Iterator[None]:

@@ -315,7 +315,11 @@ def main() -> None:
     )
     cuda = torch.cuda.is_available()
     parser.add_argument(
-        "folder", type=Path, help="folder of the run: checkpoints, curve, and the model in model/"
+        "folder",
+        type=Path,
+        nargs="?",
+        default=Path("shapes-training"),
+        help="folder of the run: checkpoints, curve, and the model in model/",
     )
     parser.add_argument("--device", default="cuda" if cuda else "cpu", help="cpu or cuda")
     parser.add_argument(
