@@ -34,7 +34,7 @@ def test_it_draws_a_picture_of_its_own_size(engine):
 
 def test_guidance_draws_more_of_what_is_asked_for(engine):
     scores = compare(
-        engine, engine.defaults, prompts("report")[:12], [1000, 1001], ["plain", "guided"]
+        engine, engine.defaults, prompts("report")[:20], [1000, 1001], ["plain", "guided"]
     )
     both = {way: np.mean([score.drawn for score in some]) for way, some in scores.items()}
     assert both["guided"] >= both["plain"] + 0.1
