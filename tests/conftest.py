@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+# The models of these tests are too small to share out, and threads that wait for each other on a busy
+# machine take ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from diffusers import (
