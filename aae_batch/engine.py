@@ -7,8 +7,10 @@ stand at different steps, some refine while others denoise, and none waits for a
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
 
@@ -30,6 +32,8 @@ from aae_batch.model.loading import default_guidance, load_pipeline
 from aae_batch.model.unet import StableDiffusion
 from aae_batch.request import Request, Result
 from aae_batch.sample import Sample, admit
+
+logger = logging.getLogger("aae_batch.engine")
 
 
 class Engine:
@@ -104,13 +108,35 @@ class Engine:
             yield Batch(self.model, config, self.slots)
 
 
+class _DoesNotFit(Exception):
+    """A forward needs more memory than there is. No sample has moved."""
+
+    def __init__(self, cause: torch.OutOfMemoryError) -> None:
+        self.cause = cause
+
+
+@contextmanager
+def _fitting() -> Iterator[None]:
+    """Around what a forward needs memory for, and nothing that changes a sample."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise _DoesNotFit(error) from None
+
+
 class Batch:
-    """The samples in flight, all under one configuration (rows may override parts of it)."""
+    """The samples in flight, all under one configuration (rows may override parts of it).
+
+    Attributes:
+        slots: how many samples share a forward at most. It is halved where memory does not suffice.
+        seconds: spent so far in each phase: excite, denoise, decode.
+    """
 
     def __init__(self, model: StableDiffusion, config: GuidanceConfig, slots: int) -> None:
         self.model = model
         self.config = config
         self.slots = slots
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._samples: list[Sample] = []
 
     def __len__(self) -> int:
@@ -119,7 +145,7 @@ class Batch:
     @property
     def free(self) -> int:
         """How many more requests can be added."""
-        return self.slots - len(self._samples)
+        return max(0, self.slots - len(self._samples))
 
     def add(self, request: Request) -> None:
         """Give `request` a slot: check it, encode its prompt, draw its noise.
@@ -149,13 +175,47 @@ class Batch:
     def step(self) -> list[Result]:
         """Advance every sample, and return those that are through, or that failed."""
         results: list[Result] = []
-        for group in self._groups():
-            results += self._excite([sample for sample in group if not sample.ready])
-        for group in self._groups():
-            results += self._denoise([sample for sample in group if sample.ready])
-        for sample in [sample for sample in self._samples if sample.finished]:
-            results.append(self._finish(sample))
+        with self._timed("excite"):
+            for group in self._groups():
+                waiting = [sample for sample in group if not sample.ready]
+                results += self._in_memory(self._excite, waiting)
+        with self._timed("denoise"):
+            for group in self._groups():
+                ready = [sample for sample in group if sample.ready]
+                results += self._in_memory(self._denoise, ready)
+        with self._timed("decode"):
+            for sample in [sample for sample in self._samples if sample.finished]:
+                results.append(self._finish(sample))
         return results
+
+    def _in_memory(
+        self, forward: Callable[[list[Sample]], list[Result]], samples: list[Sample]
+    ) -> list[Result]:
+        """`forward` over the samples, `slots` at a time; where they do not fit, with half the slots."""
+        results = []
+        while samples:
+            now, later = samples[: self.slots], samples[self.slots :]
+            try:
+                results += forward(now)
+            except _DoesNotFit as error:
+                if len(now) == 1:
+                    raise error.cause from None
+                self.slots = len(now) // 2
+                logger.warning(
+                    "out of memory with %d slots, going on with %d", len(now), self.slots
+                )
+                self.model.release_memory()
+            else:
+                samples = later
+        return results
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - start
 
     # --- the two forwards ---
 
@@ -163,7 +223,7 @@ class Batch:
         """One guided forward and backward: each sample moves down the gradient of its own loss."""
         if not samples:
             return []
-        with torch.enable_grad():
+        with torch.enable_grad(), _fitting():
             latents = torch.stack([sample.latents for sample in samples]).requires_grad_(True)
             scaled = [sample.scaled(one) for sample, one in zip(samples, latents, strict=True)]
             maps = self.model.attend(
@@ -198,15 +258,16 @@ class Batch:
         unseen = [
             i for i, sample in enumerate(samples) if sample.subjects and not sample.guided_now
         ]
-        predicted, maps = self.model.denoise(
-            torch.stack([sample.scaled(sample.latents) for sample in rows]),
-            torch.stack([sample.timestep for sample in rows]),
-            torch.stack(
-                [sample.text.negative for sample in guided if sample.text.negative is not None]
-                + [sample.text.prompt for sample in samples]
-            ),
-            record=slice(len(guided), None) if unseen else None,
-        )
+        with _fitting():
+            predicted, maps = self.model.denoise(
+                torch.stack([sample.scaled(sample.latents) for sample in rows]),
+                torch.stack([sample.timestep for sample in rows]),
+                torch.stack(
+                    [sample.text.negative for sample in guided if sample.text.negative is not None]
+                    + [sample.text.prompt for sample in samples]
+                ),
+                record=slice(len(guided), None) if unseen else None,
+            )
         if maps is not None:
             self._observe([samples[i] for i in unseen], maps[unseen])
 

@@ -63,6 +63,39 @@ def test_an_endless_iterator_is_taken_row_by_row(sd1_pipeline):
     results.close()
 
 
+def test_out_of_memory_halves_the_slots_and_loses_nothing(sd1_pipeline):
+    def small_memory(unet, arguments, named) -> None:
+        if len(arguments[0]) > 4:  # two samples, each with and without its prompt
+            raise torch.OutOfMemoryError("out of memory")
+
+    requests = [request(i) for i in range(5)]
+    expected = generate(sd1_pipeline, requests, slots=2)
+    engine = Engine.from_pipeline(sd1_pipeline, slots=8)
+    handle = sd1_pipeline.unet.register_forward_pre_hook(small_memory, with_kwargs=True)
+    try:
+        with engine.open(CONFIG) as batch:
+            results = {result.request.id: result for result in batch.run(requests)}
+    finally:
+        handle.remove()
+    assert batch.slots == 2
+    assert set(results) == set(expected)
+    for name, result in results.items():
+        assert result.error is None
+        assert torch.allclose(result.latents, expected[name].latents, rtol=1e-3, atol=1e-3)
+
+
+def test_out_of_memory_with_a_single_slot_is_the_callers(sd1_pipeline):
+    def no_memory(unet, arguments, named) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    handle = sd1_pipeline.unet.register_forward_pre_hook(no_memory, with_kwargs=True)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            generate(sd1_pipeline, [request(0), request(1)], slots=2)
+    finally:
+        handle.remove()
+
+
 def test_rows_may_differ_in_size_steps_method_and_guidance(sd1_pipeline):
     requests = [
         request(0),

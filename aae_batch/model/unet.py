@@ -131,6 +131,11 @@ class StableDiffusion:
 
     # --- what sampling needs besides ---
 
+    def release_memory(self) -> None:
+        """Give back what the device's allocator holds and does not use."""
+        if self.device.type in ("cuda", "mps"):
+            getattr(torch, self.device.type).empty_cache()
+
     def draw_noise(self, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
         """Initial noise as diffusers draws it for one picture: [channels, height, width]."""
         return randn_tensor(
