@@ -84,9 +84,18 @@ def generate(
     revision: Revision = None,
     # The job
     actors: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            help="Processes that hold a model each.", show_default="one per GPU, else one"
+            help="Processes that hold a model each: a number, or MIN:MAX to use what a cluster has room "
+            "for. MIN are asked for in any case, which makes a cluster that scales grow.",
+            show_default="one per GPU as they come, else one",
+        ),
+    ] = None,
+    gpus_per_actor: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of a GPU that an actor takes, e.g. 0.5 for two on each.",
+            show_default="1 where there are GPUs, else 0",
         ),
     ] = None,
     slots: Annotated[
@@ -112,6 +121,28 @@ def generate(
         str | None,
         typer.Option(help="Ray cluster to join, e.g. 'auto'.", show_default="one on this machine"),
     ] = None,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Generate again the rows that failed before."),
+    ] = False,
+    max_failures: Annotated[
+        str | None,
+        typer.Option(
+            help="Stop when more rows fail: a number, or a share such as 5%.",
+            show_default="never",
+        ),
+    ] = None,
+    grace: Annotated[
+        float,
+        typer.Option(
+            help="Seconds that shards under way are given after SIGTERM or Ctrl-C; what is not done by "
+            "then is dropped, to be made again. A second signal stops at once."
+        ),
+    ] = 30.0,
+    row_timeout: Annotated[
+        float,
+        typer.Option(help="Seconds without a finished row after which an actor is given up."),
+    ] = 1800.0,
     max_deaths: Annotated[
         int,
         typer.Option(help="Stop after more actor deaths than this with nothing finished between."),

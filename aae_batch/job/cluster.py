@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,21 +20,29 @@ from aae_batch.job.settings import JobSettings
 
 @dataclass(frozen=True)
 class ActorPlan:
-    """How many actors, and what of a machine each takes."""
+    """How many actors, and what of a machine each takes.
 
-    count: int
+    Attributes:
+        least: asked for even where the cluster has no room, which makes one that scales grow.
+        most: None for as many as there is room for.
+        threads: of torch in each; None leaves them as they are.
+    """
+
+    least: int
+    most: int | None
     cpus: float
     gpus: float
     threads: int | None
 
     @classmethod
-    def of(cls, wanted: int | None, gpus: int, cores: int) -> ActorPlan:
+    def of(cls, wanted: tuple[int, int] | None, gpus_per_actor: float, cores: int) -> ActorPlan:
         """One actor per GPU; without GPUs one actor with all cores, or as many as are wanted, which
         share the cores."""
-        if gpus:
-            return cls(wanted or gpus, cpus=1, gpus=1, threads=None)
-        count = wanted or 1
-        return cls(count, cpus=1, gpus=0, threads=max(1, cores // count))
+        if gpus_per_actor:
+            least, most = wanted or (1, None)
+            return cls(least, most, cpus=1, gpus=gpus_per_actor, threads=None)
+        least, most = wanted or (1, 1)
+        return cls(least, most, cpus=1, gpus=0, threads=max(1, cores // most))
 
 
 @contextmanager
@@ -54,16 +62,15 @@ def cluster(settings: JobSettings) -> Iterator[ActorPlan]:
         }
         if local:
             # Every actor asks for one CPU; more of them than cores is a person's own choice.
-            start_ray(num_cpus=max(cores, settings.actors or 1), **ray_settings)
+            most = settings.actors[1] if settings.actors else 1
+            start_ray(num_cpus=max(cores, most), **ray_settings)
         else:
             try:
                 ray.init(address=settings.ray_address, **ray_settings)
             except Exception as error:  # Ray raises bare ones, too
                 raise JobError(f"No Ray at {settings.ray_address}: {in_words(error)}") from error
     try:
-        wants_gpu = settings.device == "auto" or settings.device.startswith("cuda")
-        gpus = math.floor(ray.cluster_resources().get("GPU", 0)) if wants_gpu else 0
-        plan = ActorPlan.of(settings.actors, gpus, cores)
+        plan = ActorPlan.of(settings.actors, _gpus_per_actor(settings), cores)
         asked = os.environ.get("OMP_NUM_THREADS", "")
         if (
             plan.threads is not None and asked.isdigit()
@@ -73,6 +80,15 @@ def cluster(settings: JobSettings) -> Iterator[ActorPlan]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def _gpus_per_actor(settings: JobSettings) -> float:
+    """As was said; else one, where the device can be a GPU and the cluster has or will have any."""
+    if settings.gpus_per_actor is not None:
+        return settings.gpus_per_actor
+    if settings.device.startswith("cuda"):
+        return 1.0
+    return 1.0 if settings.device == "auto" and ray.cluster_resources().get("GPU", 0) else 0.0
 
 
 def start_ray(attempts: int = 3, **ray_settings: Any) -> None:
@@ -91,22 +107,48 @@ def start_ray(attempts: int = 3, **ray_settings: Any) -> None:
         start_ray(attempts - 1, **ray_settings)
 
 
+class Stop:
+    """Whether the job was told to stop, and since when."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    @property
+    def requested(self) -> bool:
+        return self._since is not None
+
+    @property
+    def seconds(self) -> float:
+        """Since it was first told."""
+        return time.monotonic() - self._since if self._since is not None else 0.0
+
+    def request(self) -> None:
+        self._since = self._since or time.monotonic()
+
+
 @contextmanager
-def stop_on_sigterm() -> Iterator[None]:
-    """A scheduler's polite end of a job is handled as Ctrl-C is. To be entered when Ray has started,
-    which puts a handler of its own there."""
+def stop_on_signals(grace: float) -> Iterator[Stop]:
+    """Ctrl-C, and SIGTERM, a scheduler's polite end of a job, ask the job to stop; the second of them
+    interrupts it. To be entered when Ray has started, which puts handlers of its own there."""
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield stop
         return
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    def ask(*_: object) -> None:
+        if stop.requested:
+            raise KeyboardInterrupt
+        stop.request()
+        logging.getLogger("aae_batch.job").warning(
+            "stopping: shards under way have %.0f s to finish; a second signal stops at once", grace
+        )
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def in_words(error: BaseException) -> str:

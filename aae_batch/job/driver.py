@@ -1,4 +1,4 @@
-"""The supervision loop: pieces of shards to Ray actors, results to tallies, deaths to new actors.
+"""The supervision loop: pieces of shards to actors, results to tallies, deaths to new actors.
 
 The driver alone reads the manifest; no picture passes through it.
 """
@@ -8,28 +8,30 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
-
-import ray
-from ray.exceptions import RayActorError, RayTaskError
 
 from aae_batch.dataset import layout, writer
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import Storage, open_storage
-from aae_batch.errors import AaeBatchError, JobError, ModelError, RowError
-from aae_batch.job.cluster import ActorPlan, cluster, in_words, stop_on_sigterm
+from aae_batch.errors import JobError, ModelError, RowError
+from aae_batch.job.cluster import ActorPlan, Stop, cluster, stop_on_signals
+from aae_batch.job.crew import Crew, Died, Done, Failed, Member, RayCrew, Ready, Told
 from aae_batch.job.plan import Ledger, Piece
 from aae_batch.job.progress import Progress, Tally
 from aae_batch.job.records import Plan, as_json, begin, make_plan, summarize
 from aae_batch.job.settings import JobSettings
-from aae_batch.job.worker import CONCURRENCY, PIECES_AT_ONCE, Report, Task, Worker, WorkerSettings
+from aae_batch.job.worker import PIECES_AT_ONCE, Report, Task, Worker, WorkerSettings
 from aae_batch.manifest import Manifest, open_manifest
 from aae_batch.row import Row
 
 POLL_SECONDS = 1.0
 GAVE_UP = "ActorDied"
 """`error_type` of a row whose generation ended its process, twice."""
+
+FEW_ROWS = 100
+"""A share of failures is only judged once so many rows are done."""
+
+logger = logging.getLogger("aae_batch.job")
 
 
 def run_job(
@@ -57,9 +59,14 @@ def run_job(
             ledger = plan.ledger()
             session = None
             if not ledger.finished:
-                with cluster(settings) as actors, stop_on_sigterm():
+                with cluster(settings) as actors, stop_on_signals(settings.grace) as stop:
+                    crew = RayCrew(
+                        worker_class,
+                        worker_settings(settings, plan, storage, actors.threads),
+                        actors,
+                    )
                     foreman = Foreman(
-                        settings, plan, manifest, storage, ledger, actors, report, worker_class
+                        settings, plan, manifest, storage, ledger, crew, actors, report, stop
                     )
                     session = foreman.run()
             elif (summary := Dataset(storage).summary) is not None:
@@ -69,32 +76,28 @@ def run_job(
             return summary
 
 
-# --- the loop ------------------------------------------------------------------------------------
-
-
-@dataclass(eq=False)
-class _Actor:
-    """An actor, the calls that are out with it, and how far it last said their pieces were."""
-
-    handle: Any
-    loading: Any
-    calls: dict[Any, Piece] = field(default_factory=dict)
-    asked: Any = None
-    tallies: dict[Piece, Tally] = field(default_factory=dict)
-
-    @property
-    def ready(self) -> bool:
-        return self.loading is None
-
-    def waits_for(self) -> list[Any]:
-        return [ref for ref in (self.loading, self.asked, *self.calls) if ref is not None]
+def worker_settings(
+    settings: JobSettings, plan: Plan, storage: Storage, threads: int | None
+) -> WorkerSettings:
+    return WorkerSettings(
+        model=settings.model,
+        revision=settings.revision,
+        device=settings.device,
+        dtype=settings.dtype,
+        slots=settings.slots,
+        guidance=settings.guidance,
+        root=storage.root,
+        fingerprint=plan.run["fingerprint"],
+        threads=threads,
+    )
 
 
 class Foreman:
-    """Keeps actors at work until every shard is committed.
+    """Keeps a crew at work until every shard is committed.
 
     Args:
-        actors: how many actors to keep, and the Ray resources of each.
+        actors: how many members the crew should have.
+        stop: whether a person or a scheduler wants the job to end.
     """
 
     def __init__(
@@ -104,53 +107,49 @@ class Foreman:
         manifest: Manifest,
         storage: Storage,
         ledger: Ledger[writer.Outcome],
+        crew: Crew,
         actors: ActorPlan,
         report: Callable[[Progress], None],
-        worker_class: type[Worker],
+        stop: Stop,
     ) -> None:
         self.settings = settings
         self.plan = plan
         self.manifest = manifest
         self.storage = storage
         self.ledger = ledger
+        self.crew = crew
+        self.actors = actors
         self.report = report
-        self.actor_plan = actors
+        self.stop = stop
         self.fingerprint = plan.run["fingerprint"]
         self.before = len(manifest) - ledger.rows_left
         self.finished = Tally()
         self.deaths_in_a_row = 0
         self.started: float | None = None
-        self._actors: list[_Actor] = []
-        self._asked_at = 0.0
-        self._remote = ray.remote(worker_class)
-        self._worker = WorkerSettings(
-            model=settings.model,
-            revision=settings.revision,
-            device=settings.device,
-            dtype=settings.dtype,
-            slots=settings.slots,
-            guidance=settings.guidance,
-            root=storage.root,
-            fingerprint=self.fingerprint,
-            threads=actors.threads,
-        )
+        self._looked_at = 0.0
 
     def run(self) -> dict[str, Any]:
-        """Returns the figures of this session."""
+        """Returns the figures of this session.
+
+        Raises:
+            JobError: the job is hopeless.
+            KeyboardInterrupt: it was told to stop, and what was under way is finished or dropped.
+        """
         try:
             while not self.ledger.finished:
-                self._staff()
-                self._assign()
-                self._ask_for_progress()
-                waiting = {ref: actor for actor in self._actors for ref in actor.waits_for()}
-                done, _ = ray.wait(list(waiting), num_returns=1, timeout=POLL_SECONDS)
-                for ref in done:
-                    if waiting[ref] in self._actors:  # not one that died a moment ago
-                        self._hear(waiting[ref], ref)
+                if self._is_over():
+                    raise KeyboardInterrupt
+                if time.monotonic() - self._looked_at > POLL_SECONDS:
+                    self._look_around()
+                if not self.stop.requested:
+                    self._assign()
+                for event in self.crew.events(POLL_SECONDS):
+                    self._hear(event)
+                self._judge()
                 self.report(self.progress())
         finally:
-            for actor in self._actors:
-                ray.kill(actor.handle)
+            for member in list(self.crew.members):
+                self.crew.dismiss(member)
         progress = self.progress()
         return {
             "rows": progress.now.done,
@@ -159,88 +158,88 @@ class Foreman:
         }
 
     def progress(self) -> Progress:
-        under_way = (tally for actor in self._actors for tally in actor.tallies.values())
+        under_way = (tally for member in self.crew.members for tally in member.tallies.values())
         now = Tally.sum([self.finished, *under_way])
         seconds = time.monotonic() - self.started if self.started is not None else 0.0
         return Progress(len(self.manifest), self.before, now, seconds)
 
-    def _staff(self) -> None:
-        wanted = min(self.actor_plan.count, len(self.ledger.todo) + self._pieces_out())
-        while len(self._actors) < wanted:
-            handle = self._remote.options(
-                max_restarts=0,
-                max_task_retries=0,
-                max_concurrency=CONCURRENCY,
-                num_cpus=self.actor_plan.cpus,
-                num_gpus=self.actor_plan.gpus,
-            ).remote(self._worker)
-            self._actors.append(_Actor(handle, loading=handle.load.remote()))
+    # --- what is done about once a second ---
 
-    def _pieces_out(self) -> int:
-        return sum(len(actor.calls) for actor in self._actors)
+    def _look_around(self) -> None:
+        self._looked_at = time.monotonic()
+        if not self.stop.requested:
+            self._staff()
+        for member in list(self.crew.members):
+            if not member.pieces:
+                continue
+            still = time.monotonic() - member.moved
+            if still > self.settings.row_timeout:
+                self.crew.dismiss(member)
+                self._died(Died(member, f"it finished no row in {still:.0f} s (row_timeout)"))
+            else:
+                self.crew.ask(member)
+
+    def _staff(self) -> None:
+        """As many actors as there is room for, between the least and the most that are wanted."""
+        room = self.crew.room()
+        most = self.actors.most if self.actors.most is not None else max(room, self.actors.least)
+        pieces = len(self.ledger.todo) + sum(len(member.pieces) for member in self.crew.members)
+        wanted = min(max(room, self.actors.least), most, pieces)
+        for _ in range(wanted - len(self.crew.members)):
+            self.crew.hire()
+        # Of those that a lost node leaves without a place, none is waited for.
+        idle = [member for member in self.crew.members if not member.ready]
+        for member in idle[: max(0, len(self.crew.members) - wanted)]:
+            self.crew.dismiss(member)
+
+    def _is_over(self) -> bool:
+        """The job was told to stop, and nothing is under way or the time for it is up."""
+        if not self.stop.requested:
+            return False
+        at_work = any(member.pieces for member in self.crew.members)
+        return not at_work or self.stop.seconds > self.settings.grace
+
+    # --- pieces go out ---
 
     def _assign(self) -> None:
         """First one piece to every actor that is ready, then the next one, for its free slots."""
         for others in range(PIECES_AT_ONCE):
-            for actor in self._actors:
-                if not actor.ready or len(actor.calls) != others or self._is_alone(actor):
+            for member in self.crew.members:
+                if not self.ledger.todo:
+                    return
+                if not member.ready or len(member.pieces) != others or self._is_alone(member):
                     continue
                 piece = self.ledger.take(busy=others > 0)
                 if piece is not None:
-                    call = actor.handle.generate.remote(self._task(piece))
-                    actor.calls[call] = piece
+                    self.crew.give(member, self._task(piece))
 
-    def _is_alone(self, actor: _Actor) -> bool:
-        return any(self.ledger.is_suspect(piece) for piece in actor.calls.values())
+    def _is_alone(self, member: Member) -> bool:
+        return any(self.ledger.is_suspect(piece) for piece in member.pieces)
 
     def _task(self, piece: Piece) -> Task:
         rows, extras = self.manifest.read(piece.start, piece.stop)
         return Task(piece, rows, extras, commit=self.ledger.is_whole(piece))
 
-    def _ask_for_progress(self) -> None:
-        if time.monotonic() - self._asked_at < POLL_SECONDS:
-            return
-        self._asked_at = time.monotonic()
-        for actor in self._actors:
-            if actor.calls and actor.asked is None:
-                actor.asked = actor.handle.progress.remote()
+    # --- what comes back ---
 
-    def _hear(self, actor: _Actor, ref: Any) -> None:
-        """Take what a call came to."""
-        try:
-            value = ray.get(ref)
-        except RayActorError as error:
-            if not actor.ready and self.started is None:
-                raise ModelError(
-                    f"An actor died while it loaded {self.settings.model}: {in_words(error)}"
-                ) from error
-            self._died(actor, in_words(error))
-            return
-        except RayTaskError as error:
-            cause = error.cause
-            if isinstance(cause, AaeBatchError):
-                raise cause if ref is actor.loading else JobError(str(cause)) from None
-            if ref is actor.loading:
-                raise ModelError(
-                    f"An actor could not load {self.settings.model}: {in_words(cause)}"
-                ) from error
-            self._died(actor, in_words(cause))
-            return
-        if ref is actor.loading:
-            actor.loading = None
+    def _hear(self, event: Ready | Told | Done | Died | Failed) -> None:
+        if isinstance(event, Ready):
             self.started = self.started or time.monotonic()
-        elif ref is actor.asked:
-            actor.asked = None
-            out = set(actor.calls.values())  # the answer may be older than a piece's end
-            actor.tallies = {piece: tally for piece, tally in value.items() if piece in out}
+        elif isinstance(event, Told):
+            if event.tallies != event.member.tallies:
+                event.member.moved = time.monotonic()
+            event.member.tallies = event.tallies
+        elif isinstance(event, Done):
+            self._done(event.piece, event.report)
+        elif isinstance(event, Failed):
+            raise event.error if not event.member.ready else JobError(str(event.error))
         else:
-            self._done(actor, ref, value)
+            self._died(event)
 
-    def _done(self, actor: _Actor, call: Any, report: Report) -> None:
-        piece = actor.calls.pop(call)
+    def _done(self, piece: Piece, report: Report) -> None:
         self.deaths_in_a_row = 0
         self.finished += report.tally
-        actor.tallies.pop(piece, None)
+        logger.info("shard=%d rows=%d-%d done", piece.shard, piece.start, piece.stop - 1)
         if self.ledger.is_whole(piece):
             self.ledger.committed(piece)
         else:
@@ -253,24 +252,47 @@ class Foreman:
             _, extras = self.manifest.read(start, start + len(whole))
             writer.commit(self.storage, piece.shard, whole, extras, self.fingerprint)
 
-    def _died(self, actor: _Actor, words: str) -> None:
+    def _died(self, death: Died) -> None:
         """Queue again what the actor had, and give up the row that has killed for the second time."""
-        self._actors.remove(actor)
-        ray.kill(actor.handle)  # it may only be of no more use
+        if not death.member.ready and self.started is None and not death.node_lost:
+            raise ModelError(f"An actor died while it loaded {self.settings.model}: {death.words}")
+        pieces = list(reversed(death.member.pieces))
+        shards = ",".join(str(piece.shard) for piece in pieces) or "none"
+        if death.node_lost:
+            logger.warning("shards=%s a node was lost; others take over", shards)
+            for piece in pieces:
+                self.ledger.requeue(piece)
+            return
+        logger.warning("shards=%s an actor died (%s); another takes over", shards, death.words)
         self.deaths_in_a_row += 1
         if self.deaths_in_a_row > self.settings.max_deaths:
             raise JobError(
                 f"{self.deaths_in_a_row} actors died one after another without finishing anything, "
-                f"the last with: {words} Run the same command again when that is mended."
+                f"the last with: {death.words}"
             )
-        logging.getLogger("aae_batch").warning("An actor died (%s); another takes over.", words)
-        for piece in reversed(actor.calls.values()):
+        for piece in pieces:
             if self.ledger.killed(piece):
                 (row,) = self.manifest.read(piece.start, piece.stop)[0]
-                self._give_up(piece, row, words)
+                self._give_up(piece, row, death.words)
 
     def _give_up(self, piece: Piece, row: Row, words: str) -> None:
         reason = f"its process died twice while it was generated alone: {words}"
+        logger.error("shard=%d row=%s failed %s: %s", piece.shard, row.id, GAVE_UP, words)
         outcome = writer.failed(row, self.settings.guidance, RowError(row.id, reason), kind=GAVE_UP)
         self.finished += Tally(done=1, failed=1)
         self._return(piece, [outcome])
+
+    def _judge(self) -> None:
+        """Stop a job that is failing everywhere."""
+        limit = self.settings.max_failures
+        if limit is None:
+            return
+        now = self.progress().now
+        share = isinstance(limit, float)
+        allowed = limit * now.done if share else limit
+        if now.failed > allowed and (not share or now.done >= FEW_ROWS):
+            raise JobError(
+                f"{now.failed} of {now.done} rows failed, more than max_failures "
+                f"({f'{limit:.0%}' if share else limit}) allows; see the column error in "
+                f"{self.storage.place(layout.METADATA)}."
+            )

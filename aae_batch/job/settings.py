@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from aae_batch.config import GuidanceConfig
 from aae_batch.errors import SettingsError
@@ -15,6 +15,28 @@ from aae_batch.model.loading import source_of
 
 SHARD_SIZE = 256
 _END = 1 << 20
+
+
+def _actor_range(value: Any) -> Any:
+    """`(least, most)` from 4, "4" or "1:8"."""
+    if isinstance(value, (int, str)):
+        parts = [int(part) for part in str(value).split(":")]
+        value = (parts[0], parts[-1]) if len(parts) <= 2 else value
+    if isinstance(value, tuple) and not 1 <= value[0] <= value[1]:
+        raise ValueError("give a number, or MIN:MAX with 1 <= MIN <= MAX, e.g. 1:8")
+    return value
+
+
+def _failures(value: Any) -> Any:
+    """A count as int, a share as float below 1."""
+    if isinstance(value, str):
+        value = float(value[:-1]) / 100 if value.endswith("%") else int(value)
+    if isinstance(value, (int, float)) and (value < 0 or (isinstance(value, float) and value > 1)):
+        raise ValueError("give a number of rows, or a share such as 5%")
+    return value
+
+
+ActorRange = Annotated[tuple[int, int], BeforeValidator(_actor_range)]
 
 
 class JobSettings(BaseModel):
@@ -34,11 +56,26 @@ class JobSettings(BaseModel):
     device: str = Field("auto", description="Torch device of each actor.")
     dtype: str = Field("auto", description="Precision of the weights.")
     slots: int = Field(8, ge=1, description="Pictures in flight in each actor.")
-    actors: int | None = Field(None, ge=1, description="Default: one per GPU, else one.")
+    actors: ActorRange | None = Field(
+        None, description="A number, or MIN:MAX. Default: one per GPU as they come, else one."
+    )
+    gpus_per_actor: float | None = Field(
+        None, ge=0, description="May be a fraction. Default: one where there are GPUs, else none."
+    )
     shard_size: int | None = Field(
         None,
         ge=1,
         description=f"Rows per shard. Default: {SHARD_SIZE}, or as the output was begun.",
+    )
+    row_timeout: float = Field(
+        1800, gt=0, description="Seconds without a finished row after which an actor is given up."
+    )
+    max_failures: Annotated[int | float | None, BeforeValidator(_failures)] = Field(
+        None, description="Stop when more rows have failed: a number, or a share, '5%'."
+    )
+    retry_failed: bool = Field(False, description="Generate again the rows that have failed.")
+    grace: float = Field(
+        30, ge=0, description="Seconds that shards under way are given once a stop is asked for."
     )
     max_deaths: int = Field(20, ge=1, description="Stop after so many deaths with no row between.")
     ray_address: str | None = Field(None, description="A running cluster; default: this machine.")

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 PIECES_AT_ONCE = 2
 """While the last rows of one piece finish, the first of the next take the free slots."""
 
-CONCURRENCY = PIECES_AT_ONCE + 1
-"""Of the actor: its pieces, and a question how far they are."""
+CONCURRENCY = PIECES_AT_ONCE + 2
+"""Of the actor: its pieces, and a question or two."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,12 @@ class Worker:
         self._open: list[_Open] = []
         self._lock = threading.Lock()
         self._broken: BaseException | None = None
+
+    def node(self) -> str:
+        """The Ray node it is on."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
 
     def load(self) -> str:
         """Load the model and start; returns where, e.g. `cuda`. Errors are the caller's to report."""

@@ -171,6 +171,34 @@ def test_actors_that_only_die_stop_the_job(settings, ray_here):
         run_job(settings(max_deaths=2), worker_class=Hopeless)
 
 
+def test_an_actor_that_hangs_is_given_up_and_so_is_the_row_that_hangs_it(reference, settings):
+    class Sleepy(Worker):
+        def admit(self, batch, request) -> None:
+            if request.id == "row-07":
+                time.sleep(1000)
+            super().admit(batch, request)
+
+    job = settings(row_timeout=4)
+    summary = run_job(job, worker_class=Sleepy)
+    assert (summary["images"], summary["failures"]) == (11, {"ActorDied": 1})
+    rows = {row["id"]: row for row in Dataset(job.output).metadata().to_pylist()}
+    assert "finished no row in" in rows["row-07"]["error"]
+    for row in Dataset(reference[0].output).metadata().to_pylist():
+        if row["id"] != "row-07":
+            assert rows[row["id"]]["sha256"] == row["sha256"]
+
+
+@pytest.mark.parametrize("limit", [3, "50%"])
+def test_a_job_that_fails_everywhere_stops(settings, tmp_path, ray_here, limit):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"prompt": ""}\n' * 400)
+    job = settings(manifest=path, shard_size=50, max_failures=limit)
+    with pytest.raises(JobError, match=r"of \d+ rows failed, more than max_failures"):
+        run_job(job)
+    run_job(job.model_copy(update={"max_failures": None}))
+    assert Dataset(job.output).metadata().num_rows == 400
+
+
 def test_a_full_disk_stops_the_job_with_its_own_words(settings, ray_here):
     class Full(Worker):
         def load(self) -> str:
@@ -265,14 +293,28 @@ def test_settings_may_change_while_nothing_is_committed(reference, settings):
 @pytest.mark.parametrize(
     ("wanted", "gpus", "cores", "plan"),
     [
-        (None, 0, 8, ActorPlan(1, cpus=1, gpus=0, threads=8)),
-        (2, 0, 8, ActorPlan(2, cpus=1, gpus=0, threads=4)),
-        (4, 0, 2, ActorPlan(4, cpus=1, gpus=0, threads=1)),
-        (None, 8, 64, ActorPlan(8, cpus=1, gpus=1, threads=None)),
+        (None, 0, 8, ActorPlan(1, 1, cpus=1, gpus=0, threads=8)),
+        ((2, 2), 0, 8, ActorPlan(2, 2, cpus=1, gpus=0, threads=4)),
+        ((4, 4), 0, 2, ActorPlan(4, 4, cpus=1, gpus=0, threads=1)),
+        (None, 1, 64, ActorPlan(1, None, cpus=1, gpus=1, threads=None)),
+        ((2, 16), 0.5, 64, ActorPlan(2, 16, cpus=1, gpus=0.5, threads=None)),
     ],
 )
 def test_actors_share_what_the_machine_has(wanted, gpus, cores, plan):
     assert ActorPlan.of(wanted, gpus, cores) == plan
+
+
+@pytest.mark.parametrize(
+    ("given", "actors"), [(3, (3, 3)), ("3", (3, 3)), ("1:8", (1, 8)), (None, None)]
+)
+def test_actors_are_a_number_or_a_range(settings, given, actors):
+    assert settings(actors=given).actors == actors
+
+
+@pytest.mark.parametrize("wrong", ["8:1", "0", "many", "1:2:3"])
+def test_a_wrong_range_of_actors_is_refused(settings, wrong):
+    with pytest.raises(SettingsError, match="actors"):
+        settings(actors=wrong)
 
 
 def test_a_killed_and_an_interrupted_driver_lose_nothing(reference, settings, tmp_path):

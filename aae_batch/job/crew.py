@@ -1,0 +1,259 @@
+"""The actors as the driver sees them: it hires them, hands them pieces, and hears what becomes of them.
+
+All that the driver says to Ray while it works is said here.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from aae_batch.errors import AaeBatchError, ModelError
+from aae_batch.job.cluster import ActorPlan, in_words
+from aae_batch.job.plan import Piece
+from aae_batch.job.progress import Tally
+from aae_batch.job.worker import CONCURRENCY, Report, Task, Worker, WorkerSettings
+
+NODE_LOSS_SECONDS = 2.0
+"""How long Ray may take to notice that a node is gone after the actors on it are: only then is it known
+whether a death was the actor's own."""
+
+
+@dataclass(eq=False)
+class Member:
+    """One actor.
+
+    Attributes:
+        pieces: what is out with it.
+        tallies: how far it last said these were.
+        ready: its model is loaded.
+        moved: when it last finished anything, or was given something while it had nothing.
+    """
+
+    pieces: list[Piece] = field(default_factory=list)
+    tallies: dict[Piece, Tally] = field(default_factory=dict)
+    ready: bool = False
+    moved: float = 0.0
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An actor has loaded its model."""
+
+    member: Member
+
+
+@dataclass(frozen=True)
+class Told:
+    """An actor has said how far its pieces are."""
+
+    member: Member
+    tallies: dict[Piece, Tally]
+
+
+@dataclass(frozen=True)
+class Done:
+    """An actor has finished a piece."""
+
+    member: Member
+    piece: Piece
+    report: Report
+
+
+@dataclass(frozen=True)
+class Died:
+    """An actor is gone, or of no more use. `node_lost`: because its machine is gone."""
+
+    member: Member
+    words: str
+    node_lost: bool = False
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An actor met with what no other actor will do better: the job has to stop."""
+
+    member: Member
+    error: AaeBatchError
+
+
+Event = Ready | Told | Done | Died | Failed
+
+
+class Crew(Protocol):
+    """What the driver needs of actors."""
+
+    @property
+    def members(self) -> Sequence[Member]: ...
+
+    def room(self) -> int:
+        """How many actors the cluster has room for, those that are there included."""
+
+    def hire(self) -> None:
+        """Ask for one more actor. It is a member from now on, and ready later."""
+
+    def give(self, member: Member, task: Task) -> None:
+        """Hand a piece to a member."""
+
+    def ask(self, member: Member) -> None:
+        """Ask a member how far it is, unless it has been asked and has not answered."""
+
+    def dismiss(self, member: Member) -> None:
+        """End a member at once."""
+
+    def events(self, seconds: float) -> list[Event]:
+        """What has happened; waits up to so many seconds for the first thing to happen."""
+
+
+_ERRORS = (RayActorError, RayTaskError)
+
+
+def _answer(ref: Any) -> Any:
+    """What a call came to: its value, or the error that it ended with."""
+    try:
+        return ray.get(ref)
+    except _ERRORS as error:
+        return error
+
+
+@dataclass(eq=False)
+class _Actor(Member):
+    """A member, its handle, and the calls that are out with it."""
+
+    handle: Any = None
+    node: str | None = None
+    locating: Any = None
+    loading: Any = None
+    asked: Any = None
+    calls: dict[Any, Piece] = field(default_factory=dict)
+
+    def waits_for(self) -> list[Any]:
+        return [ref for ref in (self.locating, self.loading, self.asked, *self.calls) if ref]
+
+
+class RayCrew:
+    """Ray actors. They are not restarted by Ray: the driver hires new ones."""
+
+    members: list[_Actor]
+
+    def __init__(
+        self, worker_class: type[Worker], worker: WorkerSettings, actors: ActorPlan
+    ) -> None:
+        self.members = []
+        self._worker = worker
+        self._plan = actors
+        self._remote = ray.remote(worker_class)
+        self._dead: list[tuple[float, _Actor, str]] = []
+
+    def room(self) -> int:
+        resources = ray.cluster_resources()
+        if self._plan.gpus:
+            return math.floor(resources.get("GPU", 0) / self._plan.gpus + 1e-6)
+        return math.floor(resources.get("CPU", 0) / self._plan.cpus + 1e-6)
+
+    def hire(self) -> None:
+        handle = self._remote.options(
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=CONCURRENCY,
+            num_cpus=self._plan.cpus,
+            num_gpus=self._plan.gpus,
+        ).remote(self._worker)
+        actor = _Actor(handle=handle, moved=time.monotonic())
+        actor.locating, actor.loading = handle.node.remote(), handle.load.remote()
+        self.members.append(actor)
+
+    def give(self, member: Member, task: Task) -> None:
+        assert isinstance(member, _Actor)
+        if not member.pieces:
+            member.moved = time.monotonic()
+        member.calls[member.handle.generate.remote(task)] = task.piece
+        member.pieces.append(task.piece)
+
+    def ask(self, member: Member) -> None:
+        assert isinstance(member, _Actor)
+        if member.asked is None:
+            member.asked = member.handle.progress.remote()
+
+    def dismiss(self, member: Member) -> None:
+        assert isinstance(member, _Actor)
+        if member in self.members:
+            self.members.remove(member)
+        ray.kill(member.handle)
+
+    def events(self, seconds: float) -> list[Event]:
+        waiting = {ref: actor for actor in self.members for ref in actor.waits_for()}
+        if self._dead:
+            seconds = min(seconds, 0.2)
+        if waiting:
+            done, _ = ray.wait(list(waiting), num_returns=1, timeout=seconds)
+        else:
+            time.sleep(seconds)
+            return self._deaths()
+        if done:
+            done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
+        answers = [(ref, _answer(ref)) for ref in done]
+        events: list[Event | None] = []
+        for failed in (False, True):  # what was finished before a death counts
+            for ref, answer in answers:
+                actor = waiting[ref]
+                if isinstance(answer, _ERRORS) is not failed or actor not in self.members:
+                    continue
+                hear = self._bad if failed else self._good
+                events.append(hear(actor, ref, answer))
+        return [event for event in events if event is not None] + self._deaths()
+
+    def _good(self, actor: _Actor, ref: Any, value: Any) -> Event | None:
+        if ref == actor.locating:
+            actor.locating, actor.node = None, value
+            return None
+        if ref == actor.loading:
+            actor.loading, actor.ready = None, True
+            return Ready(actor)
+        if ref == actor.asked:
+            actor.asked = None
+            # The answer may be older than a piece's end.
+            return Told(actor, {p: tally for p, tally in value.items() if p in actor.pieces})
+        piece = actor.calls.pop(ref)
+        actor.pieces.remove(piece)
+        actor.tallies.pop(piece, None)
+        actor.moved = time.monotonic()
+        return Done(actor, piece, value)
+
+    def _bad(self, actor: _Actor, ref: Any, error: RayActorError | RayTaskError) -> Event | None:
+        self.dismiss(actor)  # it may only be of no more use
+        if isinstance(error, RayActorError):
+            if getattr(error, "preempted", False):
+                return Died(actor, in_words(error), node_lost=True)
+            self._dead.append((time.monotonic() + NODE_LOSS_SECONDS, actor, in_words(error)))
+            return None
+        cause = error.cause
+        if isinstance(cause, AaeBatchError):
+            return Failed(actor, cause)
+        if ref == actor.loading:
+            return Failed(
+                actor, ModelError(f"An actor could not load the model: {in_words(cause)}")
+            )
+        return Died(actor, in_words(cause))
+
+    def _deaths(self) -> list[Event]:
+        """The deaths whose cause is known by now."""
+        if not self._dead:
+            return []
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        known: list[Event] = []
+        undecided = []
+        for deadline, actor, words in self._dead:
+            lost = actor.node is not None and actor.node not in alive
+            if lost or time.monotonic() > deadline:
+                known.append(Died(actor, words, node_lost=lost))
+            else:
+                undecided.append((deadline, actor, words))
+        self._dead = undecided
+        return known
