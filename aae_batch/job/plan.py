@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -32,6 +32,17 @@ def shards(rows: int, shard_size: int) -> list[Piece]:
     return [Piece(i, start, min(start + shard_size, rows)) for i, start in enumerate(starts)]
 
 
+def runs(shard: int, rows: Collection[int]) -> list[Piece]:
+    """Rows of a shard as pieces without gaps."""
+    pieces: list[Piece] = []
+    for row in sorted(rows):
+        if pieces and pieces[-1].stop == row:
+            pieces[-1] = Piece(shard, pieces[-1].start, row + 1)
+        else:
+            pieces.append(Piece(shard, row, row + 1))
+    return pieces
+
+
 @dataclass
 class Ledger(Generic[T]):
     """The shards still to do, what is out with actors, and what has killed actors.
@@ -44,18 +55,32 @@ class Ledger(Generic[T]):
 
     todo: deque[Piece]
     parts: dict[int, list[T]] = field(default_factory=dict)
-    _whole: dict[int, Piece] = field(default_factory=dict)
+    _planned: frozenset[Piece] = frozenset()
+    _whole: frozenset[Piece] = frozenset()
     _kills: Counter[Piece] = field(default_factory=Counter)
-    _left: dict[int, int] = field(default_factory=dict)
+    _left: Counter[int] = field(default_factory=Counter)
 
     @classmethod
-    def of(cls, rows: int, shard_size: int, committed: Collection[int]) -> Ledger[T]:
-        left = [piece for piece in shards(rows, shard_size) if piece.shard not in committed]
-        return cls(
-            deque(left),
-            _whole={piece.shard: piece for piece in left},
-            _left={piece.shard: len(piece) for piece in left},
-        )
+    def of(
+        cls,
+        rows: int,
+        shard_size: int,
+        committed: Collection[int],
+        again: Mapping[int, Collection[int]] | None = None,
+    ) -> Ledger[T]:
+        """
+        Args:
+            committed: shards that are done.
+            again: of these, rows that are to be made again, by shard.
+        """
+        done = frozenset(committed)
+        whole = [piece for piece in shards(rows, shard_size) if piece.shard not in done]
+        planned = [piece for shard, few in (again or {}).items() for piece in runs(shard, few)]
+        planned += whole
+        left: Counter[int] = Counter()
+        for piece in planned:
+            left[piece.shard] += len(piece)
+        return cls(deque(planned), _planned=frozenset(planned), _whole=frozenset(whole), _left=left)
 
     @property
     def finished(self) -> bool:
@@ -66,17 +91,17 @@ class Ledger(Generic[T]):
         return sum(self._left.values())
 
     def is_whole(self, piece: Piece) -> bool:
-        """It is a whole shard, which its actor commits; the driver commits those that were halved."""
-        return self._whole[piece.shard] == piece
+        """It is a whole shard, which its actor commits; the driver commits those that come in parts."""
+        return piece in self._whole
 
     def is_suspect(self, piece: Piece) -> bool:
-        return self._kills[piece] > 0 or not self.is_whole(piece)
+        return piece in self._kills or piece not in self._planned
 
     def take(self, busy: bool) -> Piece | None:
         """The next piece for an actor; one that is busy is given nothing suspect."""
-        for piece in self.todo:
+        for place, piece in enumerate(self.todo):  # what is suspect is few, and stands first
             if not busy or not self.is_suspect(piece):
-                self.todo.remove(piece)
+                del self.todo[place]
                 return piece
         return None
 
@@ -85,7 +110,7 @@ class Ledger(Generic[T]):
         del self._left[piece.shard]
 
     def returned(self, piece: Piece, results: list[T]) -> list[T] | None:
-        """Part of a shard is done. Returns the whole shard's results with its last part."""
+        """Part of a shard is done. Returns the results of all that was to do of it with the last part."""
         parts = self.parts.setdefault(piece.shard, [])
         parts.extend(results)
         self._left[piece.shard] -= len(piece)
@@ -107,7 +132,7 @@ class Ledger(Generic[T]):
             if twice:
                 return True
             self.requeue(piece)
-        elif twice or not self.is_whole(piece):
+        elif twice or piece not in self._planned:
             self.todo.extendleft(reversed(piece.halves()))
         else:
             self.requeue(piece)

@@ -77,3 +77,23 @@ def test_a_halved_shard_comes_back_whole():
     assert ledger.returned(second, [2, 3]) is None
     assert sorted(ledger.returned(first, [0, 1]) or []) == [0, 1, 2, 3]
     assert ledger.finished
+
+
+def test_rows_to_make_again_go_out_in_runs_and_are_not_held_suspect():
+    ledger: Ledger[int] = Ledger.of(9, 3, committed={0, 1, 2}, again={1: [3, 5], 2: [6, 7]})
+    assert list(ledger.todo) == [Piece(1, 3, 4), Piece(1, 5, 6), Piece(2, 6, 8)]
+    assert ledger.rows_left == 4
+    first, second, third = (ledger.take(busy=True) for _ in range(3))
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert ledger.returned(second, [5]) is None
+    assert ledger.returned(first, [3]) == [5, 3]
+    assert not ledger.killed(third)
+    assert not ledger.killed(third)
+    assert list(ledger.todo) == [Piece(2, 6, 7), Piece(2, 7, 8)]
+
+
+def test_a_shard_to_make_and_rows_to_make_again_end_together():
+    committed, _, _ = drain(Ledger.of(9, 3, {1}, again={1: [4]}), kills=lambda row: False)
+    assert committed == [Piece(0, 0, 3), Piece(2, 6, 9)]
