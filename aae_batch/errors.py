@@ -58,3 +58,9 @@ class SubjectError(RowError):
 
 class NonFiniteError(RowError):
     """Sampling produced NaN or infinity for this row."""
+
+
+def shown(value: object) -> str:
+    """A value in a message: as Python writes it, without the middle where that is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:120]}...{text[-40:]}"

@@ -18,24 +18,27 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from aae_batch import row_groups
 from aae_batch.dataset.layout import MANIFEST_COLUMNS, RESERVED
 from aae_batch.errors import ManifestError, RequestError
-from aae_batch.row import ID_DIGITS, Row, id_text, read_row
+from aae_batch.repeats import Repeats
+from aae_batch.row import Row, Unreadable, default_id, id_of, read_row
+from aae_batch.row_groups import RowGroups
 
 COLUMNS = tuple(column.name for column in MANIFEST_COLUMNS)
 ALIASES = {"subject_indices": "token_indices"}
 
 _ENCODING = b"aae_batch.encoding"
 _LINES_AT_ONCE = 20_000
+_ROWS_AT_ONCE = 1_000
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """An open manifest. Rows are read a row group at a time.
+    """An open manifest. It stays on disk but for the rows around those that were read last.
 
     Attributes:
         path: the file that was opened.
@@ -46,45 +49,34 @@ class Manifest:
     path: Path
     digest: str
     extras: pa.Schema
-    _file: pq.ParquetFile
-    _group_starts: tuple[int, ...]
-    _first_uses: dict[int, int]
-    """Of each row whose id was used before: the row that used it first."""
+    _groups: RowGroups
+    _repeats: Repeats
 
     def __len__(self) -> int:
-        return self._group_starts[-1]
+        return len(self._groups)
 
     def read(self, start: int, stop: int) -> tuple[list[Row], pa.Table]:
         """The rows from `start` up to `stop`, and their extra columns."""
-        table = self._slice(start, stop)
+        with _readable(self.path):
+            table = self._groups.read(start, stop)
         own = [name for name in table.column_names if ALIASES.get(name, name) in COLUMNS]
-        values = {ALIASES.get(name, name): _decode(table, name) for name in own}
+        values = {
+            ALIASES.get(name, name): _values(table[name], table.schema.field(name)) for name in own
+        }
         rows = []
         for i in range(table.num_rows):
             row = read_row(start + i, {name: column[i] for name, column in values.items()})
-            if row.error is None and row.index in self._first_uses:
-                first = self._first_uses[row.index] + 1
-                reason = (
-                    f"column id: already used by row {first} of the manifest; ids must be unique"
-                )
+            first = self._repeats.first_use(row.index)
+            if row.error is None and first is not None:
+                reason = f"column id: already used by row {first + 1} of the manifest; ids must be unique"
                 row = replace(row, error=RequestError(row.id, reason))
             rows.append(row)
         return rows, table.select(self.extras.names)
 
     def rows(self) -> Iterator[Row]:
         """All rows in order."""
-        for start, stop in zip(self._group_starts, self._group_starts[1:], strict=False):
-            yield from self.read(start, stop)[0]
-
-    def _slice(self, start: int, stop: int) -> pa.Table:
-        groups = [
-            group
-            for group, first in enumerate(self._group_starts[:-1])
-            if first < stop and self._group_starts[group + 1] > start
-        ]
-        with _readable(self.path):
-            table = self._file.read_row_groups(groups)
-        return table.slice(start - self._group_starts[groups[0]], stop - start)
+        for start in range(0, len(self), _ROWS_AT_ONCE):
+            yield from self.read(start, min(start + _ROWS_AT_ONCE, len(self)))[0]
 
 
 @contextmanager
@@ -96,6 +88,8 @@ def open_manifest(path: str | Path) -> Iterator[Manifest]:
             clash with one the run adds.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ManifestError(f"Manifest {path} is a folder; name one file in it.")
     if not path.is_file():
         raise ManifestError(f"Manifest {path} does not exist; check the path.")
     converters = {".parquet": None, ".csv": _convert_csv, ".jsonl": _convert_jsonl}
@@ -107,14 +101,18 @@ def open_manifest(path: str | Path) -> Iterator[Manifest]:
     with ExitStack() as stack:
         with _readable(path):
             digest = _digest(path)
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aae-batch-")))
             parquet, convert = path, converters[suffix]
             if convert is not None:
-                folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="aae-batch-"))
-                parquet = Path(folder) / "manifest.parquet"
+                _check_text(path)
+                parquet = folder / "manifest.parquet"
                 convert(path, parquet)
-            file = stack.enter_context(pq.ParquetFile(parquet, memory_map=True))
+            file = stack.enter_context(row_groups.opened(parquet))
             _check_columns(path, file.schema_arrow)
-            manifest = _opened(path, digest, file)
+            if row_groups.too_large(file):
+                row_groups.regroup(file, folder / "regrouped.parquet")
+                file = stack.enter_context(row_groups.opened(folder / "regrouped.parquet"))
+            manifest = _opened(path, digest, RowGroups(file))
         yield manifest
 
 
@@ -123,19 +121,31 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except pa.ArrowException as error:
+        hint = " Save it as UTF-8 text." if "UTF8" in str(error) else ""
+        raise ManifestError(
+            f"Manifest {path} cannot be read: {_first_line(error)}{hint}"
+        ) from error
+    except UnicodeError as error:
+        raise ManifestError(
+            f"Manifest {path} cannot be read: {_first_line(error)} Save it as UTF-8 text."
+        ) from error
+    except OSError as error:
         raise ManifestError(f"Manifest {path} cannot be read: {_first_line(error)}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"Manifest {path} cannot be read: {error}.") from error
 
 
-def _opened(path: Path, digest: str, file: pq.ParquetFile) -> Manifest:
-    starts = [0]
-    for group in range(file.num_row_groups):
-        starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
-    if starts[-1] == 0:
+def _check_text(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(2) == b"\x1f\x8b":
+            raise ManifestError(
+                f"Manifest {path} is compressed with gzip, whatever its name says; unpack it first."
+            )
+
+
+def _opened(path: Path, digest: str, groups: RowGroups) -> Manifest:
+    if len(groups) == 0:
         raise ManifestError(f"Manifest {path} has no rows.")
-    extras = [f for f in file.schema_arrow if ALIASES.get(f.name, f.name) not in COLUMNS]
-    return Manifest(path, digest, pa.schema(extras), file, tuple(starts), _repeated_ids(file))
+    extras = [f for f in groups.schema if ALIASES.get(f.name, f.name) not in COLUMNS]
+    return Manifest(path, digest, pa.schema(extras), groups, _repeated_ids(groups))
 
 
 def _check_columns(path: Path, schema: pa.Schema) -> None:
@@ -159,33 +169,22 @@ def _check_columns(path: Path, schema: pa.Schema) -> None:
             )
 
 
-def _repeated_ids(file: pq.ParquetFile) -> dict[int, int]:
-    """Of each row whose id an earlier row has: that row. Ids stay in Arrow; only repeats come out."""
-    if "id" not in file.schema_arrow.names:
-        return {}
-    table = file.read(["id"])
-    if _encoding(table.schema, "id") == b"json" or not pa.types.is_string(
-        table.schema.field("id").type
-    ):
-        ids = pa.array((id_text(value) for value in _decode(table, "id")), pa.string())
-    else:
-        ids = table["id"]
-    default = pc.utf8_lpad(pa.array(range(len(ids))).cast(pa.string()), ID_DIGITS, padding="0")
-    ids = pc.coalesce(ids, default)
-    counts = pc.value_counts(ids)
-    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-    if len(repeated) == 0:
-        return {}
-    which = pc.index_in(ids, repeated)
-    rows = pc.indices_nonzero(pc.is_valid(which)).to_pylist()
-    first: dict[int, int] = {}
-    uses = {}
-    for row, value in zip(rows, which.drop_null().to_pylist(), strict=True):
-        if value in first:
-            uses[row] = first[value]
-        else:
-            first[value] = row
-    return uses
+def _repeated_ids(groups: RowGroups) -> Repeats:
+    if "id" not in groups.schema.names:
+        return Repeats.among(list)
+    kind = groups.schema.field("id")
+
+    def ids() -> Iterator[list[str]]:
+        start = 0
+        for column in groups.column("id"):
+            values = _values(column, kind)
+            if pa.types.is_string(kind.type) and _encoding(kind) is None:
+                yield [text or default_id(start + i) for i, text in enumerate(values)]
+            else:
+                yield [id_of(start + i, value) for i, value in enumerate(values)]
+            start += len(values)
+
+    return Repeats.among(ids)
 
 
 # --- conversion ----------------------------------------------------------------------------------
@@ -208,6 +207,11 @@ def _convert_csv(source: Path, target: Path) -> None:
             strings_can_be_null=True,
         ),
     )
+    for field in table.schema:
+        if pa.types.is_binary(field.type):  # what is no text anyone meant
+            raise ManifestError(
+                f"Manifest {source}: column {field.name} is not UTF-8; save it as UTF-8 text."
+            )
     pq.write_table(table, target, row_group_size=_LINES_AT_ONCE)
 
 
@@ -224,10 +228,12 @@ def _convert_jsonl(source: Path, target: Path) -> None:
                 continue
             try:
                 kind = pa.array([record.get(name) for record in records]).type
+                if _has_empty_struct(kind):  # Parquet has none
+                    raise pa.ArrowInvalid
                 schema = pa.unify_schemas(
                     [schema, pa.schema([(name, kind)])], promote_options="permissive"
                 )
-            except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+            except (ValueError, OverflowError, pa.ArrowException):
                 texts.add(name)
     names = [*schema.names, *sorted(texts - set(schema.names))]
     own = {b"aae_batch.encoding": b"json"}
@@ -249,6 +255,12 @@ def _convert_jsonl(source: Path, target: Path) -> None:
             writer.write_table(pa.table(columns, schema=whole))
 
 
+def _has_empty_struct(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind) and kind.num_fields == 0:
+        return True
+    return any(_has_empty_struct(kind.field(i).type) for i in range(kind.num_fields))
+
+
 def _json_texts(records: list[dict], name: str) -> pa.Array:
     values = (record.get(name) for record in records)
     return pa.array((None if v is None else json.dumps(v) for v in values), pa.string())
@@ -264,6 +276,10 @@ def _json_chunks(source: Path) -> Iterator[list[dict]]:
 def _json_record(source: Path, number: int, line: str) -> dict:
     try:
         record = json.loads(line)
+    except RecursionError:
+        raise ManifestError(
+            f"Manifest {source}: line {number} is nested too deeply; flatten it."
+        ) from None
     except ValueError as error:
         raise ManifestError(f"Manifest {source}: line {number} is not JSON: {error}.") from None
     if not isinstance(record, dict):
@@ -273,15 +289,30 @@ def _json_record(source: Path, number: int, line: str) -> dict:
     return record
 
 
-def _encoding(schema: pa.Schema, name: str) -> bytes | None:
-    return (schema.field(name).metadata or {}).get(_ENCODING)
+def _encoding(field: pa.Field) -> bytes | None:
+    return (field.metadata or {}).get(_ENCODING)
 
 
-def _decode(table: pa.Table, name: str) -> list[Any]:
-    values = table[name].to_pylist()
-    if _encoding(table.schema, name) == b"json":
+def _values(column: pa.Array | pa.ChunkedArray, field: pa.Field) -> list[Any]:
+    """A column as Python has it; what Python cannot have is `Unreadable`, alone."""
+    try:
+        values = column.to_pylist()
+    except _NOT_FOR_PYTHON:
+        values = [_value(scalar) for scalar in column]
+    if _encoding(field) == b"json":
         return [None if value is None else json.loads(value) for value in values]
     return values
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except _NOT_FOR_PYTHON:
+        return Unreadable()
+
+
+_NOT_FOR_PYTHON = (ValueError, OverflowError, ImportError, pa.ArrowException)
+"""E.g. text that is not UTF-8, a date in the year 10,000, nanoseconds."""
 
 
 def _digest(path: Path) -> str:
@@ -297,4 +328,5 @@ def _sha256_of(file) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") + "."
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".") + "."

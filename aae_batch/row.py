@@ -9,10 +9,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from aae_batch.errors import PromptError, RequestError, RowError
+from aae_batch.errors import PromptError, RequestError, RowError, shown
 from aae_batch.request import METHODS, Request
 
 ID_DIGITS = 8
+MOST_PIXELS = 16_384
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}")
 
 
@@ -45,13 +46,13 @@ def seed_of(row_id: str) -> int:
 def read_row(index: int, values: dict[str, Any]) -> Row:
     """Check one row's values, which may be of any type, and make its request."""
     given = {name: value for name, value in values.items() if not _is_missing(value)}
-    row_id = id_text(given.pop("id", None)) or f"{index:0{ID_DIGITS}d}"
+    row_id = id_of(index, given.pop("id", None))
     read: dict[str, Any] = {}
     problems: list[tuple[type[RowError], str]] = []
     if not _SAFE_ID.fullmatch(row_id):
         reason = (
-            f"column id: {row_id!r} cannot be a file name; use up to 120 letters, digits, '.', '_' "
-            "and '-', not beginning with '.' or '-'"
+            f"column id: {shown(row_id)} cannot be a file name; use up to 120 letters, digits, '.', "
+            "'_' and '-', not beginning with '.' or '-'"
         )
         problems.append((RequestError, reason))
     for name, reader in _READERS.items():
@@ -59,7 +60,7 @@ def read_row(index: int, values: dict[str, Any]) -> Row:
             try:
                 read[name] = reader(given[name])
             except _UnfitError as unfit:
-                problems.append((RequestError, f"column {name}: {given[name]!r} {unfit}"))
+                problems.append((RequestError, f"column {name}: {shown(given[name])} {unfit}"))
     if "prompt" not in given:
         problems.insert(0, (RequestError, "column prompt: is empty; write what the picture shows"))
     elif isinstance(given["prompt"], str) and not given["prompt"].strip():
@@ -82,22 +83,39 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def id_text(value: Any) -> str | None:
-    if _is_missing(value):
-        return None
+class Unreadable:
+    """Stands for a value that Python cannot represent, e.g. text that is not UTF-8."""
+
+    def __repr__(self) -> str:
+        return "<unreadable>"
+
+
+def default_id(index: int) -> str:
+    """The id of a row that has none."""
+    return f"{index:0{ID_DIGITS}d}"
+
+
+def id_of(index: int, value: Any) -> str:
+    """The id of a row, fit for a table if not for a file name."""
+    if _is_missing(value) or value == "":
+        return default_id(index)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value)
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise _UnfitError("is not text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _UnfitError("has half a surrogate pair, which no text may have; remove it") from None
     return value
 
 
 def _whole(value: Any) -> int:
-    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d+\s*", value):
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,100}\s*", value):
         return int(value)
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -122,8 +140,10 @@ def _steps(value: Any) -> int:
 
 def _pixels(value: Any) -> int:
     number = _whole(value)
+    if number > MOST_PIXELS:
+        raise _UnfitError(f"is too large; use up to {MOST_PIXELS}")
     if number <= 0 or number % 8:
-        near = max(8, round(number / 8) * 8)
+        near = 8 if number <= 0 else max(8, round(number / 8) * 8)
         raise _UnfitError(f"is not a multiple of 8; use {near}")
     return number
 
@@ -131,7 +151,7 @@ def _pixels(value: Any) -> int:
 def _scale(value: Any) -> float:
     try:
         number = float(value) if not isinstance(value, bool) else math.nan
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 <= number < math.inf:
         raise _UnfitError("is not a number from 0")
@@ -151,7 +171,7 @@ def _listed(value: Any) -> list[Any]:
             return [part.strip() for part in value.split(";") if part.strip()]
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _UnfitError("begins like a JSON list but is none") from None
     if not isinstance(value, list):
         raise _UnfitError('is not a list; write ["cat", "frog"], or cat;frog in a CSV')
@@ -162,7 +182,7 @@ def _subjects(value: Any) -> tuple[str, ...]:
     subjects = _listed(value)
     if not all(isinstance(subject, str) for subject in subjects):
         raise _UnfitError("is not a list of words of the prompt")
-    return tuple(subjects)
+    return tuple(_text(subject) for subject in subjects)
 
 
 def _token_indices(value: Any) -> tuple[tuple[int, ...], ...]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from aae_batch.errors import PromptError, SubjectError
+from aae_batch.errors import PromptError, SubjectError, shown
 from aae_batch.request import Request
 
 TokenKind = Literal["start", "word", "end", "truncated"]
@@ -125,7 +125,9 @@ def _find_phrases(
         ids = tokenizer(phrase, add_special_tokens=False, verbose=False).input_ids
         wanted = tuple(tokenizer.convert_ids_to_tokens(ids))
         if not wanted:
-            raise SubjectError(row, f"subject {phrase!r} has no words; remove it or name something")
+            raise SubjectError(
+                row, f"subject {shown(phrase)} has no words; remove it or name something"
+            )
         places = _occurrences(table, wanted)
         if len(places) <= seen[wanted]:
             raise SubjectError(row, _why_missing(table, phrase, found=len(places)))
@@ -135,7 +137,7 @@ def _find_phrases(
         if indices[-1] >= table.end:
             raise SubjectError(
                 row,
-                f"subject {phrase!r} is cut off: the text encoder sees only the first "
+                f"subject {shown(phrase)} is cut off: the text encoder sees only the first "
                 f"{table.end - 1} tokens of the prompt; shorten it or move the subject forward",
             )
         subjects.append(Subject(phrase, indices, wanted))
@@ -159,8 +161,10 @@ def _occurrences(table: TokenTable, wanted: tuple[str, ...]) -> list[int]:
 def _why_missing(table: TokenTable, phrase: str, found: int) -> str:
     if found:
         times = "once" if found == 1 else f"{found} times"
-        return f"subject {phrase!r} is in the prompt only {times}; name it as often as it occurs"
-    return f"subject {phrase!r} is not in the prompt; its tokens are {table}"
+        return (
+            f"subject {shown(phrase)} is in the prompt only {times}; name it as often as it occurs"
+        )
+    return f"subject {shown(phrase)} is not in the prompt; its tokens are {table}"
 
 
 def _check_indices(

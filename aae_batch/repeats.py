@@ -1,0 +1,59 @@
+"""Rows whose id an earlier row has, found among tens of millions in little memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Rows whose id an earlier row has.
+
+    Attributes:
+        rows: their positions, rising.
+        firsts: of each, the first row with that id.
+    """
+
+    rows: np.ndarray
+    firsts: np.ndarray
+
+    @classmethod
+    def among(cls, ids: Callable[[], Iterable[list[str]]]) -> Repeats:
+        """Two ids are the same where 128 bits of their hashes are; the second 64 are only computed
+        where the first leave a doubt.
+
+        Args:
+            ids: gives all ids in order, a list at a time, whenever it is called.
+        """
+        hashes = _hashes(ids(), "")
+        ordered = np.sort(hashes)
+        doubtful = np.flatnonzero(np.isin(hashes, ordered[1:][ordered[1:] == ordered[:-1]]))
+        del ordered
+        if len(doubtful) == 0:
+            return cls(doubtful, doubtful)
+        first, second = hashes[doubtful], _hashes(ids(), "\0")[doubtful]
+        order = np.lexsort((doubtful, second, first))  # by id, and in it by row
+        rows, first, second = doubtful[order], first[order], second[order]
+        is_new = np.ones(len(rows), bool)
+        is_new[1:] = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
+        firsts = rows[is_new][np.cumsum(is_new) - 1]
+        order = np.argsort(rows[~is_new])
+        return cls(rows[~is_new][order], firsts[~is_new][order])
+
+    def first_use(self, row: int) -> int | None:
+        """The first row with this row's id; None if it is this one."""
+        place = int(np.searchsorted(self.rows, row))
+        if place == len(self.rows) or self.rows[place] != row:
+            return None
+        return int(self.firsts[place])
+
+
+def _hashes(ids: Iterable[list[str]], salt: str) -> np.ndarray:
+    parts = (
+        np.fromiter((hash(salt + name) for name in part) if salt else map(hash, part), np.int64)
+        for part in ids
+    )
+    return np.concatenate([np.empty(0, np.int64), *parts])
