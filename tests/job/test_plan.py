@@ -90,6 +90,7 @@ def test_rows_to_make_again_go_out_in_runs_and_are_not_held_suspect():
     assert ledger.returned(second, [5]) is None
     assert ledger.returned(first, [3]) == [5, 3]
     assert not ledger.killed(third)
+    assert ledger.take(busy=False) == third
     assert not ledger.killed(third)
     assert list(ledger.todo) == [Piece(2, 6, 7), Piece(2, 7, 8)]
 
