@@ -108,6 +108,28 @@ def generate(
             show_default="256, or as the output was begun",
         ),
     ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="files (a file per picture), webdataset (a tar per shard) or parquet (a column of "
+            "the metadata table). The last two hold a shard's encoded pictures in memory.",
+            show_default="files, or as the output was begun",
+        ),
+    ] = None,
+    image_format: Annotated[
+        str | None,
+        typer.Option(help="png, webp or jpeg.", show_default="png, or as the output was begun"),
+    ] = None,
+    image_quality: Annotated[
+        int | None,
+        typer.Option(help="Of jpeg and lossy webp, 1 to 100.", show_default="jpeg 95, webp 90"),
+    ] = None,
+    png_level: Annotated[
+        int | None, typer.Option(help="Compression of png, 0 to 9.", show_default="1")
+    ] = None,
+    webp_lossless: Annotated[
+        bool | None, typer.Option(help="Keep every pixel in webp.", show_default="lossy")
+    ] = None,
     device: Annotated[
         str, typer.Option(help="Torch device of each actor; auto is CUDA, else MPS, else CPU.")
     ] = "auto",

@@ -1,19 +1,28 @@
 """Every name under an output root, and the schema of every table. Nothing else spells them.
 
-run.json                     settings, fingerprint, versions; written first
-images/00012/<id>.png        the pictures of shard 12
+run.json                     settings, fingerprint, layout, versions; written first
+images/00012/<id>.png        the pictures of shard 12, in the layout `files`; or
+images/00012.tar             in the layout `webdataset`, members <id>.png and <id>.json; or
+                             in `parquet` none: the metadata table has them in a column `image`
 attention/00012.parquet      one row per image and subject
 metadata/00012.parquet       one row per manifest row; written last: this file is the commit
+progress.json                how far the job was when it last said so; every 15 s
 summary.json                 counts, throughput, failures by reason; written when complete
+
+The suffix is that of the run's image format: .png, .webp or .jpg.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Literal, TypedDict
 
 import pyarrow as pa
 
+Layout = Literal["files", "webdataset", "parquet"]
+
 RUN = "run.json"
+PROGRESS = "progress.json"
 SUMMARY = "summary.json"
 METADATA = "metadata/"
 ATTENTION = "attention/"
@@ -27,8 +36,28 @@ def images_of(shard: int) -> str:
     return f"{IMAGES}{shard:05d}/"
 
 
-def image_name(shard: int, row_id: str) -> str:
-    return f"{images_of(shard)}{row_id}.png"
+def image_name(shard: int, row_id: str, suffix: str = ".png") -> str:
+    return f"{images_of(shard)}{row_id}{suffix}"
+
+
+def tar_name(shard: int) -> str:
+    return f"{IMAGES}{shard:05d}.tar"
+
+
+def member_name(row_id: str, suffix: str) -> str:
+    """A row's file in its shard's tar. WebDataset takes what stands before the first dot for the
+    key, so a dot of the id is written %2E, which no id has."""
+    return row_id.replace(".", "%2E") + suffix
+
+
+def file_name(layout: Layout, shard: int, row_id: str, suffix: str) -> str | None:
+    """Where the metadata says that a picture is: its object, in a tar with `#` and the member, which
+    no id has; None in the metadata table itself."""
+    if layout == "files":
+        return image_name(shard, row_id, suffix)
+    if layout == "webdataset":
+        return f"{tar_name(shard)}#{member_name(row_id, suffix)}"
+    return None
 
 
 def attention_name(shard: int) -> str:
@@ -76,7 +105,10 @@ OUTCOME_COLUMNS: tuple[pa.Field, ...] = (
     _column("error_type", pa.string(), "The class of the error; null when ok."),
     _column("error", pa.string(), "What was wrong, and how to mend it; null when ok."),
     _column(
-        "file_name", pa.string(), "The picture, relative to the output root; null when failed."
+        "file_name",
+        pa.string(),
+        "The picture, relative to the output root, in a tar after a #; null when failed, and where "
+        "the column image has it.",
     ),
     _column("sha256", pa.string(), "Of the picture's bytes."),
     _column(
@@ -118,10 +150,45 @@ ATTENTION_SCHEMA = pa.schema(
 )
 """One row per image and subject."""
 
-RESERVED = frozenset(column.name for column in OUTCOME_COLUMNS)
+IMAGE_COLUMN = _column(
+    "image",
+    pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    "The picture as a file's bytes, and that file's name; null when failed. Layout parquet only.",
+)
+
+_HUGGING_FACE = {"huggingface": '{"info": {"features": {"image": {"_type": "Image"}}}}'}
+"""From this, Hugging Face's `datasets` knows that the column `image` is one of pictures."""
+
+RESERVED = frozenset(column.name for column in (*OUTCOME_COLUMNS, IMAGE_COLUMN))
 """Names that a manifest's own columns must not have."""
 
 
-def metadata_schema(extras: pa.Schema) -> pa.Schema:
+def metadata_schema(extras: pa.Schema, layout: Layout = "files") -> pa.Schema:
     """The metadata table's schema: the manifest's columns, its own extra ones, what the run adds."""
-    return pa.schema([*MANIFEST_COLUMNS, *extras, *OUTCOME_COLUMNS])
+    columns = [*MANIFEST_COLUMNS, *extras, *OUTCOME_COLUMNS]
+    if layout == "parquet":
+        return pa.schema([*columns, IMAGE_COLUMN], metadata=_HUGGING_FACE)
+    return pa.schema(columns)
+
+
+PROGRESS_SECONDS = 15.0
+"""A running job writes `progress.json` about so often."""
+
+
+class ProgressRecord(TypedDict):
+    """What `progress.json` says, as of `time`."""
+
+    time: str
+    """ISO 8601, with the offset from UTC."""
+    rows: int
+    """Of the manifest."""
+    done: int
+    """Rows that are finished, those of shards under way included."""
+    failures: dict[str, int]
+    """Of these, those that failed, by `error_type`, the most frequent first."""
+    images_per_second: float
+    """Of the session that wrote this."""
+    mean_refinements: float
+    """Of the session that wrote this."""
+    eta_seconds: float | None
+    """Seconds left; null before the session's first row."""

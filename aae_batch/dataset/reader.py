@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -29,6 +30,7 @@ class Dataset:
     def __init__(self, root: str | os.PathLike[str] | Storage) -> None:
         is_path = isinstance(root, (str, PurePath))
         self.storage: Storage = open_storage(root) if is_path else root  # type: ignore[arg-type,assignment]
+        self._held: tuple[str, dict[str, bytes]] = ("", {})
 
     @property
     def run(self) -> dict[str, Any] | None:
@@ -44,13 +46,18 @@ class Dataset:
         """What `summary.json` says; None while the dataset is not complete."""
         return self._json(layout.SUMMARY)
 
+    @property
+    def progress(self) -> dict[str, Any] | None:
+        """What `progress.json` says, see `layout.ProgressRecord`; None where no job has said yet."""
+        return self._json(layout.PROGRESS)
+
     def shards(self) -> list[int]:
         """The shards that are committed, in order."""
         found = (layout.shard_of(name) for name in self.storage.list(layout.METADATA))
         return sorted(shard for shard in found if shard is not None)
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The metadata of each committed shard, in order."""
+        """The metadata of each committed shard, in order; all columns but the pictures themselves."""
         for shard in self.shards():
             yield self._table(layout.metadata_name(shard), columns)
 
@@ -64,12 +71,46 @@ class Dataset:
         tables = [self._table(name) for name in names]
         return pa.concat_tables([layout.ATTENTION_SCHEMA.empty_table(), *tables])
 
-    def image(self, file_name: str) -> Image.Image:
-        """A picture, by the `file_name` of its metadata row."""
-        return Image.open(io.BytesIO(self.storage.read_bytes(file_name)))
+    def image(self, row: Mapping[str, Any]) -> Image.Image:
+        """The picture of a metadata row, of which `id`, `shard` and `file_name` are used.
+
+        Raises:
+            OutputError: the row has none, or it cannot be read.
+        """
+        return Image.open(io.BytesIO(self.image_bytes(row)))
+
+    def image_bytes(self, row: Mapping[str, Any]) -> bytes:
+        """The same as a file's bytes. Where a shard's pictures are one object, those of the last shard
+        that was asked for are held: go through rows in their order.
+
+        Raises:
+            OutputError: the row has none, or it cannot be read.
+        """
+        name = row["file_name"]
+        if name is not None and "#" not in name:
+            return self.storage.read_bytes(name)
+        if name is not None:
+            place, key = name.split("#")
+            read = tar_members
+        else:
+            place, key = layout.metadata_name(row["shard"]), row["id"]
+            read = parquet_images
+        if self._held[0] != place:
+            self._held = (place, dict(read(self.storage.read_bytes(place))))
+        try:
+            return self._held[1][key]
+        except KeyError:
+            raise OutputError(
+                f"Row {row['id']} has no picture in {self.storage.place(place)}; its columns status "
+                "and error say why."
+            ) from None
 
     def _table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        return pq.read_table(pa.BufferReader(self.storage.read_bytes(name)), columns=columns)
+        file = pq.ParquetFile(pa.BufferReader(self.storage.read_bytes(name)))
+        names = file.schema_arrow.names
+        if columns is None and layout.IMAGE_COLUMN.name in names:
+            columns = [name for name in names if name != layout.IMAGE_COLUMN.name]
+        return file.read(columns).replace_schema_metadata(None)
 
     def _json(self, name: str) -> dict[str, Any] | None:
         if not self.storage.exists(name):
@@ -78,6 +119,31 @@ class Dataset:
             return json.loads(self.storage.read_bytes(name))
         except ValueError as error:
             raise OutputError(f"{self.storage.place(name)} is not JSON: {error}.") from error
+
+
+def tar_members(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """The members of a shard's tar, in order.
+
+    Raises:
+        tarfile.TarError: it is none.
+    """
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            yield member.name, file.read() if file else b""
+
+
+_PICTURES_AT_ONCE = 16
+
+
+def parquet_images(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """The ids and pictures of a metadata table that holds them, in order; rows without are
+    left out."""
+    file = pq.ParquetFile(pa.BufferReader(data))
+    for batch in file.iter_batches(_PICTURES_AT_ONCE, columns=["id", layout.IMAGE_COLUMN.name]):
+        for row in batch.to_pylist():
+            if row.get("image") is not None:
+                yield row["id"], row["image"]["bytes"]
 
 
 def attention_map(row: dict[str, Any]) -> np.ndarray:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import math
+import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,20 +14,25 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aae_batch.dataset import layout
+from aae_batch.dataset import layout as names
+from aae_batch.dataset.image_format import ImageFormat
+from aae_batch.dataset.layout import Layout
 from aae_batch.errors import RowError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from aae_batch.attention_stats import AttentionRecord
     from aae_batch.config import GuidanceConfig
     from aae_batch.dataset.storage import Storage
     from aae_batch.request import Result
     from aae_batch.row import Row
 
-PNG_LEVEL = 1
-"""Level 6 takes five times as long for files a few per cent smaller."""
+PNG = ImageFormat()
+
+_OF_THE_TABLE_ONLY = frozenset(
+    ["status", "error_type", "error", "file_name", "seconds", "shard", "fingerprint"]
+)
+"""Columns that a picture's JSON in a tar lacks. Without them, among which `seconds` alone differs from
+run to run, the same shard gives the same tar."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +43,18 @@ class Outcome:
         index: the row's position in the manifest.
         metadata: its row of the metadata table, without extra columns, shard and fingerprint.
         attention: its rows of the attention table.
+        image: the encoded picture, in the layouts whose pictures are written with the commit. A
+            shard's are in memory together until then, some 256 files.
     """
 
     index: int
     metadata: dict[str, Any]
     attention: list[dict[str, Any]] = field(default_factory=list)
+    image: bytes | None = None
 
     @property
     def failed(self) -> bool:
         return self.metadata["status"] == "failed"
-
-
-def encode_png(image: Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=PNG_LEVEL)
-    return buffer.getvalue()
 
 
 def failed(
@@ -68,15 +73,24 @@ def failed(
 
 
 def write_image(
-    storage: Storage, shard: int, row: Row, result: Result, config: GuidanceConfig
+    storage: Storage,
+    shard: int,
+    row: Row,
+    result: Result,
+    config: GuidanceConfig,
+    layout: Layout = "files",
+    image_format: ImageFormat = PNG,
 ) -> Outcome:
-    """Write the picture of a finished row, if there is one, and say what its table rows are."""
+    """Encode the picture of a finished row, if there is one, and say what its table rows are. In the
+    layout `files` it is written at once."""
     if result.error is not None:
         return failed(row, config, result.error)
     assert result.image is not None
-    data = encode_png(result.image)
-    name = layout.image_name(shard, row.id)
-    storage.write_bytes(name, data)
+    data = image_format.encode(result.image)
+    name = names.file_name(layout, shard, row.id, image_format.suffix)
+    if layout == "files":
+        assert name is not None
+        storage.write_bytes(name, data)
     seen = result.attention
     metadata = _as_used(row, config) | {
         "status": "ok",
@@ -89,13 +103,25 @@ def write_image(
         "neglected": seen.neglected if seen else None,
         "seconds": result.seconds,
     }
-    return Outcome(row.index, metadata, _attention_rows(row, seen) if seen else [])
+    return Outcome(
+        row.index,
+        metadata,
+        _attention_rows(row, seen) if seen else [],
+        image=None if layout == "files" else data,
+    )
 
 
 def commit(
-    storage: Storage, shard: int, outcomes: Sequence[Outcome], extras: pa.Table, fingerprint: str
+    storage: Storage,
+    shard: int,
+    outcomes: Sequence[Outcome],
+    extras: pa.Table,
+    fingerprint: str,
+    layout: Layout = "files",
+    image_format: ImageFormat = PNG,
 ) -> None:
-    """Write a shard's tables; with the last of them it is done.
+    """Write a shard's tables, and its pictures where they are not written yet; with the last of them
+    it is done.
 
     Args:
         outcomes: one per row of the shard, in any order.
@@ -105,23 +131,86 @@ def commit(
     shared = {"shard": shard, "fingerprint": fingerprint}
     records = [outcome.metadata | shared for outcome in outcomes]
     # Columns one by one: an extra column may hold what has no Python value.
+    schema = names.metadata_schema(extras.schema, layout)
+    if layout == "parquet":
+        for record, outcome in zip(records, outcomes, strict=True):
+            record["image"] = _image_cell(record["id"], outcome.image, image_format.suffix)
     columns = [
         extras[column.name].combine_chunks()
         if column.name in extras.column_names
         else pa.array([record.get(column.name) for record in records], column.type)
-        for column in layout.metadata_schema(extras.schema)
+        for column in schema
     ]
-    metadata = pa.table(columns, schema=layout.metadata_schema(extras.schema))
+    metadata = pa.table(columns, schema=schema)
     seen = [row for outcome in outcomes for row in outcome.attention]
-    attention = pa.Table.from_pylist(seen, schema=layout.ATTENTION_SCHEMA)
-    _sweep(storage, shard, {record.get("file_name") for record in records})
-    storage.write_bytes(layout.attention_name(shard), _parquet(attention))
-    storage.write_bytes(layout.metadata_name(shard), _parquet(metadata))
+    attention = pa.Table.from_pylist(seen, schema=names.ATTENTION_SCHEMA)
+    if layout == "files":
+        _sweep(storage, shard, {record.get("file_name") for record in records})
+    elif layout == "webdataset":
+        images = [outcome.image for outcome in outcomes]
+        storage.write_bytes(names.tar_name(shard), _tar(metadata, images, image_format.suffix))
+    storage.write_bytes(names.attention_name(shard), _parquet(attention))
+    storage.write_bytes(names.metadata_name(shard), _parquet(metadata))
+
+
+def _image_cell(row_id: str, image: bytes | None, suffix: str) -> dict[str, Any] | None:
+    return None if image is None else {"bytes": image, "path": f"{row_id}{suffix}"}
+
+
+def _tar(metadata: pa.Table, images: Sequence[bytes | None], suffix: str) -> bytes:
+    """The pictures of a shard with what its table says of them, in order: `<id>.png`, `<id>.json`."""
+    described = [
+        column.name
+        for column in metadata.schema
+        if column.name not in _OF_THE_TABLE_ONLY and _is_json(column.type)
+    ]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for row, image in zip(metadata.select(described).to_pylist(), images, strict=True):
+            if image is not None:
+                text = json.dumps(_finite(row), ensure_ascii=False).encode()
+                _add(tar, names.member_name(row["id"], suffix), image)
+                _add(tar, names.member_name(row["id"], ".json"), text)
+    return buffer.getvalue()
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # of no time and of no owner
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def _is_json(kind: pa.DataType) -> bool:
+    """Does JSON have the values of this type as they are?"""
+    if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _is_json(kind.value_type)
+    if pa.types.is_struct(kind):
+        fields = [kind.field(i) for i in range(kind.num_fields)]
+        unique = len({field.name for field in fields}) == len(fields)
+        return unique and all(_is_json(field.type) for field in fields)
+    return (
+        pa.types.is_null(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_float32(kind)
+        or pa.types.is_float64(kind)
+        or pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+    )
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _sweep(storage: Storage, shard: int, wanted: set[str | None]) -> None:
     """Remove pictures that an earlier, unfinished attempt left for rows that failed this time."""
-    for name in storage.list(layout.images_of(shard)):
+    for name in storage.list(names.images_of(shard)):
         if name not in wanted:
             storage.delete(name)
 

@@ -1,6 +1,7 @@
 """The supervision loop: pieces of shards to actors, results to tallies, deaths to new actors.
 
-The driver alone reads the manifest; no picture passes through it.
+The driver alone reads the manifest. No picture passes through it but those of a shard that was halved,
+in the layouts that write pictures with the commit.
 """
 
 from __future__ import annotations
@@ -88,6 +89,8 @@ def worker_settings(
         guidance=settings.guidance,
         root=storage.root,
         fingerprint=plan.run["fingerprint"],
+        layout=plan.layout,
+        image_format=plan.image_format,
         threads=threads,
     )
 
@@ -250,7 +253,15 @@ class Foreman:
         if whole is not None:
             start = piece.shard * self.plan.shard_size
             _, extras = self.manifest.read(start, start + len(whole))
-            writer.commit(self.storage, piece.shard, whole, extras, self.fingerprint)
+            writer.commit(
+                self.storage,
+                piece.shard,
+                whole,
+                extras,
+                self.fingerprint,
+                self.plan.layout,
+                self.plan.image_format,
+            )
 
     def _died(self, death: Died) -> None:
         """Queue again what the actor had, and give up the row that has killed for the second time."""

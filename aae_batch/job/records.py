@@ -14,11 +14,13 @@ import pyarrow.compute as pc
 
 import aae_batch
 from aae_batch.dataset import layout, writer
+from aae_batch.dataset.image_format import ImageFormat
+from aae_batch.dataset.layout import Layout
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import Storage
 from aae_batch.errors import OutputError
 from aae_batch.job.plan import Ledger
-from aae_batch.job.settings import SHARD_SIZE, JobSettings, differences, fingerprint
+from aae_batch.job.settings import JobSettings, differences, fingerprint
 from aae_batch.manifest import Manifest
 
 
@@ -39,6 +41,14 @@ class Plan:
     @property
     def shard_size(self) -> int:
         return self.run["shard_size"]
+
+    @property
+    def layout(self) -> Layout:
+        return self.run["layout"]
+
+    @property
+    def image_format(self) -> ImageFormat:
+        return ImageFormat(**self.run["image_format"])
 
     def ledger(self) -> Ledger[writer.Outcome]:
         return Ledger.of(self.run["rows"], self.shard_size, self.committed)
@@ -63,17 +73,16 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
         run = {
             "fingerprint": fingerprint(pixels),
             "settings": pixels,
-            "shard_size": settings.shard_size or SHARD_SIZE,
+            **settings.form({}),
             "rows": len(manifest),
             "manifest": manifest.path.name,
             "versions": _versions(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         return Plan(run, begun=False, committed=committed)
+    form = settings.form(before)
     changed = differences(before.get("settings", {}), pixels)
-    size = settings.shard_size or before.get("shard_size")
-    if size != before.get("shard_size"):
-        changed.append(f"shard_size: {before.get('shard_size')} -> {size}")
+    changed += differences({name: before.get(name) for name in form}, form)
     if changed:
         raise OutputError(
             f"{storage.root} was begun with other settings ({'; '.join(changed)}): choose another "
@@ -125,6 +134,7 @@ def begin(storage: Storage, plan: Plan) -> None:
     for prefix in (layout.IMAGES, layout.ATTENTION):
         for name in storage.list(prefix):
             storage.delete(name)
+    storage.delete(layout.PROGRESS)
     storage.write_bytes(layout.RUN, as_json(plan.run))
 
 

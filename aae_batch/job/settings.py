@@ -10,11 +10,14 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from aae_batch.config import GuidanceConfig
+from aae_batch.dataset.image_format import ImageFormat, ImageKind
+from aae_batch.dataset.layout import Layout
 from aae_batch.errors import SettingsError
 from aae_batch.model.loading import source_of
 
 SHARD_SIZE = 256
 _END = 1 << 20
+_OF_SETTINGS = ("guidance", "image_format")
 
 
 def _actor_range(value: Any) -> Any:
@@ -67,6 +70,15 @@ class JobSettings(BaseModel):
         ge=1,
         description=f"Rows per shard. Default: {SHARD_SIZE}, or as the output was begun.",
     )
+    layout: Layout | None = Field(
+        None, description="How pictures are stored. Default: files, or as the output was begun."
+    )
+    image_format: ImageKind | None = Field(
+        None, description="Default: png, or as the output was begun."
+    )
+    image_quality: int | None = Field(None, description="Of JPEG, and of lossy WebP.")
+    png_level: int | None = Field(None, description="Of PNG's compression.")
+    webp_lossless: bool | None = Field(None, description="WebP that keeps every pixel.")
     row_timeout: float = Field(
         1800, gt=0, description="Seconds without a finished row after which an actor is given up."
     )
@@ -102,6 +114,32 @@ class JobSettings(BaseModel):
             "manifest": manifest_digest,
         }
 
+    def form(self, begun: dict[str, Any]) -> dict[str, Any]:
+        """How the rows are stored, as `run.json` says it: what is asked for, else as `begun` has it,
+        else the defaults.
+
+        Raises:
+            SettingsError: the image format does not have a setting that is given.
+        """
+        return {
+            "shard_size": self.shard_size or begun.get("shard_size", SHARD_SIZE),
+            "layout": self.layout or begun.get("layout", "files"),
+            "image_format": self._image_format(begun.get("image_format", {})).settings(),
+        }
+
+    def _image_format(self, begun: dict[str, Any]) -> ImageFormat:
+        kind = self.image_format or begun.get("kind", "png")
+        lossless = begun.get("lossless") if self.webp_lossless is None else self.webp_lossless
+        given = {
+            "kind": kind,
+            "level": self.png_level,
+            "quality": self.image_quality,
+            "lossless": self.webp_lossless,
+        }
+        if (kind, lossless) == (begun.get("kind"), begun.get("lossless")):
+            given |= {name: value for name, value in begun.items() if given[name] is None}
+        return ImageFormat(**given)
+
 
 def weights_digest(model: str) -> str | None:
     """SHA-256 over the files of a model on this machine; None for one on the hub.
@@ -134,7 +172,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     found = []
     for name in dict.fromkeys([*old, *new]):
         before, after = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(after, dict) and name == "guidance":
+        if isinstance(before, dict) and isinstance(after, dict) and name in _OF_SETTINGS:
             found += differences(before, after, f"{prefix}{name}.")
         elif before != after:
             found.append(f"{prefix}{name}: {_short(before)} -> {_short(after)}")

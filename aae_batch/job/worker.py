@@ -12,6 +12,8 @@ import pyarrow as pa
 
 from aae_batch.config import GuidanceConfig
 from aae_batch.dataset import writer
+from aae_batch.dataset.image_format import ImageFormat
+from aae_batch.dataset.layout import Layout
 from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import RowError
 from aae_batch.job.plan import Piece
@@ -35,6 +37,7 @@ class WorkerSettings:
 
     Attributes:
         root: the output root.
+        layout, image_format: how pictures are stored.
         threads: torch's threads; None leaves them as they are.
         writers: threads that encode and write pictures.
     """
@@ -47,6 +50,8 @@ class WorkerSettings:
     guidance: GuidanceConfig
     root: str
     fingerprint: str
+    layout: Layout = "files"
+    image_format: ImageFormat = writer.PNG
     threads: int | None = None
     writers: int = 2
 
@@ -160,6 +165,8 @@ class Worker:
                     outcomes,
                     task.extras,
                     self.settings.fingerprint,
+                    self.settings.layout,
+                    self.settings.image_format,
                 )
             return Report(piece.tally, [] if task.commit else outcomes)
         finally:
@@ -208,7 +215,13 @@ class Worker:
     def _write(self, piece: _Open, row: Row, result: Result) -> writer.Outcome:
         try:
             outcome = writer.write_image(
-                self.storage, piece.task.piece.shard, row, result, self.settings.guidance
+                self.storage,
+                piece.task.piece.shard,
+                row,
+                result,
+                self.settings.guidance,
+                self.settings.layout,
+                self.settings.image_format,
             )
         finally:
             self._unwritten.release()

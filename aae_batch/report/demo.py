@@ -10,7 +10,7 @@ from PIL import Image
 
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import open_storage
-from aae_batch.dataset.writer import encode_png
+from aae_batch.dataset.writer import PNG
 from aae_batch.job.driver import run_job
 from aae_batch.job.settings import JobSettings
 from aae_batch.model.loading import EMBEDDED, default_guidance
@@ -56,7 +56,7 @@ def run_demo(
     dataset = Dataset(storage)
     drawn = _drawn(dataset, pairs)
     page = contact_sheet(_title(pairs, drawn), [_group(pair, drawn[pair]) for pair in pairs])
-    storage.write_bytes(SHEET, encode_png(page))
+    storage.write_bytes(SHEET, PNG.encode(page))
     for line in _table(pairs, drawn, dataset):
         write(line)
     write(f"contact sheet: {storage.place(SHEET)}")
@@ -88,7 +88,7 @@ Drawn = dict[Pair, dict[str, tuple[Picture, Verdict | None]]]
 
 
 def _drawn(dataset: Dataset, pairs: Sequence[Pair]) -> Drawn:
-    table = dataset.metadata().select(["id", "file_name", "error"]).to_pylist()
+    table = dataset.metadata().select(["id", "shard", "status", "file_name"]).to_pylist()
     rows = {row["id"]: row for row in table}
     return {
         pair: {
@@ -100,9 +100,9 @@ def _drawn(dataset: Dataset, pairs: Sequence[Pair]) -> Drawn:
 
 
 def _judged(dataset: Dataset, row: dict, pair: Pair, label: str) -> tuple[Picture, Verdict | None]:
-    if row["file_name"] is None:
+    if row["status"] == "failed":
         return Picture(label, Image.new("RGB", (1, 1)), (Finding("failed", "missing"),)), None
-    image = dataset.image(row["file_name"])
+    image = dataset.image(row)
     verdict = judge(image, pair)
     findings = [
         _finding(thing, drawn, bound, verdict)

@@ -12,6 +12,16 @@ def test_names_are_those_of_the_contract():
     assert layout.metadata_name(12) == "metadata/00012.parquet"
 
 
+def test_metadata_says_where_a_picture_is():
+    assert layout.file_name("files", 12, "cat", ".jpg") == "images/00012/cat.jpg"
+    assert layout.file_name("webdataset", 12, "cat", ".png") == "images/00012.tar#cat.png"
+    assert layout.file_name("parquet", 12, "cat", ".png") is None
+
+
+def test_ids_with_dots_keep_keys_of_their_own_in_a_tar():
+    assert layout.member_name("a.b", ".png") == "a%2Eb.png"
+
+
 @pytest.mark.parametrize("shard", [0, 12, 99_999, 100_000])
 def test_a_table_s_name_tells_its_shard(shard):
     assert layout.shard_of(layout.metadata_name(shard)) == shard
@@ -26,7 +36,7 @@ def test_other_files_are_no_shards(name):
 
 def test_every_column_says_what_it_is():
     schema = layout.metadata_schema(pa.schema([]))
-    for column in [*schema, *layout.ATTENTION_SCHEMA]:
+    for column in [*schema, layout.IMAGE_COLUMN, *layout.ATTENTION_SCHEMA]:
         assert column.metadata[b"description"].endswith(b"."), column.name
 
 

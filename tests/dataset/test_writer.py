@@ -1,20 +1,33 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 
+import datasets
 import pyarrow as pa
 import pytest
+import webdataset
 from PIL import Image
 
 from aae_batch.config import GuidanceConfig
 from aae_batch.dataset import writer
-from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.image_format import ImageFormat
+from aae_batch.dataset.reader import Dataset, tar_members
 from aae_batch.dataset.storage import LocalStorage, open_storage
+from aae_batch.errors import OutputError
 from aae_batch.request import Result
 from aae_batch.row import read_row
 
 CONFIG = GuidanceConfig(method="stable-diffusion")
 NO_EXTRAS = pa.table({"n": [0, 1]})
+EXTRAS = pa.table(
+    {
+        "note": [{"words": ["a"]}, None],
+        "share": [math.nan, 0.5],
+        "day": pa.array([0, 1], pa.date32()),
+    }
+)
 
 
 @pytest.fixture
@@ -22,11 +35,11 @@ def storage(tmp_path):
     return open_storage(tmp_path)
 
 
-def outcomes(storage):
+def outcomes(storage, *form, seconds=2.0):
     good = read_row(0, {"id": "good", "prompt": "a cat", "guidance_scale": 3})
     bad = read_row(1, {"id": "bad", "prompt": "a cat", "seed": "x"})
-    result = Result(good.request, image=Image.new("RGB", (16, 8), "red"), seconds=2.0)
-    return [writer.failed(bad, CONFIG), writer.write_image(storage, 7, good, result, CONFIG)]
+    result = Result(good.request, image=Image.new("RGB", (16, 8), "red"), seconds=seconds)
+    return [writer.failed(bad, CONFIG), writer.write_image(storage, 7, good, result, CONFIG, *form)]
 
 
 def test_a_shard_is_in_the_manifest_s_order_with_what_was_used(storage):
@@ -57,3 +70,67 @@ def test_metadata_is_written_last(storage, monkeypatch):
         "attention/00007.parquet",
         "metadata/00007.parquet",
     ]
+
+
+@pytest.mark.parametrize("layout", ["files", "webdataset", "parquet"])
+@pytest.mark.parametrize("kind", ["png", "webp", "jpeg"])
+def test_every_layout_gives_a_row_its_picture(storage, layout, kind):
+    form = (layout, ImageFormat(kind=kind))
+    writer.commit(storage, 7, outcomes(storage, *form), NO_EXTRAS, "f", *form)
+    dataset = Dataset(storage)
+    good, bad = dataset.metadata().to_pylist()
+    assert hashlib.sha256(dataset.image_bytes(good)).hexdigest() == good["sha256"]
+    assert dataset.image(good).size == (16, 8)
+    assert dataset.image(good).format == kind.upper()
+    with pytest.raises(OutputError, match="columns status and error say why"):
+        dataset.image(bad)
+
+
+def test_a_tar_has_pictures_and_what_is_said_of_them_in_order(storage):
+    form = ("webdataset", ImageFormat())
+    writer.commit(storage, 7, outcomes(storage, *form), EXTRAS, "f", *form)
+    members = dict(tar_members(storage.read_bytes("images/00007.tar")))
+    assert list(members) == ["good.png", "good.json"]
+    said = json.loads(members["good.json"])
+    assert (said["id"], said["prompt"], said["method"]) == ("good", "a cat", "stable-diffusion")
+    assert said["seed"] == read_row(0, {"id": "good", "prompt": "a cat"}).request.seed
+    assert (said["note"], said["share"], said["width"]) == ({"words": ["a"]}, None, 16)
+    assert "day" not in said  # JSON has no such type
+    assert storage.list("images/") == ["images/00007.tar"]
+
+
+def test_the_same_shard_is_the_same_tar(storage):
+    form = ("webdataset", ImageFormat())
+    tars = set()
+    for seconds in (1.0, 2.0):
+        made = outcomes(storage, *form, seconds=seconds)
+        writer.commit(storage, 7, made, EXTRAS, "f", *form)
+        tars.add(storage.read_bytes("images/00007.tar"))
+    assert len(tars) == 1
+
+
+def test_webdataset_reads_the_tars(storage):
+    form = ("webdataset", ImageFormat())
+    for shard, name in enumerate(["v1.5-cat", "v1.5-dog"]):
+        row = read_row(0, {"id": name, "prompt": name})
+        result = Result(row.request, image=Image.new("RGB", (16, 8), "red"))
+        made = writer.write_image(storage, shard, row, result, CONFIG, *form)
+        writer.commit(storage, shard, [made], NO_EXTRAS.slice(0, 1), "f", *form)
+    writer.commit(storage, 2, outcomes(storage, *form)[:1], NO_EXTRAS.slice(1), "f", *form)
+    tars = [storage.place(f"images/{shard:05d}.tar") for shard in range(3)]
+    samples = list(webdataset.WebDataset(tars, shardshuffle=False).decode("pil"))
+    assert [sample["json"]["id"] for sample in samples] == ["v1.5-cat", "v1.5-dog"]
+    assert [sample["png"].size for sample in samples] == [(16, 8), (16, 8)]
+
+
+def test_datasets_shows_the_pictures_of_the_tables(storage, tmp_path):
+    form = ("parquet", ImageFormat())
+    writer.commit(storage, 7, outcomes(storage, *form), NO_EXTRAS, "f", *form)
+    assert storage.list("images/") == []
+    loaded = datasets.load_dataset(
+        "parquet", data_dir=storage.place("metadata"), split="train", cache_dir=tmp_path / "cache"
+    )
+    assert isinstance(loaded.features["image"], datasets.Image)
+    assert loaded["id"][:] == ["good", "bad"]
+    assert loaded[0]["image"].size == (16, 8)
+    assert loaded[1]["image"] is None

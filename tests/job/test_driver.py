@@ -65,7 +65,7 @@ def test_every_row_has_a_picture_its_statistics_and_one_metadata_row(reference):
     for row in metadata:
         data = dataset.storage.read_bytes(row["file_name"])
         assert hashlib.sha256(data).hexdigest() == row["sha256"]
-        assert dataset.image(row["file_name"]).size == (row["width"], row["height"]) == (128, 128)
+        assert dataset.image(row).size == (row["width"], row["height"]) == (128, 128)
     attention = dataset.attention().to_pylist()
     assert len(attention) == 24
     for row in attention:
