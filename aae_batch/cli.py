@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aae_batch import __version__
-from aae_batch.errors import AaeBatchError, JobError, SettingsError
+from aae_batch.errors import AaeBatchError, JobError, OutputError, SettingsError
 
 if TYPE_CHECKING:
     from aae_batch.config import GuidanceConfig
@@ -269,6 +269,39 @@ def generate(
         raise typer.Exit(_generate(job))
 
 
+Output = Annotated[str, typer.Argument(help="The dataset's folder.")]
+
+
+@app.command()
+def verify(
+    output: Output,
+    manifest: Annotated[
+        Path | None, typer.Option(help="Compare the rows with this manifest, too.")
+    ] = None,
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Delete the commits of broken shards, so that the next run makes these again, and "
+            "pictures that no row names. No run may be writing meanwhile.",
+        ),
+    ] = False,
+) -> None:
+    """Prove that OUTPUT has every row once, with its picture and statistics, undamaged.
+
+    Exit codes: 0 proved, 1 something is missing or wrong, 2 wrong command or input.
+    """
+    with _errors_in_a_sentence():
+        raise typer.Exit(_verify(output, manifest, repair))
+
+
+@app.command()
+def status(output: Output) -> None:
+    """Say how far OUTPUT is, while its job runs or afterwards."""
+    with _errors_in_a_sentence():
+        _status(output)
+
+
 @app.command()
 def tokens(
     prompt: Annotated[str, typer.Argument(help="The text.")],
@@ -375,6 +408,52 @@ def _generate(job: JobSettings) -> int:
     for kind, count in summary["failures"].items():
         print(f"  {count} x {kind}: see the column error in {job.output}/metadata")
     return WITH_FAILURES if summary["failed"] else COMPLETE
+
+
+PROBLEMS_SHOWN = 50
+
+
+def _verify(output: str, manifest_path: Path | None, mend: bool) -> int:
+    from contextlib import ExitStack
+
+    from aae_batch.dataset import layout
+    from aae_batch.dataset.storage import open_storage
+    from aae_batch.dataset.verify import repair, verify
+    from aae_batch.manifest import open_manifest
+    from aae_batch.terminal import shard_reporter
+
+    storage = open_storage(output)
+    with ExitStack() as stack:
+        mend = mend and storage.exists(layout.RUN)  # a lock would make a folder of a typing error
+        if mend:
+            stack.enter_context(storage.writing())
+        manifest = stack.enter_context(open_manifest(manifest_path)) if manifest_path else None
+        with shard_reporter() as report:
+            found = verify(storage, manifest, report)
+        print(found)
+        for problem in found.problems[:PROBLEMS_SHOWN]:
+            print(f"  {problem}")
+        if len(found.problems) > PROBLEMS_SHOWN:
+            print(f"  and {len(found.problems) - PROBLEMS_SHOWN} more problems")
+        deleted = repair(storage, found) if mend else []
+    for name in deleted:
+        print(f"deleted {name}")
+    if deleted:
+        print("Run the same `aae-batch generate` again to make these shards anew.")
+    return COMPLETE if found.proved else WITH_FAILURES
+
+
+def _status(output: str) -> None:
+    import time
+
+    from aae_batch.dataset.reader import Dataset
+    from aae_batch.dataset.status import status
+
+    dataset = Dataset(output)
+    run = dataset.run
+    if run is None:
+        raise OutputError(f"There is no run in {output}: check the path, or wait until it begins.")
+    print(status(run, dataset.shards(), dataset.progress, dataset.summary, time.time()))
 
 
 def _dry_run(job: JobSettings) -> int:

@@ -25,6 +25,28 @@ def progress_reporter() -> Iterator[Callable[[Progress], None]]:
 
 
 @contextmanager
+def shard_reporter() -> Iterator[Callable[[int, int], None]]:
+    """What to tell how many shards of how many are done, by what standard error is."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress as Bar
+
+        with Bar(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("shards", total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+    else:
+        last = time.monotonic()
+
+        def report(done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= LINE_SECONDS:
+                last = time.monotonic()
+                print(f"{done}/{total} shards", file=sys.stderr, flush=True)
+
+        yield report
+
+
+@contextmanager
 def _bar() -> Iterator[Callable[[Progress], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn

@@ -185,7 +185,7 @@ class ProgressRecord(TypedDict):
     done: int
     """Rows that are finished, those of shards under way included."""
     failures: dict[str, int]
-    """Of these, those that failed, by `error_type`, the most frequent first."""
+    """Rows that failed, by `error_type`, the most frequent first; of all sessions."""
     images_per_second: float
     """Of the session that wrote this."""
     mean_refinements: float

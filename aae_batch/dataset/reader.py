@@ -8,7 +8,7 @@ import os
 import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import PurePath
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -47,9 +47,9 @@ class Dataset:
         return self._json(layout.SUMMARY)
 
     @property
-    def progress(self) -> dict[str, Any] | None:
-        """What `progress.json` says, see `layout.ProgressRecord`; None where no job has said yet."""
-        return self._json(layout.PROGRESS)
+    def progress(self) -> layout.ProgressRecord | None:
+        """What `progress.json` says; None where no job has said anything yet."""
+        return cast("layout.ProgressRecord | None", self._json(layout.PROGRESS))
 
     def shards(self) -> list[int]:
         """The shards that are committed, in order."""
@@ -57,9 +57,13 @@ class Dataset:
         return sorted(shard for shard in found if shard is not None)
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The metadata of each committed shard, in order; all columns but the pictures themselves."""
+        """The metadata of each committed shard, in order, as `table` gives it."""
         for shard in self.shards():
-            yield self._table(layout.metadata_name(shard), columns)
+            yield self.table(shard, columns)
+
+    def table(self, shard: int, columns: list[str] | None = None) -> pa.Table:
+        """The metadata of a committed shard; all columns but the pictures themselves."""
+        return self._table(layout.metadata_name(shard), columns)
 
     def metadata(self) -> pa.Table:
         """The metadata of all committed shards, in the manifest's order."""

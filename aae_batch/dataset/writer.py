@@ -265,5 +265,5 @@ def _attention_rows(row: Row, seen: AttentionRecord) -> list[dict[str, Any]]:
 
 def _parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     return sink.getvalue().to_pybytes()

@@ -6,7 +6,9 @@ import json
 import platform
 import time
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
 
@@ -20,6 +22,7 @@ from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import Storage
 from aae_batch.errors import OutputError
 from aae_batch.job.plan import Ledger
+from aae_batch.job.progress import Progress
 from aae_batch.job.settings import JobSettings, differences, fingerprint
 from aae_batch.manifest import Manifest
 
@@ -123,6 +126,33 @@ def summarize(dataset: Dataset, session: dict[str, Any] | None) -> dict[str, Any
     }
 
 
+def progress_record(
+    progress: Progress, failures: Mapping[str, int], now: float
+) -> layout.ProgressRecord:
+    """What `progress.json` says.
+
+    Args:
+        failures: rows that failed, by `error_type`, those of `earlier_failures` included.
+        now: seconds since 1970.
+    """
+    return {
+        "time": datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="seconds"),
+        "rows": progress.total,
+        "done": progress.done,
+        "failures": dict(Counter(failures).most_common()),
+        "images_per_second": round(progress.images_per_second, 3),
+        "mean_refinements": round(progress.mean_refinements, 3),
+        "eta_seconds": None if progress.eta is None else round(progress.eta, 1),
+    }
+
+
+def earlier_failures(dataset: Dataset) -> Counter[str]:
+    """Failed rows by `error_type`, as the last session on this output has left them in
+    `progress.json`."""
+    record = dataset.progress
+    return Counter() if record is None else Counter(record["failures"])
+
+
 def _versions() -> dict[str, str]:
     packages = ("torch", "diffusers", "transformers", "ray")
     found = {"python": platform.python_version(), "aae_batch": aae_batch.__version__}
@@ -138,5 +168,5 @@ def begin(storage: Storage, plan: Plan) -> None:
     storage.write_bytes(layout.RUN, as_json(plan.run))
 
 
-def as_json(value: dict[str, Any]) -> bytes:
+def as_json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()

@@ -1,0 +1,117 @@
+"""How far an output is, from its listing and what its job says of itself; no table is read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from aae_batch.dataset.layout import PROGRESS, PROGRESS_SECONDS, SUMMARY, ProgressRecord
+
+SILENT_AFTER = 4 * PROGRESS_SECONDS
+"""A job that has said nothing for so long has stopped, or hangs."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """The state of an output at one moment.
+
+    Attributes:
+        rows, shards: how many there will be.
+        rows_done, shards_done: those that are committed.
+        finished: rows that are finished, those of shards under way included.
+        failures: rows that failed, by `error_type`; None where that is not known.
+        images_per_second: of the job that runs, or of the last one; None where that is not known.
+        eta: seconds left of the job that runs.
+        complete: all is committed and counted.
+        notes: sentences on what is not known, or does not agree.
+    """
+
+    rows: int
+    shards: int
+    rows_done: int
+    shards_done: int
+    finished: int
+    failures: dict[str, int] | None
+    images_per_second: float | None
+    eta: float | None
+    complete: bool
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.finished}/{self.rows} rows done, {self.rows - self.finished} left; "
+            f"{self.shards_done}/{self.shards} shards committed ({self.rows_done} rows)"
+        ]
+        if self.failures is not None:
+            reasons = ", ".join(f"{count} x {kind}" for kind, count in self.failures.items())
+            lines.append(f"{sum(self.failures.values())} failed{reasons and ': '}{reasons}")
+        if self.images_per_second is not None:
+            eta = "" if self.eta is None else f", ETA {timedelta(seconds=round(self.eta))}"
+            lines.append(f"{self.images_per_second:.2f} images/s{eta}")
+        lines += ["complete"] if self.complete else []
+        return "\n".join([*lines, *self.notes])
+
+
+def status(
+    run: dict[str, Any],
+    committed: Collection[int],
+    progress: ProgressRecord | None,
+    summary: dict[str, Any] | None,
+    now: float,
+) -> Status:
+    """The state of an output.
+
+    Args:
+        run, progress, summary: what its files of these names say; None where there is none.
+        committed: its shards whose metadata is listed.
+        now: seconds since 1970.
+    """
+    rows, size = run["rows"], run["shard_size"]
+    shards = -(-rows // size)
+    committed = {shard for shard in committed if shard < shards}
+    rows_done = sum(min(size, rows - shard * size) for shard in committed)
+    all_there = len(committed) == shards
+    complete = all_there and summary is not None
+    notes = []
+    finished, failures, speed, eta = rows_done, None, None, None
+    if complete and summary is not None:
+        failures = summary["failures"]
+        speed = (summary.get("last_session") or {}).get("images_per_second")
+    elif summary is not None:
+        notes.append(f"{SUMMARY} is there and shards are missing: the next run makes them again.")
+    if not complete and progress is None:
+        notes.append(f"There is no {PROGRESS}: failures and speed are not known.")
+    elif not complete and progress is not None and progress["rows"] != rows:
+        notes.append(f"{PROGRESS} is of {progress['rows']} rows, not of {rows}: it is left aside.")
+    elif not complete and progress is not None:
+        failures = progress["failures"]
+        silent = now - datetime.fromisoformat(progress["time"]).timestamp()
+        if silent < SILENT_AFTER:
+            finished = max(rows_done, progress["done"])
+            speed, eta = progress["images_per_second"], progress["eta_seconds"]
+        else:
+            notes.append(
+                f"The job last said something {timedelta(seconds=round(silent))} ago: it has stopped, "
+                "or hangs. The same command goes on with it."
+            )
+            if progress["done"] < rows_done:
+                notes.append(
+                    f"{rows_done - progress['done']} rows were committed after that; failures among "
+                    "them are not counted."
+                )
+    if all_there and summary is None:
+        notes.append(f"All is there but {SUMMARY}: the same command writes it.")
+    return Status(
+        rows,
+        shards,
+        rows_done,
+        len(committed),
+        finished,
+        failures,
+        speed,
+        eta,
+        complete,
+        tuple(notes),
+    )

@@ -1,0 +1,320 @@
+"""Every way in which an output may be damaged, what is said of it, and what a repair deletes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from aae_batch.dataset import layout, verify
+from aae_batch.dataset.reader import Dataset, tar_members
+from aae_batch.dataset.verify import Problem
+from aae_batch.dataset.writer import _add
+from aae_batch.manifest import open_manifest
+
+LAYOUTS = ["files", "webdataset", "parquet"]
+
+
+def told(problems: list[Problem]) -> list[tuple]:
+    return [(problem.kind, problem.shard, problem.row) for problem in problems]
+
+
+def edit(storage, name: str, change) -> None:
+    """Change the rows of a table, as Python values."""
+    table = pq.read_table(pa.BufferReader(storage.read_bytes(name)))
+    changed = pa.Table.from_pylist(change(table.to_pylist()), schema=table.schema)
+    sink = pa.BufferOutputStream()
+    pq.write_table(changed, sink)
+    storage.write_bytes(name, sink.getvalue().to_pybytes())
+
+
+def metadata(of: int, index: int, **values):
+    """A damage: other values in a metadata row."""
+
+    def damage(storage) -> None:
+        def change(rows):
+            rows[index].update(values)
+            return rows
+
+        edit(storage, layout.metadata_name(of), change)
+
+    return damage
+
+
+def attention(shard: int, change):
+    """A damage: other rows in an attention table."""
+    return lambda storage: edit(storage, layout.attention_name(shard), change)
+
+
+def write(name: str, data: bytes):
+    return lambda storage: storage.write_bytes(name, data)
+
+
+def delete(name: str):
+    return lambda storage: storage.delete(name)
+
+
+def copy(name: str, other: str):
+    return lambda storage: storage.write_bytes(other, storage.read_bytes(name))
+
+
+def cut(name: str):
+    return lambda storage: storage.write_bytes(name, storage.read_bytes(name)[:-200])
+
+
+def undecodable(storage) -> None:
+    """The bytes of picture c are none of a picture, and the metadata has their hash."""
+    data = b"not a picture"
+    storage.write_bytes("images/00001/c.png", data)
+    metadata(1, 0, sha256=hashlib.sha256(data).hexdigest())(storage)
+
+
+def without_a_column(storage) -> None:
+    name = layout.metadata_name(1)
+    table = pq.read_table(pa.BufferReader(storage.read_bytes(name))).drop(["neglected"])
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    storage.write_bytes(name, sink.getvalue().to_pybytes())
+
+
+def with_the_id_of_another(storage) -> None:
+    """Shard 1 has a second picture of row a."""
+    copy("images/00001/c.png", "images/00001/a.png")(storage)
+    storage.delete("images/00001/c.png")
+    metadata(1, 0, id="a", file_name="images/00001/a.png")(storage)
+    attention(1, lambda rows: [row | {"id": "a"} for row in rows])(storage)
+
+
+def rewrite_tar(change):
+    """A damage: other members in the tar of shard 1."""
+
+    def damage(storage) -> None:
+        import io
+        import tarfile
+
+        members = change(dict(tar_members(storage.read_bytes("images/00001.tar"))))
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w") as tar:
+            for name, data in members.items():
+                _add(tar, name, data)
+        storage.write_bytes("images/00001.tar", buffer.getvalue())
+
+    return damage
+
+
+def short(rows):
+    rows[0]["entropy"] = rows[0]["entropy"][:-1]
+    return rows
+
+
+BROKEN = ("broken", 1, None)
+OF_C = ("broken", 1, "c")
+COMMIT = ["summary.json", "metadata/00001.parquet"]
+
+DAMAGES = [
+    # what is done to it, the problem, its words, what a repair deletes
+    ("files", delete("run.json"), ("other", None, None), "There is no run.json", []),
+    ("files", write("run.json", b"{"), ("other", None, None), "is not JSON", []),
+    ("files", write("run.json", b"{}"), ("other", None, None), "does not say how", []),
+    ("files", delete("metadata/00001.parquet"), ("missing", 1, None), "1 of 3 shards", []),
+    (
+        "files",
+        copy("metadata/00001.parquet", "metadata/00009.parquet"),
+        ("broken", 9, None),
+        "only 3 shards",
+        ["summary.json", "metadata/00009.parquet"],
+    ),
+    ("files", write("metadata/notes.txt", b""), ("other", None, None), "no table of a shard", []),
+    ("files", cut("metadata/00001.parquet"), BROKEN, "metadata/00001.parquet cannot be", COMMIT),
+    ("files", without_a_column, BROKEN, "has other columns", COMMIT),
+    (
+        "files",
+        lambda storage: edit(storage, "metadata/00001.parquet", lambda rows: rows[:1]),
+        BROKEN,
+        "it has 1 rows, and should have 2",
+        COMMIT,
+    ),
+    ("files", with_the_id_of_another, ("broken", 1, "a"), "also that of a row of shard 0", COMMIT),
+    ("files", metadata(1, 0, fingerprint="g"), BROKEN, "the column fingerprint is not", COMMIT),
+    ("files", metadata(1, 1, shard=2), BROKEN, "the column shard is not 1", COMMIT),
+    ("files", metadata(1, 0, file_name=None), OF_C, "should be images/00001/c.png", COMMIT),
+    ("files", metadata(1, 0, width=24), OF_C, "16 x 8, and should be 24 x 8", COMMIT),
+    ("files", metadata(1, 1, error=None), ("broken", 1, "bad"), "has no error", COMMIT),
+    ("files", metadata(1, 1, file_name="x"), ("broken", 1, "bad"), "failed and has the f", COMMIT),
+    ("files", delete("images/00001/c.png"), OF_C, "its image is missing", COMMIT),
+    ("files", write("images/00001/c.png", b"x"), OF_C, "another sha256", COMMIT),
+    ("files", undecodable, OF_C, "cannot be decoded", COMMIT),
+    (
+        "files",
+        write("images/00001/x.png", b""),
+        ("stray", 1, None),
+        "images/00001/x.png",
+        ["summary.json", "images/00001/x.png"],
+    ),
+    ("files", delete("attention/00001.parquet"), BROKEN, "attention/00001.parquet is mi", COMMIT),
+    ("files", cut("attention/00001.parquet"), BROKEN, "attention/00001.parquet cannot", COMMIT),
+    ("files", attention(1, lambda rows: []), OF_C, "its subjects are ['cat']", COMMIT),
+    ("files", attention(1, lambda rows: rows * 2), OF_C, "its subjects are ['cat']", COMMIT),
+    (
+        "files",
+        attention(1, lambda rows: [*rows, rows[0] | {"id": "bad"}]),
+        ("broken", 1, "bad"),
+        "it has no image",
+        COMMIT,
+    ),
+    ("files", attention(1, short), OF_C, "an entry for every step", COMMIT),
+    (
+        "files",
+        attention(1, lambda rows: [row | {"map": b"1234"} for row in rows]),
+        OF_C,
+        "attention map has another size",
+        COMMIT,
+    ),
+    (
+        "files",
+        write("summary.json", b'{"rows": 5, "images": 4, "failed": 1, "failures": {}}'),
+        ("summary", None, None),
+        "says failures {}, the tables have {'RequestError': 1}",
+        ["summary.json"],
+    ),
+    ("webdataset", delete("images/00001.tar"), BROKEN, "images/00001.tar is missing", COMMIT),
+    ("webdataset", write("images/00001.tar", b"x"), BROKEN, "its images cannot be", COMMIT),
+    (
+        "webdataset",
+        rewrite_tar(lambda members: {"c.json": members["c.json"]}),
+        OF_C,
+        "its image is missing",
+        COMMIT,
+    ),
+    (
+        "webdataset",
+        rewrite_tar(lambda members: {"c.png": members["c.png"]}),
+        OF_C,
+        "c.json is missing in images/00001.tar",
+        COMMIT,
+    ),
+    (
+        "webdataset",
+        rewrite_tar(lambda members: members | {"c.json": b"{}"}),
+        OF_C,
+        "c.json is not what was said",
+        COMMIT,
+    ),
+    (
+        "webdataset",
+        rewrite_tar(lambda members: members | {"bad.png": members["c.png"]}),
+        BROKEN,
+        "has bad.png, which no row names",
+        COMMIT,
+    ),
+    (
+        "webdataset",
+        write("images/00009.tar", b""),
+        ("stray", None, None),
+        "images/00009.tar",
+        ["summary.json", "images/00009.tar"],
+    ),
+    ("parquet", metadata(1, 0, image=None), OF_C, "its image is missing", COMMIT),
+    (
+        "parquet",
+        metadata(1, 0, image={"bytes": b"x", "path": "c.png"}),
+        OF_C,
+        "another sha256",
+        COMMIT,
+    ),
+    (
+        "parquet",
+        metadata(1, 1, image={"bytes": b"x", "path": "bad.png"}),
+        ("broken", 1, "bad"),
+        "has an image and is not ok",
+        COMMIT,
+    ),
+    (
+        "parquet",
+        write("images/x.png", b""),
+        ("stray", None, None),
+        "images/x.png",
+        ["summary.json", "images/x.png"],
+    ),
+]
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_an_output_is_proved(make_output, kind):
+    output = make_output(kind)
+    done = []
+    with open_manifest(output.manifest) as manifest:
+        found = verify.verify(output.storage, manifest, lambda *counts: done.append(counts))
+    assert found.problems == []
+    assert found.proved
+    assert str(found) == "3 of 3 shards, 5 rows: 4 images, 1 failed; proved"
+    assert done == [(1, 3), (2, 3), (3, 3)]
+    assert verify.repair(output.storage, found) == []
+
+
+@pytest.mark.parametrize(("kind", "damage", "problem", "words", "deleted"), DAMAGES)
+def test_a_damage_is_told_and_repaired_and_nothing_else(
+    make_output, kind, damage, problem, words, deleted
+):
+    storage = make_output(kind).storage
+    damage(storage)
+    names = [*storage.list("metadata/"), *storage.list("images/"), *storage.list("attention/")]
+    found = verify.verify(storage)
+    assert told(found.problems) == [problem]
+    assert words in str(found.problems[0])
+    assert not found.proved
+    assert found.only_incomplete == (problem[0] == "missing")
+    assert verify.repair(storage, found) == deleted
+    left = [*storage.list("metadata/"), *storage.list("images/"), *storage.list("attention/")]
+    assert left == [name for name in names if name not in deleted]
+    assert storage.exists("summary.json") == ("summary.json" not in deleted)
+
+
+def test_rows_in_another_order_are_found_with_the_manifest(make_output):
+    output = make_output()
+    edit(output.storage, "metadata/00000.parquet", lambda rows: rows[::-1])
+    assert verify.verify(output.storage).proved
+    with open_manifest(output.manifest) as manifest:
+        found = verify.verify(output.storage, manifest)
+    assert told(found.problems) == [("broken", 0, "b")]
+    assert "should have the id a" in found.problems[0].text
+
+
+def test_another_manifest_is_found_out(make_output):
+    output = make_output()
+    output.manifest.write_text(json.dumps({"prompt": "a cat"}) + "\n")
+    with open_manifest(output.manifest) as manifest:
+        found = verify.verify(output.storage, manifest)
+    assert told(found.problems) == [("other", None, None)]
+    assert "is not the manifest of run.json" in found.problems[0].text
+
+
+def test_many_problems_of_a_shard_are_counted(make_output, monkeypatch):
+    monkeypatch.setattr(verify, "PROBLEMS_A_SHARD", 1)
+    storage = make_output().storage
+    for name in ("a", "b"):
+        storage.delete(f"images/00000/{name}.png")
+    found = verify.verify(storage)
+    assert [str(problem) for problem in found.problems] == [
+        "shard 0, row a: its image is missing.",
+        "shard 0: and 1 more problems.",
+    ]
+
+
+def test_an_output_that_is_under_way_is_incomplete_and_not_broken(make_output):
+    storage = make_output().storage
+    for name in ("metadata/00001.parquet", "metadata/00002.parquet", "summary.json"):
+        storage.delete(name)
+    found = verify.verify(storage)
+    assert found.only_incomplete
+    assert str(found) == "1 of 3 shards, 5 rows: 2 images, 0 failed; incomplete"
+    assert "2 of 3 shards are not committed (1, 2)" in str(found.problems[0])
+
+
+def test_pictures_are_found_by_their_rows(make_output):
+    dataset = Dataset(make_output("webdataset").storage)
+    rows = [row for row in dataset.metadata().to_pylist() if row["status"] == "ok"]
+    assert [dataset.image(row).getpixel((0, 0))[0] for row in rows] == [0, 40, 80, 160]
