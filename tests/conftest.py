@@ -1,8 +1,11 @@
-"""Small real pipelines with random weights, shaped like Stable Diffusion 1.x and 2.x."""
+"""Small real pipelines with random weights, shaped like Stable Diffusion 1.x and 2.x, and an S3."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from uuid import uuid4
 
 # The models of these tests are too small to share out, and threads that wait for each other on a busy
 # machine take ten times as long.
@@ -19,6 +22,8 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from aae_batch.shapes.networks import MAX_TOKENS, tokenizer
+from tests.small_output import make_output  # noqa: F401
+from tests.faulty_proxy import FaultyProxy
 
 TEXT_WIDTH = 32
 
@@ -97,3 +102,66 @@ def sd1_pipeline() -> StableDiffusionPipeline:
 @pytest.fixture(scope="session")
 def sd2_pipeline() -> StableDiffusionPipeline:
     return small_pipeline(version=2)
+
+
+# --- object storage ------------------------------------------------------------------------------
+
+SECRET = "the-secret-that-nobody-may-see"
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The endpoint of an S3 on this machine, spoken to by HTTP."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """An empty bucket, which the environment has credentials for, and boto3's client to look into it."""
+
+    name: str
+    endpoint: str
+    client: object
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.name}"
+
+
+@pytest.fixture
+def aws(monkeypatch, tmp_path) -> None:
+    """Credentials and retries by the environment, and by nothing else of this machine."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATEST")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "4")
+
+
+@pytest.fixture
+def bucket(s3_server, aws, monkeypatch) -> Bucket:
+    """One that `s3://` URLs lead to without further settings."""
+    import boto3
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    client = boto3.session.Session().client("s3")
+    name = f"bucket-{uuid4().hex[:12]}"
+    client.create_bucket(Bucket=name)
+    return Bucket(name, s3_server, client)
+
+
+@pytest.fixture
+def proxy(s3_server) -> Iterator[FaultyProxy]:
+    """Before the S3 of `bucket`."""
+    with FaultyProxy(s3_server) as proxy:
+        yield proxy

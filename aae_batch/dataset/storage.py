@@ -1,6 +1,7 @@
 """Where an output lives. Names are relative to its root, with `/` between the parts.
 
-A backend is these seven verbs; nothing outside this module touches what lies under a root.
+A backend is the verbs of `Storage`; nothing outside the backends touches what lies under a root. This
+one is a local folder; `s3.py` and `other_stores.py` hold the others.
 """
 
 from __future__ import annotations
@@ -8,17 +9,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
 
-from filelock import FileLock, Timeout
-
+from aae_batch.dataset.lock import TIMING, Lock, Timing, locked_folder
 from aae_batch.errors import OutputError
 
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+://")
-_LOCK = ".lock"
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_USERINFO = re.compile(r"[^/@]*:(?!\d+(?:/|$))[^@]*@")
+"""`user:password@`, also with a `/` in the password; `host:8020/` is none."""
 
 
 class Storage(Protocol):
@@ -33,13 +35,13 @@ class Storage(Protocol):
         """Write the whole object or nothing: a reader never sees a part of it.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: it cannot be written, or the lock that this object held was lost.
         """
 
     def exists(self, name: str) -> bool: ...
 
     def list(self, prefix: str) -> list[str]:
-        """The names that begin with `prefix`, which ends in `/`, sorted."""
+        """The names that begin with `prefix`, which ends in `/`, sorted; never that of the lock."""
 
     def delete(self, name: str) -> None:
         """Remove the object; nothing happens if there is none."""
@@ -47,24 +49,87 @@ class Storage(Protocol):
     def place(self, name: str) -> str:
         """Where a person finds the object."""
 
-    def writing(self):
+    def writing(self, timing: Timing = TIMING) -> AbstractContextManager[Lock]:
         """A context in which this process is the only one that writes a dataset here.
 
+        Where the lock can be lost to another process (see `lock.py`), `Lock.check` and every later
+        write by this object raise.
+
         Raises:
-            OutputError: another process is.
+            OutputError: another process is writing; the message names it.
         """
 
 
-def open_storage(root: str | os.PathLike[str]) -> Storage:
-    """The storage of an output root.
+@dataclass(frozen=True)
+class Entry:
+    """An object as a listing has it. `tag` is another one when the object's content is."""
+
+    name: str
+    size: int
+    tag: str
+
+
+class ObjectStorage(Storage, Protocol):
+    """A storage behind a URL: its objects can also be told apart, and copied to local files."""
+
+    def entries(self, prefix: str) -> tuple[Entry, ...]:
+        """The objects whose names begin with `prefix`, which is empty or ends in `/`, by name."""
+
+    def download(self, name: str, path: Path) -> None:
+        """Copy an object to a local file, without holding it in memory.
+
+        Raises:
+            OutputError: there is no such object, or it cannot be copied.
+        """
+
+
+def is_url(place: str | os.PathLike[str]) -> bool:
+    """Whether a place is a URL, and not a path of this machine."""
+    return _SCHEME.match(os.fspath(place)) is not None
+
+
+def open_storage(root: str | os.PathLike[str], s3_endpoint: str | None = None) -> Storage:
+    """The storage of an output root: a folder, `s3://bucket/prefix`, or any scheme of fsspec.
+
+    Args:
+        s3_endpoint: URL of an S3-compatible store; default: as the environment says, else AWS.
 
     Raises:
-        OutputError: no backend for such a root.
+        OutputError: no backend for such a root, or its package is not installed.
     """
-    text = os.fspath(root)
-    if _SCHEME.match(text):
-        raise OutputError(f"Cannot write to {text}: give a local folder.")
-    return LocalStorage(text)
+    if is_url(root):
+        return open_url(os.fspath(root), s3_endpoint)
+    return LocalStorage(os.fspath(root))
+
+
+def open_url(url: str, s3_endpoint: str | None = None) -> ObjectStorage:
+    """The storage behind a URL. Credentials come from the environment, never from the URL.
+
+    Raises:
+        OutputError: as for `open_storage`.
+    """
+    match = _SCHEME.match(url)
+    assert match is not None
+    scheme, rest = match.group(1).lower(), url[match.end() :].rstrip("/")
+    if _USERINFO.match(rest) or (scheme == "s3" and re.match("[^/]*[@:]", rest)):
+        raise OutputError(
+            f"A {scheme}:// URL with credentials in it is not taken, since it would be written down "
+            "with the settings: give them in the environment, and write the URL without them."
+        )
+    if scheme == "s3":
+        from aae_batch.dataset.s3 import S3Storage
+
+        return S3Storage(f"s3://{rest}", s3_endpoint)
+    if "?" in rest:
+        raise OutputError(
+            f"A {scheme}:// URL with options after ? is not taken, since they may hold a key: give "
+            "them in the environment, and write the URL without them."
+        )
+    if scheme == "file":
+        raise OutputError(f"Cannot use {url}: give the path of the folder, without file://.")
+    from aae_batch.dataset.other_stores import FsspecStorage
+
+    return FsspecStorage(f"{scheme}://{rest}")
 
 
 class LocalStorage:
@@ -117,22 +182,10 @@ class LocalStorage:
         return str(self._path(name))
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def writing(self, timing: Timing = TIMING) -> Iterator[Lock]:
         """The lock is the operating system's, so it ends with the process, however that ends."""
-        try:
-            Path(self.root).mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self._path(_LOCK))
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise OutputError(
-                f"Another run is writing to {self.root}: wait for it, or choose another folder."
-            ) from None
-        except OSError as error:
-            raise OutputError(f"Cannot write to {self.root}: {error.strerror}.") from error
-        try:
-            yield
-        finally:
-            lock.release()
+        with locked_folder(Path(self.root), timing) as lock:
+            yield lock
 
     def _path(self, name: str) -> Path:
         return Path(self.root, *name.split("/"))

@@ -1,91 +1,17 @@
-"""A small dataset of every layout, written as a job would."""
-
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from uuid import uuid4
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from aae_batch.attention_stats import AttentionRecord, SubjectAttention
-from aae_batch.config import GuidanceConfig
-from aae_batch.dataset import writer
-from aae_batch.dataset.layout import SUMMARY
-from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import Storage, open_storage
-from aae_batch.job.records import as_json, begin, make_plan, summarize
-from aae_batch.job.settings import JobSettings
-from aae_batch.manifest import open_manifest
-from aae_batch.request import Result
-
-STEPS = 3
-
-ROWS = [
-    {"id": "a", "prompt": "a cat and a dog", "subjects": ["cat", "dog"]},
-    {"id": "b", "prompt": "a cat", "token_indices": [[1, 2]]},
-    {"id": "c", "prompt": "a cat", "subjects": ["cat"]},
-    {"id": "bad", "prompt": "a cat", "seed": "x"},
-    {"id": "d.1", "prompt": "a cat", "method": "stable-diffusion"},
-]
-"""In shards of two: a and b, c and bad, d.1."""
 
 
-@dataclass(frozen=True)
-class Output:
-    storage: Storage
-    manifest: Path
-
-
-@pytest.fixture
-def make_output(tmp_path) -> Callable[..., Output]:
-    """Write a whole dataset of `ROWS` in some layout."""
-
-    def make(layout: str = "files") -> Output:
-        manifest = tmp_path / "manifest.jsonl"
-        manifest.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-        storage = open_storage(tmp_path / "out")
-        guidance = GuidanceConfig(num_inference_steps=STEPS)
-        settings = JobSettings(
-            manifest=manifest, output=storage.root, guidance=guidance, layout=layout, shard_size=2
-        )
-        with open_manifest(manifest) as opened:
-            plan = make_plan(settings, opened, storage)
-            begin(storage, plan)
-            for piece in list(plan.ledger().todo):
-                rows, extras = opened.read(piece.start, piece.stop)
-                form = (plan.layout, plan.image_format)
-                made = [_outcome(storage, piece.shard, row, guidance, *form) for row in rows]
-                fingerprint = plan.run["fingerprint"]
-                writer.commit(storage, piece.shard, made, extras, fingerprint, *form)
-        storage.write_bytes(SUMMARY, as_json(summarize(Dataset(storage), None)))
-        return Output(storage, manifest)
-
-    return make
-
-
-def _outcome(storage, shard, row, guidance, *form) -> writer.Outcome:
-    if row.error is not None:
-        return writer.failed(row, guidance)
-    request = row.request
-    image = Image.new("RGB", (16, 8), (40 * row.index, 0, 0))
-    named = [(name, (i,)) for i, name in enumerate(request.subjects or (), 1)]
-    named += [("a cat", indices) for indices in request.token_indices or ()]
-    seen = AttentionRecord(
-        subjects=tuple(_seen(name, indices) for name, indices in named),
-        loss=np.zeros(STEPS, np.float32),
-        num_refinements=row.index,
-        final_loss=0.5,
-    )
-    result = Result(request, image=image, attention=seen, seconds=1.0)
-    return writer.write_image(storage, shard, row, result, guidance, *form)
-
-
-def _seen(name, indices) -> SubjectAttention:
-    per_step = [np.zeros(STEPS, np.float32)] * 5
-    return SubjectAttention(
-        name, indices, ("token",) * len(indices), *per_step, np.zeros((4, 2), np.uint8), 0.1
-    )
+@pytest.fixture(params=["local", "s3", "memory"])
+def storage(request, tmp_path) -> Storage:
+    """An empty root of every kind."""
+    if request.param == "local":
+        return open_storage(tmp_path / "out")
+    if request.param == "s3":
+        return open_storage(f"{request.getfixturevalue('bucket').url}/some/out")
+    return open_storage(f"memory://{uuid4().hex}/out")

@@ -1,0 +1,286 @@
+"""One writer per output root: a lock that names its holder, and that outlives no holder for long.
+
+In a folder the operating system holds it. In an object store it is the object `.lock`, which its
+holder renews every 15 s; one that was not renewed for 90 s, by the store's own clock, belongs to
+nobody, and the next writer takes it over.
+
+What this guarantees: where the store writes on condition (S3: `If-None-Match`, `If-Match`), of two
+processes that ask at once one gets it. Elsewhere a process writes its name, waits a moment and reads
+it back: two that ask at once get it both only if the one is slower than that moment between reading
+and writing, and then the first learns so when it renews. A holder that was cut off, or asleep, for
+more than 90 s learns that it was overtaken when it renews, as soon as it reaches the store again;
+what it sent before that moment is written.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Protocol
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
+
+from aae_batch.errors import OutputError
+
+NAME = ".lock"
+_HOLDER = ".lock-holder"
+"""Beside a folder's lock: who holds it. The lock itself is the operating system's, and empty."""
+
+logger = logging.getLogger("aae_batch")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """In seconds.
+
+    Attributes:
+        renew: between two signs of life.
+        stale: a lock without one for so long belongs to nobody.
+        settle: between writing and reading back, in stores that do not write on condition.
+    """
+
+    renew: float = 15.0
+    stale: float = 90.0
+    settle: float = 2.0
+
+    def wait_until_settled(self) -> None:
+        time.sleep(self.settle)
+
+
+TIMING = Timing()
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lock. Times are UTC, by the holder's clock, and only for people to read."""
+
+    host: str
+    pid: int
+    token: str
+    started: str
+    heartbeat: str
+
+    @classmethod
+    def this_process(cls) -> Holder:
+        return cls(socket.gethostname(), os.getpid(), uuid4().hex, _now(), _now())
+
+    def alive(self) -> Holder:
+        """The same holder, with a sign of life."""
+        return Holder(self.host, self.pid, self.token, self.started, _now())
+
+    def as_json(self) -> bytes:
+        return (json.dumps(asdict(self)) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Holder | None:
+        """None for what is no holder."""
+        try:
+            return cls(**json.loads(data))
+        except (ValueError, TypeError):
+            return None
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.started}"
+
+
+@dataclass
+class Lock:
+    """What the holder of a lock has in its hands. `lost` turns true when another took it over."""
+
+    root: str
+    lost: bool = False
+    _ended: threading.Event = field(default_factory=threading.Event)
+
+    def check(self) -> None:
+        """Raises: OutputError: another process has taken the lock over."""
+        if self.lost:
+            raise OutputError(
+                f"Another run has taken over {self.root}, since this one was cut off from it or "
+                "asleep for too long: nothing more is written. Let the other one finish."
+            )
+
+
+# --- in a folder ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked_folder(root: Path, timing: Timing) -> Iterator[Lock]:
+    """Hold a folder's lock, which cannot be lost.
+
+    Raises:
+        OutputError: another process holds it, or the folder cannot be written to.
+    """
+    note = root / _HOLDER
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        system_lock = FileLock(root / NAME)
+        system_lock.acquire(timeout=0)
+    except Timeout:
+        raise _refused(str(root), *_read_note(note)) from None
+    except OSError as error:
+        raise OutputError(f"Cannot write to {root}: {error.strerror}.") from error
+    lock, holder = Lock(str(root)), Holder.this_process()
+    try:
+        _write_note(note, holder)
+        with _renewing(lock, timing, lambda: _write_note(note, holder.alive())):
+            yield lock
+    finally:
+        note.unlink(missing_ok=True)
+        system_lock.release()
+
+
+def _write_note(note: Path, holder: Holder) -> None:
+    part = note.with_name(f"{_HOLDER}.part")
+    try:
+        part.write_bytes(holder.as_json())
+        part.replace(note)
+    except OSError as error:
+        raise OutputError(f"Cannot write {note}: {error.strerror}.") from error
+
+
+def _read_note(note: Path) -> tuple[Holder | None, float | None]:
+    try:
+        return Holder.from_json(note.read_bytes()), max(0.0, time.time() - note.stat().st_mtime)
+    except OSError:  # not written yet, or the holder is just leaving
+        return None, None
+
+
+# --- in an object store --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A lock object as it was read.
+
+    Attributes:
+        version: what the store calls this state of it.
+        age: seconds since it was written, by the store's clock; None where that is not known.
+    """
+
+    data: bytes
+    version: str
+    age: float | None
+
+    @property
+    def holder(self) -> Holder | None:
+        return Holder.from_json(self.data)
+
+
+class Cell(Protocol):
+    """One object of a store. All verbs raise OutputError when the store cannot be used."""
+
+    def read(self, aged: bool = False) -> Seen | None:
+        """None where there is none. The age is only sure to be looked up where it is asked for."""
+
+    def write(self, data: bytes, over: Seen | None) -> None:
+        """Write where the object still is `over` (None: where there is none), as far as the store
+        can tell; what came of it is found out by reading."""
+
+    def delete(self) -> None: ...
+
+
+@contextmanager
+def leased(cell: Cell, root: str, timing: Timing) -> Iterator[Lock]:
+    """Hold an object store's lock, and renew it meanwhile.
+
+    Raises:
+        OutputError: another process holds it, or the store cannot be used.
+    """
+    lock, holder = Lock(root), Holder.this_process()
+    found = cell.read(aged=True)
+    if found is not None and (found.age is None or found.age < timing.stale):
+        raise _refused(root, found.holder, found.age, timing)
+    found = _write(cell, holder, over=found)
+    if not _is_of(found, holder):  # another was quicker
+        raise _refused(root, found.holder if found else None, found.age if found else None)
+
+    def renew() -> None:
+        found = cell.read()
+        if found is None or _is_of(found, holder):
+            found = _write(cell, holder, over=found)
+        if not _is_of(found, holder):
+            lock.lost = True
+            logger.error("Another run has taken over %s.", root)
+
+    try:
+        with _renewing(lock, timing, renew):
+            yield lock
+    finally:
+        _release(cell, root, holder, timing)
+
+
+def _write(cell: Cell, holder: Holder, over: Seen | None) -> Seen | None:
+    """Returns what is there afterwards: the answer to a write may get lost, and the write not."""
+    cell.write(holder.alive().as_json(), over)
+    return cell.read()
+
+
+def _is_of(found: Seen | None, holder: Holder) -> bool:
+    current = found.holder if found else None
+    return current is not None and current.token == holder.token
+
+
+def _release(cell: Cell, root: str, holder: Holder, timing: Timing) -> None:
+    try:
+        if _is_of(cell.read(), holder):
+            cell.delete()
+    except OutputError as error:
+        logger.warning(
+            "The lock of %s was not removed (%s); it ends in %.0f s.", root, error, timing.stale
+        )
+
+
+# --- both ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _renewing(lock: Lock, timing: Timing, renew: Callable[[], None]) -> Iterator[None]:
+    """Renew in a thread, until the context ends or the lock is lost."""
+
+    def try_to() -> None:
+        try:
+            renew()
+        except Exception as error:  # whatever it was: the next one may come through in time
+            logger.warning("The lock of %s was not renewed: %s", lock.root, error)
+
+    def keep() -> None:
+        while not lock.lost and not lock._ended.wait(timing.renew):
+            try_to()
+
+    thread = threading.Thread(target=keep, name="lock", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        lock._ended.set()
+        thread.join()
+
+
+def _refused(
+    root: str, holder: Holder | None, age: float | None, timing: Timing | None = None
+) -> OutputError:
+    who = f": {holder}" if holder else ""
+    if holder and age is not None:
+        who += f", last heard of {age:.0f} s ago"
+    if timing is None:
+        end = ""
+    elif age is None:
+        end = f"; if that run has died, delete {root}/{NAME}"
+    else:
+        end = f"; if that run has died, the output is free in {max(1, timing.stale - age):.0f} s"
+    return OutputError(
+        f"Another run is writing to {root}{who}. Wait for it, or choose another output{end}."
+    )
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

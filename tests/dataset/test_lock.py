@@ -1,0 +1,167 @@
+"""One writer per root, in every kind of storage."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from aae_batch.dataset.lock import NAME, Holder, Timing
+from aae_batch.dataset.storage import open_storage
+from aae_batch.errors import OutputError
+
+FAST = Timing(renew=0.1, stale=2.0, settle=0.05)
+"""S3 tells times in whole seconds."""
+
+
+def refusal(storage, timing: Timing = FAST) -> str:
+    """Why another process may not write."""
+    with (
+        pytest.raises(OutputError) as refused,
+        pickle.loads(pickle.dumps(storage)).writing(timing),
+    ):
+        pass
+    return str(refused.value)
+
+
+def wait_for(what) -> None:
+    deadline = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def remote(bucket):
+    return open_storage(f"{bucket.url}/out")
+
+
+@pytest.fixture(params=["s3", "memory"])
+def abandoned(request, tmp_path):
+    """A root whose writer has just died."""
+    root = f"memory://{tmp_path.name}"
+    if request.param == "s3":
+        root = f"{request.getfixturevalue('bucket').url}/out"
+    storage = open_storage(root)
+    storage.write_bytes(NAME, Holder("elsewhere", 7, "token", "long ago", "long ago").as_json())
+    return storage
+
+
+def test_a_second_writer_is_refused_and_told_who_is_first(storage):
+    with storage.writing(FAST):
+        said = refusal(storage)
+        assert said.startswith(f"Another run is writing to {storage.root}: process {os.getpid()}")
+        assert f"on {socket.gethostname()}, since 20" in said
+        assert "last heard of" in said
+        storage.write_bytes("a", b"1")  # the first one still may
+    with storage.writing(FAST):
+        pass
+
+
+def test_the_lock_is_seen_in_no_listing_and_leaves_nothing(storage):
+    with storage.writing(FAST):
+        assert storage.list("") == []
+    assert not storage.exists(".lock-holder")
+    if not storage.root.startswith("/"):
+        assert not storage.exists(NAME)
+
+
+def test_a_folder_s_lock_ends_with_its_process(tmp_path):
+    root = str(tmp_path / "out")
+    dies = (
+        "import os\n"
+        "from aae_batch.dataset.storage import open_storage\n"
+        f"with open_storage({root!r}).writing(): os._exit(0)\n"
+    )
+    subprocess.run([sys.executable, "-c", dies], check=True)
+    with open_storage(root).writing():
+        pass
+
+
+def test_a_writer_that_died_is_waited_for_and_then_overtaken(abandoned):
+    said = refusal(abandoned)
+    assert "process 7 on elsewhere" in said
+    assert "if that run has died, the output is free in" in said
+    time.sleep(FAST.stale + 1)
+    with abandoned.writing(FAST):
+        assert "process 7" not in refusal(abandoned)
+    with abandoned.writing(FAST):
+        pass
+
+
+def test_a_lock_that_is_renewed_does_not_get_stale(remote):
+    with remote.writing(FAST):
+        time.sleep(FAST.stale + 1)
+        assert "Another run is writing" in refusal(remote)
+
+
+def test_of_two_that_overtake_one_wins(bucket, remote):
+    remote.write_bytes(NAME, Holder("elsewhere", 7, "token", "long ago", "long ago").as_json())
+    time.sleep(FAST.stale + 1)
+    came, tried = threading.Barrier(4), threading.Barrier(4)
+    won = []
+
+    def overtake() -> None:
+        storage = open_storage(remote.root)
+        came.wait()
+        try:
+            with storage.writing(FAST):
+                won.append(storage)
+                tried.wait(30)
+        except OutputError:
+            tried.wait(30)
+
+    threads = [threading.Thread(target=overtake) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+
+
+@pytest.mark.parametrize("kind", ["s3", "memory"])
+def test_a_writer_that_was_overtaken_learns_of_it_and_writes_no_more(kind, request, tmp_path):
+    root = request.getfixturevalue("bucket").url if kind == "s3" else f"memory://{tmp_path.name}"
+    storage, other = open_storage(root), open_storage(root)
+    theirs = Holder("elsewhere", 7, "token", "now", "now").as_json()
+    with storage.writing(FAST) as lock:
+        lock.check()
+        other.write_bytes(NAME, theirs)
+        wait_for(lambda: lock.lost)
+        with pytest.raises(OutputError, match="taken over"):
+            lock.check()
+        with pytest.raises(OutputError, match="taken over"):
+            storage.write_bytes("a", b"1")
+    assert other.read_bytes(NAME) == theirs
+    assert not other.exists("a")
+
+
+def test_an_answer_that_got_lost_does_not_lose_the_lock(bucket, proxy):
+    storage = open_storage(f"{bucket.url}/out", proxy.url)
+    proxy.fail("drop-answer", times=2, method="PUT", path=NAME)
+    with storage.writing(FAST) as lock:
+        wait_for(lambda: sum(r.startswith("PUT") for r in proxy.requests) > 4)
+        assert not lock.lost
+
+
+def test_a_store_that_is_away_for_a_while_does_not_lose_the_lock(bucket, proxy):
+    storage = open_storage(f"{bucket.url}/out", proxy.url)
+    with storage.writing(FAST) as lock:
+        proxy.fail("error", times=4, path=NAME)
+        wait_for(lambda: proxy.faults[0].times == 0)
+        wait_for(lambda: proxy.requests[-1].startswith("PUT"))
+        assert not lock.lost
+
+
+def test_a_store_that_does_not_write_on_condition_is_locked_all_the_same(bucket, proxy):
+    for header in ("If-None-Match", "If-Match"):
+        proxy.fail("not-implemented", times=1000, method="PUT", header=header)
+    storage = open_storage(f"{bucket.url}/out", proxy.url)
+    with storage.writing(FAST):
+        assert f"process {os.getpid()}" in refusal(storage)
