@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -74,6 +75,20 @@ class Dataset:
         names = (layout.attention_name(shard) for shard in self.shards())
         tables = [self._table(name) for name in names]
         return pa.concat_tables([layout.ATTENTION_SCHEMA.empty_table(), *tables])
+
+    def attention_of(self, shard: int) -> pa.Table:
+        """The attention rows of a committed shard."""
+        return self._table(layout.attention_name(shard))
+
+    def failed_rows(self) -> dict[int, list[int]]:
+        """Of each committed shard with failed rows: their places in it. Reads every metadata table."""
+        found = {}
+        for shard in self.shards():
+            status = self.table(shard, ["status"])["status"]
+            failed = pc.indices_nonzero(pc.equal(status, "failed")).to_pylist()
+            if failed:
+                found[shard] = failed
+        return found
 
     def image(self, row: Mapping[str, Any]) -> Image.Image:
         """The picture of a metadata row, of which `id`, `shard` and `file_name` are used.

@@ -7,7 +7,8 @@ import io
 import json
 import math
 import tarfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -80,17 +81,26 @@ def write_image(
     config: GuidanceConfig,
     layout: Layout = "files",
     image_format: ImageFormat = PNG,
+    spent: Callable[[str, float], None] = lambda phase, seconds: None,
 ) -> Outcome:
     """Encode the picture of a finished row, if there is one, and say what its table rows are. In the
-    layout `files` it is written at once."""
+    layout `files` it is written at once.
+
+    Args:
+        spent: is told the seconds of the phases `encode` and `upload`.
+    """
     if result.error is not None:
         return failed(row, config, result.error)
     assert result.image is not None
+    start = time.perf_counter()
     data = image_format.encode(result.image)
+    encoded = time.perf_counter()
+    spent("encode", encoded - start)
     name = names.file_name(layout, shard, row.id, image_format.suffix)
     if layout == "files":
         assert name is not None
         storage.write_bytes(name, data)
+        spent("upload", time.perf_counter() - encoded)
     seen = result.attention
     metadata = _as_used(row, config) | {
         "status": "ok",

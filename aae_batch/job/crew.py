@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from aae_batch.errors import AaeBatchError, ModelError
 from aae_batch.job.cluster import ActorPlan, in_words
@@ -21,8 +21,11 @@ from aae_batch.job.progress import Tally
 from aae_batch.job.worker import CONCURRENCY, Report, Task, Worker, WorkerSettings
 
 NODE_LOSS_SECONDS = 2.0
-"""How long Ray may take to notice that a node is gone after the actors on it are: only then is it known
-whether a death was the actor's own."""
+"""How long Ray may take to notice that a node is gone after it has given up the actors on it: only then
+is it known whether a death was the actor's own."""
+
+VERDICT_SECONDS = 60.0
+"""How long an actor that cannot be reached may be neither dead nor alive."""
 
 
 @dataclass(eq=False)
@@ -137,6 +140,20 @@ class _Actor(Member):
         return [ref for ref in (self.locating, self.loading, self.asked, *self.calls) if ref]
 
 
+@dataclass
+class _Lost:
+    """An actor that ended or cannot be reached, while it is not known why.
+
+    Attributes:
+        probe: a call that Ray answers when it knows whether the actor is alive.
+    """
+
+    actor: _Actor
+    words: str
+    deadline: float
+    probe: Any = None
+
+
 class RayCrew:
     """Ray actors. They are not restarted by Ray: the driver hires new ones."""
 
@@ -149,7 +166,7 @@ class RayCrew:
         self._worker = worker
         self._plan = actors
         self._remote = ray.remote(worker_class)
-        self._dead: list[tuple[float, _Actor, str]] = []
+        self._lost: list[_Lost] = []
 
     def room(self) -> int:
         resources = ray.cluster_resources()
@@ -189,7 +206,7 @@ class RayCrew:
 
     def events(self, seconds: float) -> list[Event]:
         waiting = {ref: actor for actor in self.members for ref in actor.waits_for()}
-        if self._dead:
+        if self._lost:
             seconds = min(seconds, 0.2)
         if waiting:
             done, _ = ray.wait(list(waiting), num_returns=1, timeout=seconds)
@@ -227,11 +244,17 @@ class RayCrew:
         return Done(actor, piece, value)
 
     def _bad(self, actor: _Actor, ref: Any, error: RayActorError | RayTaskError) -> Event | None:
+        if isinstance(error, ActorUnavailableError):
+            # Not ended yet, or Ray would blame us for the end of an actor whose node is gone.
+            self.members.remove(actor)
+            probe = actor.handle.node.remote()
+            self._lost.append(
+                _Lost(actor, in_words(error), time.monotonic() + VERDICT_SECONDS, probe)
+            )
+            return None
         self.dismiss(actor)  # it may only be of no more use
         if isinstance(error, RayActorError):
-            if getattr(error, "preempted", False):
-                return Died(actor, in_words(error), node_lost=True)
-            self._dead.append((time.monotonic() + NODE_LOSS_SECONDS, actor, in_words(error)))
+            self._lost.append(_Lost(actor, in_words(error), time.monotonic() + NODE_LOSS_SECONDS))
             return None
         cause = error.cause
         if isinstance(cause, AaeBatchError):
@@ -244,16 +267,33 @@ class RayCrew:
 
     def _deaths(self) -> list[Event]:
         """The deaths whose cause is known by now."""
-        if not self._dead:
+        if not self._lost:
             return []
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         known: list[Event] = []
         undecided = []
-        for deadline, actor, words in self._dead:
-            lost = actor.node is not None and actor.node not in alive
-            if lost or time.monotonic() > deadline:
-                known.append(Died(actor, words, node_lost=lost))
+        for one in self._lost:
+            self._look_at(one)
+            node_lost = one.actor.node is not None and one.actor.node not in alive
+            if node_lost or time.monotonic() > one.deadline:
+                ray.kill(one.actor.handle)
+                known.append(Died(one.actor, one.words, node_lost))
             else:
-                undecided.append((deadline, actor, words))
-        self._dead = undecided
+                undecided.append(one)
+        self._lost = undecided
         return known
+
+    def _look_at(self, one: _Lost) -> None:
+        """Has Ray found out about an actor that could not be reached?"""
+        if one.probe is None or not ray.wait([one.probe], timeout=0)[0]:
+            return
+        answer = _answer(one.probe)
+        if isinstance(answer, ActorUnavailableError):
+            one.probe = one.actor.handle.node.remote()
+            return
+        one.probe = None
+        if isinstance(answer, RayActorError):
+            one.words = in_words(answer)
+            one.deadline = time.monotonic() + NODE_LOSS_SECONDS
+        else:
+            one.deadline = 0.0  # it lives, but what it had is lost

@@ -7,19 +7,32 @@ in the layouts that write pictures with the commit.
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from aae_batch.dataset import layout, writer
+from aae_batch.dataset.lock import Lock
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import Storage, open_storage
+from aae_batch.dataset.stored import stored_outcomes
 from aae_batch.errors import JobError, ModelError, RowError
 from aae_batch.job.cluster import ActorPlan, Stop, cluster, stop_on_signals
 from aae_batch.job.crew import Crew, Died, Done, Failed, Member, RayCrew, Ready, Told
+from aae_batch.job.metrics import DriverMetrics
 from aae_batch.job.plan import Ledger, Piece
 from aae_batch.job.progress import Progress, Tally
-from aae_batch.job.records import Plan, as_json, begin, make_plan, summarize
+from aae_batch.job.records import (
+    Plan,
+    as_json,
+    begin,
+    earlier_failures,
+    make_plan,
+    progress_record,
+    summarize,
+)
 from aae_batch.job.settings import JobSettings
 from aae_batch.job.worker import PIECES_AT_ONCE, Report, Task, Worker, WorkerSettings
 from aae_batch.manifest import Manifest, open_manifest
@@ -53,13 +66,14 @@ def run_job(
     storage = open_storage(settings.output)
     with open_manifest(settings.manifest) as manifest:
         make_plan(settings, manifest, storage)  # refuse before anything is made
-        with storage.writing():
+        with storage.writing() as lock:
             plan = make_plan(settings, manifest, storage)
             if not plan.begun:
                 begin(storage, plan)
             ledger = plan.ledger()
             session = None
             if not ledger.finished:
+                storage.delete(layout.SUMMARY)
                 with cluster(settings) as actors, stop_on_signals(settings.grace) as stop:
                     crew = RayCrew(
                         worker_class,
@@ -67,7 +81,7 @@ def run_job(
                         actors,
                     )
                     foreman = Foreman(
-                        settings, plan, manifest, storage, ledger, crew, actors, report, stop
+                        settings, plan, manifest, storage, ledger, crew, actors, report, stop, lock
                     )
                     session = foreman.run()
             elif (summary := Dataset(storage).summary) is not None:
@@ -114,6 +128,7 @@ class Foreman:
         actors: ActorPlan,
         report: Callable[[Progress], None],
         stop: Stop,
+        lock: Lock,
     ) -> None:
         self.settings = settings
         self.plan = plan
@@ -124,12 +139,15 @@ class Foreman:
         self.actors = actors
         self.report = report
         self.stop = stop
+        self.lock = lock
+        self.metrics = DriverMetrics()
         self.fingerprint = plan.run["fingerprint"]
         self.before = len(manifest) - ledger.rows_left
         self.finished = Tally()
         self.deaths_in_a_row = 0
         self.started: float | None = None
-        self._looked_at = 0.0
+        self._looked_at = self._told_at = -math.inf
+        self._earlier = earlier_failures(Dataset(storage), plan)
 
     def run(self) -> dict[str, Any]:
         """Returns the figures of this session.
@@ -153,6 +171,7 @@ class Foreman:
         finally:
             for member in list(self.crew.members):
                 self.crew.dismiss(member)
+            self._tell()
         progress = self.progress()
         return {
             "rows": progress.now.done,
@@ -170,6 +189,9 @@ class Foreman:
 
     def _look_around(self) -> None:
         self._looked_at = time.monotonic()
+        self.lock.check()
+        if self._looked_at - self._told_at > layout.PROGRESS_SECONDS:
+            self._tell()
         if not self.stop.requested:
             self._staff()
         for member in list(self.crew.members):
@@ -181,6 +203,15 @@ class Foreman:
                 self._died(Died(member, f"it finished no row in {still:.0f} s (row_timeout)"))
             else:
                 self.crew.ask(member)
+
+    def _tell(self) -> None:
+        """Say how far the job is: in `progress.json`, and in the metrics."""
+        self._told_at = time.monotonic()
+        progress = self.progress()
+        self.metrics.speed(progress.images_per_second)
+        if not self.lock.lost:
+            record = progress_record(progress, self._earlier + progress.now.failures, time.time())
+            self.storage.write_bytes(layout.PROGRESS, as_json(dict(record)))
 
     def _staff(self) -> None:
         """As many actors as there is room for, between the least and the most that are wanted."""
@@ -249,19 +280,19 @@ class Foreman:
             self._return(piece, report.outcomes)
 
     def _return(self, piece: Piece, outcomes: list[writer.Outcome]) -> None:
-        whole = self.ledger.returned(piece, outcomes)
-        if whole is not None:
-            start = piece.shard * self.plan.shard_size
-            _, extras = self.manifest.read(start, start + len(whole))
-            writer.commit(
-                self.storage,
-                piece.shard,
-                whole,
-                extras,
-                self.fingerprint,
-                self.plan.layout,
-                self.plan.image_format,
-            )
+        """Commit a shard that came in parts, once the last of them is there."""
+        made = self.ledger.returned(piece, outcomes)
+        if made is None:
+            return
+        shard, size = piece.shard, self.plan.shard_size
+        start, stop = shard * size, min((shard + 1) * size, len(self.manifest))
+        _, extras = self.manifest.read(start, stop)
+        form = (self.plan.layout, self.plan.image_format)
+        if shard in self.plan.again:
+            kept = stored_outcomes(Dataset(self.storage), shard, start, self.plan.layout)
+            new = {outcome.index: outcome for outcome in made}
+            made = [new.get(outcome.index, outcome) for outcome in kept]
+        writer.commit(self.storage, shard, made, extras, self.fingerprint, *form)
 
     def _died(self, death: Died) -> None:
         """Queue again what the actor had, and give up the row that has killed for the second time."""
@@ -290,7 +321,7 @@ class Foreman:
         reason = f"its process died twice while it was generated alone: {words}"
         logger.error("shard=%d row=%s failed %s: %s", piece.shard, row.id, GAVE_UP, words)
         outcome = writer.failed(row, self.settings.guidance, RowError(row.id, reason), kind=GAVE_UP)
-        self.finished += Tally(done=1, failed=1)
+        self.finished += Tally(done=1, failures=Counter([GAVE_UP]))
         self._return(piece, [outcome])
 
     def _judge(self) -> None:

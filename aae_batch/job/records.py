@@ -7,7 +7,7 @@ import platform
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
@@ -35,11 +35,13 @@ class Plan:
         run: what `run.json` says or is going to say.
         begun: the output has shards of this run already.
         committed: shards that are done.
+        again: of these, rows that are to be made again, as places in the manifest.
     """
 
     run: dict[str, Any]
     begun: bool
     committed: frozenset[int]
+    again: dict[int, list[int]] = field(default_factory=dict)
 
     @property
     def shard_size(self) -> int:
@@ -54,7 +56,7 @@ class Plan:
         return ImageFormat(**self.run["image_format"])
 
     def ledger(self) -> Ledger[writer.Outcome]:
-        return Ledger.of(self.run["rows"], self.shard_size, self.committed)
+        return Ledger.of(self.run["rows"], self.shard_size, self.committed, self.again)
 
 
 def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Plan:
@@ -91,7 +93,12 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
             f"{storage.root} was begun with other settings ({'; '.join(changed)}): choose another "
             "output, or go back to these settings to finish it."
         )
-    return Plan(before, begun=True, committed=committed)
+    size = form["shard_size"]
+    again = {
+        shard: [shard * size + place for place in places]
+        for shard, places in (dataset.failed_rows() if settings.retry_failed else {}).items()
+    }
+    return Plan(before, begun=True, committed=committed, again=again)
 
 
 def summarize(dataset: Dataset, session: dict[str, Any] | None) -> dict[str, Any]:
@@ -146,11 +153,13 @@ def progress_record(
     }
 
 
-def earlier_failures(dataset: Dataset) -> Counter[str]:
+def earlier_failures(dataset: Dataset, plan: Plan) -> Counter[str]:
     """Failed rows by `error_type`, as the last session on this output has left them in
-    `progress.json`."""
+    `progress.json`, without those that are made again."""
     record = dataset.progress
-    return Counter() if record is None else Counter(record["failures"])
+    if record is None or plan.again:
+        return Counter()
+    return Counter(record["failures"])
 
 
 def _versions() -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,6 +18,7 @@ from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.layout import Layout
 from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import RowError
+from aae_batch.job.metrics import WorkerMetrics
 from aae_batch.job.plan import Piece
 from aae_batch.job.progress import Tally
 from aae_batch.request import Request, Result
@@ -29,6 +32,8 @@ PIECES_AT_ONCE = 2
 
 CONCURRENCY = PIECES_AT_ONCE + 2
 """Of the actor: its pieces, and a question or two."""
+
+logger = logging.getLogger("aae_batch.worker")
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ class Worker:
         self._incoming: queue.SimpleQueue[tuple[_Open, Row]] = queue.SimpleQueue()
         self._open: list[_Open] = []
         self._lock = threading.Lock()
+        self._writing = 0
         self._broken: BaseException | None = None
 
     def node(self) -> str:
@@ -112,6 +118,7 @@ class Worker:
             import torch
 
             torch.set_num_threads(self.settings.threads)
+        self.metrics = WorkerMetrics()
         engine = self.load_engine()
         # What the settings ask of this model is found out now, not with the first row.
         with engine.open(self.settings.guidance):
@@ -144,7 +151,7 @@ class Worker:
         bad = [
             writer.failed(row, self.settings.guidance) for row in task.rows if row.error is not None
         ]
-        piece.tally = Tally(done=len(bad), failed=len(bad))
+        piece.tally = Tally(len(bad), failures=Counter(one.metadata["error_type"] for one in bad))
         with self._lock:
             if self._broken is not None:
                 raise self._broken
@@ -168,6 +175,7 @@ class Worker:
                     self.settings.layout,
                     self.settings.image_format,
                 )
+            logger.info("shard=%d rows=%d done", task.piece.shard, len(task.rows))
             return Report(piece.tally, [] if task.commit else outcomes)
         finally:
             with self._lock:
@@ -192,6 +200,9 @@ class Worker:
                             self._finish(*flying.pop(row.id), Result(row.request, error=error))
                     for result in batch.step():
                         self._finish(*flying.pop(result.request.name), result)
+                    self.metrics.totals(batch.seconds)
+                    waiting = sum(len(piece.missing) for piece in self._open) - len(flying)
+                    self.metrics.load(batch.slots, len(batch), waiting, self._writing)
         except BaseException as error:
             self._break(error)
 
@@ -205,6 +216,8 @@ class Worker:
 
     def _finish(self, piece: _Open, row: Row, result: Result) -> None:
         self._unwritten.acquire()
+        with self._lock:
+            self._writing += 1
         future = self._writers.submit(self._write, piece, row, result)
         with self._lock:
             piece.outcomes.append(future)
@@ -222,12 +235,21 @@ class Worker:
                 self.settings.guidance,
                 self.settings.layout,
                 self.settings.image_format,
+                self.metrics.spent,
             )
         finally:
             self._unwritten.release()
-        refinements = outcome.metadata.get("num_refinements", 0)
+            with self._lock:
+                self._writing -= 1
+        said = outcome.metadata
+        refinements = said.get("num_refinements", 0)
+        failures = Counter([said["error_type"]] if outcome.failed else [])
         with self._lock:
-            piece.tally += Tally(1, int(outcome.failed), refinements)
+            piece.tally += Tally(1, refinements, failures)
+        self.metrics.row(said["status"], refinements)
+        if outcome.failed:
+            shard = piece.task.piece.shard
+            logger.warning("shard=%d row=%s failed %s: %s", shard, row.id, *failures, said["error"])
         return outcome
 
     def _break(self, error: BaseException) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+
 from aae_batch.dataset.status import status
 from aae_batch.job.progress import Progress, Tally
 from aae_batch.job.records import progress_record
@@ -7,7 +9,12 @@ from aae_batch.job.records import progress_record
 RUN = {"rows": 95, "shard_size": 10}
 NOW = 1_800_000_000.0
 PROGRESS = progress_record(
-    Progress(total=95, before=20, now=Tally(done=25, failed=5, refinements=40), seconds=10),
+    Progress(
+        total=95,
+        before=20,
+        now=Tally(done=25, refinements=40, failures=Counter(RowError=5)),
+        seconds=10,
+    ),
     {"PromptError": 1, "SubjectError": 4},
     NOW,
 )

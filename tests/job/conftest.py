@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from aae_batch.config import GuidanceConfig
+from aae_batch.dataset.reader import Dataset
 from aae_batch.job.settings import JobSettings
 
 STEPS = 4
@@ -72,9 +73,9 @@ def tiny_pipeline_folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_here():
-    """One Ray for the tests of this process, large enough for two actors."""
+    """One Ray for the tests of a module, large enough for two actors."""
     import ray
 
     from aae_batch.job.cluster import start_ray
@@ -132,3 +133,16 @@ def snapshot(root: str | os.PathLike[str]) -> dict[str, tuple[int, bytes]]:
         for path in sorted(Path(root).rglob("*"))
         if path.is_file() and path.name != ".lock"
     }
+
+
+TIMES = ("seconds",)
+
+
+def assert_same_dataset(root: str, reference_root: str) -> None:
+    """The same rows, the same statistics, the same pictures."""
+    one, other = Dataset(root), Dataset(reference_root)
+    assert one.metadata().drop(TIMES).equals(other.metadata().drop(TIMES))
+    assert one.attention().equals(other.attention())
+    names = one.storage.list("images/")
+    assert names == other.storage.list("images/")
+    assert all(one.storage.read_bytes(n) == other.storage.read_bytes(n) for n in names)

@@ -19,9 +19,7 @@ from aae_batch.errors import JobError, ModelError, OutputError, SettingsError
 from aae_batch.job.cluster import ActorPlan
 from aae_batch.job.driver import run_job
 from aae_batch.job.worker import Worker
-from tests.job.conftest import STEPS, snapshot
-
-TIMES = ("seconds",)
+from tests.job.conftest import STEPS, assert_same_dataset, snapshot
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +39,6 @@ def reference(tiny_pipeline_folder, manifest, ray_here, tmp_path_factory):
     )
     run_job(settings, told.append)
     return settings, told
-
-
-def assert_same_dataset(root: str, reference_root: str) -> None:
-    """The same rows, the same statistics, the same pictures."""
-    one, other = Dataset(root), Dataset(reference_root)
-    assert one.metadata().drop(TIMES).equals(other.metadata().drop(TIMES))
-    assert one.attention().equals(other.attention())
-    names = one.storage.list("images/")
-    assert names == other.storage.list("images/")
-    assert all(one.storage.read_bytes(n) == other.storage.read_bytes(n) for n in names)
 
 
 def test_every_row_has_a_picture_its_statistics_and_one_metadata_row(reference):

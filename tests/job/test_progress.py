@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from collections import Counter
+
 from aae_batch.job.progress import Progress, Tally, clock
 from aae_batch.terminal import lines
 
 
 def test_one_line_says_it_all():
     progress = Progress(
-        total=100, before=20, now=Tally(done=40, failed=10, refinements=90), seconds=20
+        total=100,
+        before=20,
+        now=Tally(done=40, refinements=90, failures=Counter(RowError=10)),
+        seconds=20,
     )
     assert str(progress) == (
         "60/100 rows, 1.50 images/s, 10 failed, 3.0 refinements an image, ETA 0:20"

@@ -1,0 +1,33 @@
+"""A committed shard as the outcomes that it was written from, so that some of its rows can be replaced."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+from aae_batch.dataset.layout import MANIFEST_COLUMNS, OUTCOME_COLUMNS, Layout
+from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.writer import Outcome
+
+_COLUMNS = [column.name for column in (*MANIFEST_COLUMNS, *OUTCOME_COLUMNS)]
+
+
+def stored_outcomes(dataset: Dataset, shard: int, start: int, layout: Layout) -> list[Outcome]:
+    """The outcomes of a shard whose first row is row `start` of the manifest.
+
+    Raises:
+        OutputError: a part of it cannot be read.
+    """
+    attention: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in dataset.attention_of(shard).to_pylist():
+        attention[row["id"]].append(row)
+    with_images = layout != "files"
+    return [
+        Outcome(
+            start + i,
+            row,
+            attention[row["id"]] if row["status"] == "ok" else [],
+            image=dataset.image_bytes(row) if with_images and row["status"] == "ok" else None,
+        )
+        for i, row in enumerate(dataset.table(shard, _COLUMNS).to_pylist())
+    ]
