@@ -22,8 +22,8 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from aae_batch.shapes.networks import MAX_TOKENS, tokenizer
-from tests.small_output import make_output  # noqa: F401
 from tests.faulty_proxy import FaultyProxy
+from tests.small_output import make_output  # noqa: F401
 
 TEXT_WIDTH = 32
 

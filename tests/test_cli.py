@@ -97,6 +97,8 @@ def test_the_token_table_tells_what_can_be_guided(run, tokenizer_folder):
         (["--method", "magic"], "Invalid setting: method"),
         (["--slots", "0"], "Invalid setting: slots"),
         (["--actors", "0"], "Invalid setting: actors"),
+        (["--layout", "zip"], "Invalid setting: layout"),
+        (["--image-quality", "90"], "The image format png has no quality"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence_and_exit_code_2(
@@ -132,3 +134,52 @@ def test_given_settings_replace_the_model_s_own(tokenizer_folder):
     assert (config.scale_factor, config.num_inference_steps) == (2.0, 10)
     assert config.thresholds == {0: 0.1, 5: 0.4}
     assert config.attn_res == (8, 16)
+
+
+def test_verify_proves_an_output_or_says_what_is_wrong_and_repairs_it(run, make_output):
+    output = make_output()
+    root = output.storage.root
+    result = run("verify", root, "--manifest", output.manifest)
+    assert (result.exit_code, result.output) == (
+        0,
+        "3 of 3 shards, 5 rows: 4 images, 1 failed; proved\n",
+    )
+    output.storage.delete("images/00001/c.png")
+    assert run("verify", root).exit_code == 1
+    result = run("verify", root, "--repair")
+    assert result.exit_code == 1
+    assert result.output.splitlines()[1:] == [
+        "  shard 1, row c: its image is missing.",
+        "deleted summary.json",
+        "deleted metadata/00001.parquet",
+        "Run the same `aae-batch generate` again to make these shards anew.",
+    ]
+    assert "1 of 3 shards are not committed (1)" in run("verify", root).output
+
+
+def test_verify_shows_the_first_problems_and_counts_the_rest(run, make_output, monkeypatch):
+    monkeypatch.setattr(cli, "PROBLEMS_SHOWN", 1)
+    storage = make_output().storage
+    for name in storage.list("images/"):
+        storage.delete(name)
+    assert run("verify", storage.root).output.splitlines()[1:] == [
+        "  shard 0, row a: its image is missing.",
+        "  and 3 more problems",
+    ]
+
+
+def test_a_repair_waits_for_no_one_and_makes_no_folder(run, make_output, tmp_path):
+    result = run("verify", tmp_path / "typo", "--repair")
+    assert result.exit_code == 1
+    assert not (tmp_path / "typo").exists()
+
+
+def test_status_tells_how_far_an_output_is(run, make_output, tmp_path):
+    storage = make_output().storage
+    result = run("status", storage.root)
+    assert result.exit_code == 0
+    assert result.output.splitlines()[0].startswith("5/5 rows done, 0 left; 3/3 shards committed")
+    assert result.output.splitlines()[-1] == "complete"
+    result = run("status", tmp_path / "typo")
+    assert result.exit_code == 2
+    assert "There is no run in" in result.stderr

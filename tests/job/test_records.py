@@ -7,9 +7,11 @@ import json
 import pytest
 
 from aae_batch.config import GuidanceConfig
+from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import OutputError, SettingsError
-from aae_batch.job.records import begin, make_plan
+from aae_batch.job.progress import Progress, Tally
+from aae_batch.job.records import as_json, begin, earlier_failures, make_plan, progress_record
 from aae_batch.job.settings import JobSettings
 from aae_batch.manifest import open_manifest
 
@@ -70,3 +72,20 @@ def test_another_form_is_refused_and_shown(plan, storage, changes, said):
 def test_a_format_s_setting_of_another_format_is_refused(plan):
     with pytest.raises(SettingsError, match="png has no quality"):
         plan(image_quality=90)
+
+
+def test_failures_are_counted_over_sessions(storage):
+    dataset = Dataset(storage)
+    assert earlier_failures(dataset) == {}
+    progress = Progress(total=9, before=0, now=Tally(), seconds=0)
+    record = progress_record(progress, {"PromptError": 2}, now=1_800_000_000.4)
+    assert record["time"] == "2027-01-15T08:00:00+00:00"
+    assert record["eta_seconds"] is None
+    storage.write_bytes("progress.json", as_json(record))
+    assert earlier_failures(dataset) == {"PromptError": 2}
+
+
+def test_an_output_begun_anew_knows_nothing_of_the_job_before(plan, storage):
+    storage.write_bytes("progress.json", b"{}")
+    begin(storage, plan())
+    assert Dataset(storage).progress is None
