@@ -32,12 +32,17 @@ app = typer.Typer(
 Model = Annotated[
     str,
     typer.Option(
-        help="Hub id, folder in diffusers' layout, or 'shapes', the model in this package."
+        help="Hub id, folder in diffusers' layout, URL of one (s3://bucket/folder), or 'shapes', "
+        "the model in this package."
     ),
 ]
 Revision = Annotated[
     str | None,
     typer.Option(help="Branch, tag or commit of the model on the hub.", show_default="main"),
+]
+S3Endpoint = Annotated[
+    str | None,
+    typer.Option(help="URL of an S3-compatible store.", show_default="AWS_ENDPOINT_URL, or AWS"),
 ]
 OWN = "the model's own"
 
@@ -69,16 +74,19 @@ def _print_version() -> None:
 @app.command()
 def generate(
     manifest: Annotated[
-        Path,
+        str,
         typer.Argument(
-            help="Parquet, CSV or JSONL; one row per picture. Columns: prompt (required), subjects or "
+            help="Parquet, CSV or JSONL, path or URL; one row per picture. Columns: prompt (required), subjects or "
             "token_indices, seed, id, negative_prompt, guidance_scale, num_inference_steps, height, "
             "width, method; others are carried to the metadata table."
         ),
     ],
     output: Annotated[
         str,
-        typer.Argument(help="Folder for the dataset. Where it is not complete, it is continued."),
+        typer.Argument(
+            help="Folder for the dataset, s3://bucket/prefix, or another URL (gs://, abfs://, hf://). "
+            "Where it is not complete, it is continued."
+        ),
     ],
     model: Model = "shapes",
     revision: Revision = None,
@@ -165,6 +173,7 @@ def generate(
         float,
         typer.Option(help="Seconds without a finished row after which an actor is given up."),
     ] = 1800.0,
+    s3_endpoint: S3Endpoint = None,
     max_deaths: Annotated[
         int,
         typer.Option(help="Stop after more actor deaths than this with nothing finished between."),
@@ -307,6 +316,7 @@ def tokens(
     prompt: Annotated[str, typer.Argument(help="The text.")],
     model: Model = "shapes",
     revision: Revision = None,
+    s3_endpoint: S3Endpoint = None,
 ) -> None:
     """Print how a model's tokenizer splits PROMPT, with the positions for token_indices."""
     with _errors_in_a_sentence():
@@ -317,7 +327,8 @@ def tokens(
         from aae_batch.subjects import token_table
 
         table = Table("index", "token", "can be guided", box=None, pad_edge=False)
-        for token in token_table(load_tokenizer(model, revision=revision), prompt).tokens:
+        tokenizer = load_tokenizer(model, revision=revision, s3_endpoint=s3_endpoint)
+        for token in token_table(tokenizer, prompt).tokens:
             guidable = "yes" if token.kind == "word" else f"no: {_KINDS[token.kind]}"
             table.add_row(str(token.index), token.text, guidable)
         Console(highlight=False, markup=False).print(table)
@@ -361,7 +372,7 @@ def _guidance(given: dict[str, Any]) -> GuidanceConfig:
     for name, parse in _PARSERS.items():
         if name in values:
             values[name] = parse(values[name])
-    return default_guidance(given["model"]).updated(**values)
+    return default_guidance(given["model"], given.get("s3_endpoint")).updated(**values)
 
 
 def _thresholds(text: str) -> dict[int, float]:

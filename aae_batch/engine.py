@@ -63,14 +63,17 @@ class Engine:
         revision: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        s3_endpoint: str | None = None,
     ) -> Engine:
-        """Load a model by hub id, folder, or as `"shapes"`; see `aae_batch.model.loading.load_pipeline`.
+        """Load a model by hub id, folder, URL, or as `"shapes"`; see `aae_batch.model.loading.load_pipeline`.
 
         Raises:
             ModelError: there is no such model, or it cannot be guided.
         """
-        pipe = load_pipeline(model, revision=revision, device=device, dtype=dtype)
-        return cls(StableDiffusion(pipe), slots, default_guidance(model))
+        pipe = load_pipeline(
+            model, revision=revision, device=device, dtype=dtype, s3_endpoint=s3_endpoint
+        )
+        return cls(StableDiffusion(pipe), slots, default_guidance(model, s3_endpoint))
 
     @classmethod
     def from_pipeline(cls, pipe, slots: int = 8, defaults: GuidanceConfig | None = None) -> Engine:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -22,8 +22,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from aae_batch import row_groups
+from aae_batch.dataset.fetch import fetch
 from aae_batch.dataset.layout import MANIFEST_COLUMNS, RESERVED
-from aae_batch.errors import ManifestError, RequestError
+from aae_batch.dataset.storage import is_url
+from aae_batch.errors import ManifestError, OutputError, RequestError
 from aae_batch.repeats import Repeats
 from aae_batch.row import Row, Unreadable, default_id, id_of, read_row
 from aae_batch.row_groups import RowGroups
@@ -41,16 +43,21 @@ class Manifest:
     """An open manifest. It stays on disk but for the rows around those that were read last.
 
     Attributes:
-        path: the file that was opened.
+        path: the file that was opened, or its URL.
         digest: SHA-256 of the file.
         extras: the columns that are none of ours.
     """
 
-    path: Path
+    path: str
     digest: str
     extras: pa.Schema
     _groups: RowGroups
     _repeats: Repeats
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return Path(self.path).name
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -80,33 +87,38 @@ class Manifest:
 
 
 @contextmanager
-def open_manifest(path: str | Path) -> Iterator[Manifest]:
+def open_manifest(path: str | Path, s3_endpoint: str | None = None) -> Iterator[Manifest]:
     """Open a manifest by its suffix: `.parquet`, `.csv`, `.jsonl`.
+
+    Args:
+        path: of a file, or its URL; it is copied while it is open.
+        s3_endpoint: URL of an S3-compatible store, for a manifest that lies there.
 
     Raises:
         ManifestError: it cannot be read, has no rows, lacks `prompt`, or has a column that would
             clash with one the run adds.
     """
-    path = Path(path)
-    if path.is_dir():
+    path = str(path)
+    if not is_url(path) and Path(path).is_dir():
         raise ManifestError(f"Manifest {path} is a folder; name one file in it.")
-    if not path.is_file():
+    if not is_url(path) and not Path(path).is_file():
         raise ManifestError(f"Manifest {path} does not exist; check the path.")
     converters = {".parquet": None, ".csv": _convert_csv, ".jsonl": _convert_jsonl}
-    suffix = path.suffix.lower()
+    suffix = PurePosixPath(path).suffix.lower()
     if suffix not in converters:
         raise ManifestError(
             f"Manifest {path} is none of {', '.join(converters)}; convert it to one."
         )
     with ExitStack() as stack:
         with _readable(path):
-            digest = _digest(path)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aae-batch-")))
-            parquet, convert = path, converters[suffix]
+            source = fetch(path, folder, s3_endpoint) if is_url(path) else Path(path)
+            digest = _digest(source)
+            parquet, convert = source, converters[suffix]
             if convert is not None:
-                _check_text(path)
-                parquet = folder / "manifest.parquet"
-                convert(path, parquet)
+                _check_text(source)
+                parquet = folder / "converted.parquet"
+                convert(source, parquet)
             file = stack.enter_context(row_groups.opened(parquet))
             _check_columns(path, file.schema_arrow)
             if row_groups.too_large(file):
@@ -117,9 +129,13 @@ def open_manifest(path: str | Path) -> Iterator[Manifest]:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(path: str) -> Iterator[None]:
     try:
         yield
+    except _ContentError as error:
+        raise ManifestError(f"Manifest {path}: {error}") from None
+    except OutputError as error:
+        raise ManifestError(f"Manifest {path} cannot be read: {error}") from None
     except pa.ArrowException as error:
         hint = " Save it as UTF-8 text." if "UTF8" in str(error) else ""
         raise ManifestError(
@@ -133,22 +149,22 @@ def _readable(path: Path) -> Iterator[None]:
         raise ManifestError(f"Manifest {path} cannot be read: {_first_line(error)}") from error
 
 
-def _check_text(path: Path) -> None:
-    with path.open("rb") as file:
+def _check_text(source: Path) -> None:
+    with source.open("rb") as file:
         if file.read(2) == b"\x1f\x8b":
-            raise ManifestError(
-                f"Manifest {path} is compressed with gzip, whatever its name says; unpack it first."
+            raise _ContentError(
+                "the file is compressed with gzip, whatever its name says; unpack it first."
             )
 
 
-def _opened(path: Path, digest: str, groups: RowGroups) -> Manifest:
+def _opened(path: str, digest: str, groups: RowGroups) -> Manifest:
     if len(groups) == 0:
         raise ManifestError(f"Manifest {path} has no rows.")
     extras = [f for f in groups.schema if ALIASES.get(f.name, f.name) not in COLUMNS]
     return Manifest(path, digest, pa.schema(extras), groups, _repeated_ids(groups))
 
 
-def _check_columns(path: Path, schema: pa.Schema) -> None:
+def _check_columns(path: str, schema: pa.Schema) -> None:
     names = schema.names
     if "prompt" not in names:
         raise ManifestError(
@@ -209,9 +225,7 @@ def _convert_csv(source: Path, target: Path) -> None:
     )
     for field in table.schema:
         if pa.types.is_binary(field.type):  # what is no text anyone meant
-            raise ManifestError(
-                f"Manifest {source}: column {field.name} is not UTF-8; save it as UTF-8 text."
-            )
+            raise _ContentError(f"column {field.name} is not UTF-8; save it as UTF-8 text.")
     pq.write_table(table, target, row_group_size=_LINES_AT_ONCE)
 
 
@@ -270,22 +284,22 @@ def _json_chunks(source: Path) -> Iterator[list[dict]]:
     with source.open(encoding="utf-8-sig") as file:
         lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
         while chunk := list(islice(lines, _LINES_AT_ONCE)):
-            yield [_json_record(source, number, line) for number, line in chunk]
+            yield [_json_record(number, line) for number, line in chunk]
 
 
-def _json_record(source: Path, number: int, line: str) -> dict:
+class _ContentError(Exception):
+    """Something in the file is wrong. Which file's, `_readable` knows."""
+
+
+def _json_record(number: int, line: str) -> dict:
     try:
         record = json.loads(line)
     except RecursionError:
-        raise ManifestError(
-            f"Manifest {source}: line {number} is nested too deeply; flatten it."
-        ) from None
+        raise _ContentError(f"line {number} is nested too deeply; flatten it.") from None
     except ValueError as error:
-        raise ManifestError(f"Manifest {source}: line {number} is not JSON: {error}.") from None
+        raise _ContentError(f"line {number} is not JSON: {error}.") from None
     if not isinstance(record, dict):
-        raise ManifestError(
-            f"Manifest {source}: line {number} is not a JSON object; write {{...}}."
-        )
+        raise _ContentError(f"line {number} is not a JSON object; write {{...}}.")
     return record
 
 

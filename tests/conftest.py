@@ -148,16 +148,21 @@ def aws(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "4")
 
 
-@pytest.fixture
-def bucket(s3_server, aws, monkeypatch) -> Bucket:
-    """One that `s3://` URLs lead to without further settings."""
+@pytest.fixture(scope="session")
+def s3_client(s3_server):
     import boto3
 
+    session = boto3.session.Session("AKIATEST", SECRET, region_name="us-east-1")
+    return session.client("s3", endpoint_url=s3_server)
+
+
+@pytest.fixture
+def bucket(s3_server, s3_client, aws, monkeypatch) -> Bucket:
+    """One that `s3://` URLs lead to without further settings."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
-    client = boto3.session.Session().client("s3")
     name = f"bucket-{uuid4().hex[:12]}"
-    client.create_bucket(Bucket=name)
-    return Bucket(name, s3_server, client)
+    s3_client.create_bucket(Bucket=name)
+    return Bucket(name, s3_server, s3_client)
 
 
 @pytest.fixture

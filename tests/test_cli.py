@@ -183,3 +183,35 @@ def test_status_tells_how_far_an_output_is(run, make_output, tmp_path):
     result = run("status", tmp_path / "typo")
     assert result.exit_code == 2
     assert "There is no run in" in result.stderr
+
+
+def test_everything_may_lie_in_an_object_store(
+    run, manifest, tokenizer_folder, bucket, s3_server, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    monkeypatch.setenv("AAE_BATCH_CACHE", str(tmp_path / "cache"))
+    for path in (manifest, *tokenizer_folder.rglob("*")):
+        if path.is_file():
+            name = path.relative_to(tmp_path).as_posix()
+            bucket.client.upload_file(str(path), bucket.name, name)
+    where = ["--model", f"{bucket.url}/model", "--s3-endpoint", s3_server]
+    result = run(
+        "generate", f"{bucket.url}/{manifest.name}", f"{bucket.url}/out", *where, "--dry-run"
+    )
+    assert result.exit_code == 1, result.output
+    assert "3 rows in 1 shards of 256" in result.output
+    assert "1 rows would fail with SubjectError" in result.output
+    result = run("tokens", "a red circle", *where)
+    assert result.exit_code == 0
+    assert "circle" in result.output
+
+
+def test_a_bucket_that_does_not_exist_is_one_sentence_and_exit_code_2(
+    run, manifest, tokenizer_folder, bucket
+):
+    result = run(
+        "generate", manifest, f"s3://no-{bucket.name}/out", "--model", tokenizer_folder, "--dry-run"
+    )
+    assert result.exit_code == 2
+    assert "there is no bucket no-" in result.stderr
+    assert len(result.stderr.splitlines()) == 1

@@ -12,7 +12,7 @@ from aae_batch.manifest import open_manifest
 from aae_batch.row import Row, read_row, seed_of
 
 
-def rows_of(path: Path) -> list[Row]:
+def rows_of(path: str | Path) -> list[Row]:
     with open_manifest(path) as manifest:
         return list(manifest.rows())
 
@@ -184,3 +184,24 @@ def test_a_manifest_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, name,
 def test_a_missing_manifest_is_named(tmp_path):
     with pytest.raises(ManifestError, match="does not exist"):
         rows_of(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_manifest_may_lie_in_an_object_store(bucket, tmp_path, suffix):
+    make = jsonl if suffix == ".jsonl" else lambda path, *records: parquet(path, list(records))
+    local = make(tmp_path, {"prompt": "a cat", "seed": 1}, {"prompt": "a dog", "seed": 2})
+    url = f"{bucket.url}/in/manifest{suffix}"
+    bucket.client.upload_file(str(local), bucket.name, f"in/manifest{suffix}")
+    with open_manifest(url) as manifest, open_manifest(local) as same:
+        assert (manifest.path, manifest.name) == (url, f"manifest{suffix}")
+        assert manifest.digest == same.digest
+        assert list(manifest.rows()) == list(same.rows())
+
+
+def test_what_is_wrong_with_a_manifest_in_an_object_store_is_said_with_its_url(bucket):
+    url = f"{bucket.url}/in/manifest.jsonl"
+    with pytest.raises(ManifestError, match=f"Manifest {url} cannot be read: .*no such object"):
+        rows_of(url)
+    bucket.client.put_object(Bucket=bucket.name, Key="in/manifest.jsonl", Body=b"[1]\n")
+    with pytest.raises(ManifestError, match=f"^Manifest {url}: line 1 is not a JSON object"):
+        rows_of(url)

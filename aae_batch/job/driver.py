@@ -63,8 +63,8 @@ def run_job(
         AaeBatchError: the job cannot start or cannot go on; the message says why.
         KeyboardInterrupt: it was stopped by a signal. The same call goes on with it.
     """
-    storage = open_storage(settings.output)
-    with open_manifest(settings.manifest) as manifest:
+    storage = open_storage(settings.output, settings.s3_endpoint)
+    with open_manifest(settings.manifest, settings.s3_endpoint) as manifest:
         make_plan(settings, manifest, storage)  # refuse before anything is made
         with storage.writing() as lock:
             plan = make_plan(settings, manifest, storage)
@@ -106,6 +106,7 @@ def worker_settings(
         layout=plan.layout,
         image_format=plan.image_format,
         threads=threads,
+        s3_endpoint=settings.s3_endpoint,
     )
 
 

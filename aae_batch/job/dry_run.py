@@ -24,9 +24,10 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
     Raises:
         AaeBatchError: the job would not start.
     """
-    with open_manifest(settings.manifest) as manifest:
-        plan = make_plan(settings, manifest, open_storage(settings.output))
-        tokenizer = load_tokenizer(settings.model, revision=settings.revision)
+    endpoint = settings.s3_endpoint
+    with open_manifest(settings.manifest, endpoint) as manifest:
+        plan = make_plan(settings, manifest, open_storage(settings.output, endpoint))
+        tokenizer = load_tokenizer(settings.model, revision=settings.revision, s3_endpoint=endpoint)
         shards = -(-len(manifest) // plan.shard_size)
         left = plan.ledger()
         write(f"{len(manifest)} rows in {shards} shards of {plan.shard_size}")

@@ -80,7 +80,7 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
             "settings": pixels,
             **settings.form({}),
             "rows": len(manifest),
-            "manifest": manifest.path.name,
+            "manifest": manifest.name,
             "versions": _versions(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }

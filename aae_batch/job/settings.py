@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from aae_batch.config import GuidanceConfig
+from aae_batch.dataset.fetch import folder_digest
 from aae_batch.dataset.image_format import ImageFormat, ImageKind
 from aae_batch.dataset.layout import Layout
-from aae_batch.errors import SettingsError
-from aae_batch.model.loading import source_of
+from aae_batch.dataset.storage import is_url
+from aae_batch.errors import ModelError, OutputError, SettingsError
+from aae_batch.model.loading import MODEL_FILES, source_of
 
 SHARD_SIZE = 256
 _END = 1 << 20
@@ -51,9 +54,11 @@ class JobSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    manifest: Path = Field(description="Parquet, CSV or JSONL; one row per picture.")
-    output: str = Field(description="The output root.")
-    model: str = Field("shapes", description="Hub id, folder, or 'shapes'.")
+    manifest: Annotated[str, BeforeValidator(os.fspath)] = Field(
+        description="Parquet, CSV or JSONL, path or URL; one row per picture."
+    )
+    output: str = Field(description="The output root: a folder or a URL.")
+    model: str = Field("shapes", description="Hub id, folder, URL of one, or 'shapes'.")
     revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
     guidance: GuidanceConfig = Field(description="How to sample.")
     device: str = Field("auto", description="Torch device of each actor.")
@@ -91,6 +96,10 @@ class JobSettings(BaseModel):
     )
     max_deaths: int = Field(20, ge=1, description="Stop after so many deaths with no row between.")
     ray_address: str | None = Field(None, description="A running cluster; default: this machine.")
+    s3_endpoint: str | None = Field(
+        None,
+        description="URL of an S3-compatible store; default: as the environment says, else AWS.",
+    )
 
     def __init__(self, **values) -> None:
         try:
@@ -107,7 +116,7 @@ class JobSettings(BaseModel):
         return {
             "model": self.model,
             "revision": self.revision,
-            "weights": weights_digest(self.model),
+            "weights": weights_digest(self.model, self.s3_endpoint),
             "device": self.device,
             "dtype": self.dtype,
             "guidance": json.loads(self.guidance.model_dump_json()),
@@ -141,17 +150,26 @@ class JobSettings(BaseModel):
         return ImageFormat(**given)
 
 
-def weights_digest(model: str) -> str | None:
-    """SHA-256 over the files of a model on this machine; None for one on the hub.
+def weights_digest(model: str, s3_endpoint: str | None = None) -> str | None:
+    """SHA-256 over the files of a model on this machine, or over the listing of one in an object
+    store; None for one on the hub.
 
     Of a large file only the two ends are read: other weights differ there as everywhere.
+
+    Raises:
+        ModelError: the object store has no such model, or cannot be read.
     """
+    if is_url(model):
+        try:
+            return folder_digest(model, lambda name: name.endswith(MODEL_FILES), s3_endpoint)
+        except OutputError as error:
+            raise ModelError(str(error)) from None
     folder = Path(source_of(model))
     if not folder.is_dir():
         return None
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.suffix not in (".json", ".safetensors", ".txt"):
+        if not path.is_file() or path.suffix not in MODEL_FILES:
             continue
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())

@@ -45,6 +45,7 @@ class WorkerSettings:
         layout, image_format: how pictures are stored.
         threads: torch's threads; None leaves them as they are.
         writers: threads that encode and write pictures.
+        s3_endpoint: URL of an S3-compatible store; None: as the environment says, else AWS.
     """
 
     model: str
@@ -59,6 +60,7 @@ class WorkerSettings:
     image_format: ImageFormat = writer.PNG
     threads: int | None = None
     writers: int = 2
+    s3_endpoint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Worker:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self.settings = settings
-        self.storage = open_storage(settings.root)
+        self.storage = open_storage(settings.root, settings.s3_endpoint)
         self._incoming: queue.SimpleQueue[tuple[_Open, Row]] = queue.SimpleQueue()
         self._open: list[_Open] = []
         self._lock = threading.Lock()
@@ -136,7 +138,12 @@ class Worker:
 
         s = self.settings
         return Engine.from_pretrained(
-            s.model, s.slots, revision=s.revision, device=s.device, dtype=s.dtype
+            s.model,
+            s.slots,
+            revision=s.revision,
+            device=s.device,
+            dtype=s.dtype,
+            s3_endpoint=s.s3_endpoint,
         )
 
     def generate(self, task: Task) -> Report:

@@ -1,4 +1,4 @@
-"""A hub id, a folder, or "shapes" -> a pipeline that can be guided."""
+"""A hub id, a folder here or in an object store, or "shapes" -> a pipeline that can be guided."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from aae_batch.config import GuidanceConfig
-from aae_batch.errors import ModelError, SettingsError
+from aae_batch.dataset.fetch import fetch_folder
+from aae_batch.dataset.storage import is_url
+from aae_batch.errors import ModelError, OutputError, SettingsError
 
 EMBEDDED = "shapes"
 GUIDABLE = ("StableDiffusionPipeline", "StableDiffusionAttendAndExcitePipeline")
@@ -16,19 +18,32 @@ GUIDABLE = ("StableDiffusionPipeline", "StableDiffusionAttendAndExcitePipeline")
 GUIDANCE_FILE = "guidance.json"
 """Beside `model_index.json`: the values of `GuidanceConfig` that suit the model best."""
 
+MODEL_FILES = (".json", ".safetensors", ".txt")
+"""The files of a folder that are read."""
+
+_SMALL_FILES = (".json", ".txt")
+"""Those of them that are not weights."""
+
 
 def load_pipeline(
-    model: str, *, revision: str | None = None, device: str = "auto", dtype: str = "auto"
+    model: str,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    s3_endpoint: str | None = None,
 ):
     """Load a `StableDiffusionPipeline`, from safetensors only, ready to sample.
 
     Args:
         model: a hub id such as `stable-diffusion-v1-5/stable-diffusion-v1-5`, a folder in
-            diffusers' layout, or `"shapes"` for the model in this package.
+            diffusers' layout, here or in an object store (`s3://bucket/folder`, or any scheme of
+            fsspec), or `"shapes"` for the model in this package.
         revision: branch, tag or commit on the hub.
         device: `auto` (CUDA, else MPS, else CPU) or a torch device.
         dtype: `auto` (bfloat16 or float16 on CUDA, else float32), `float32`, `float16`,
             `bfloat16` or `float64`.
+        s3_endpoint: URL of an S3-compatible store, for a model that lies there.
 
     Raises:
         ModelError: there is no such model, or it cannot be guided.
@@ -39,8 +54,8 @@ def load_pipeline(
 
     place = _device(device)
     precision = _dtype(dtype, place)
-    source = source_of(model)
-    _check_index(model, _read_index(model, revision))
+    source = source_of(model, s3_endpoint)
+    _check_index(model, _read_index(model, source, revision))
     try:
         pipe = StableDiffusionPipeline.from_pretrained(
             source,
@@ -51,7 +66,7 @@ def load_pipeline(
             requires_safety_checker=False,
         )
     except (OSError, ValueError) as error:
-        raise ModelError(_why_unloadable(model, error)) from error
+        raise ModelError(_why_unloadable(model, source, error)) from error
     pipe.set_progress_bar_config(disable=True)
     try:
         return pipe.to(place)
@@ -59,7 +74,7 @@ def load_pipeline(
         raise ModelError(f"Model {model!r} does not fit on {place}: {error}") from error
 
 
-def load_tokenizer(model: str, *, revision: str | None = None):
+def load_tokenizer(model: str, *, revision: str | None = None, s3_endpoint: str | None = None):
     """Only the tokenizer of a model: enough to check prompts and subjects, and no torch is needed.
 
     Raises:
@@ -67,39 +82,53 @@ def load_tokenizer(model: str, *, revision: str | None = None):
     """
     from transformers import CLIPTokenizer
 
-    _check_index(model, _read_index(model, revision))
+    source = source_of(model, s3_endpoint, weights=False)
+    _check_index(model, _read_index(model, source, revision))
     try:
-        return CLIPTokenizer.from_pretrained(
-            source_of(model), subfolder="tokenizer", revision=revision
-        )
+        return CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", revision=revision)
     except (OSError, ValueError) as error:
-        raise ModelError(_why_unloadable(model, error)) from error
+        raise ModelError(_why_unloadable(model, source, error)) from error
 
 
-def default_guidance(model: str) -> GuidanceConfig:
+def default_guidance(model: str, s3_endpoint: str | None = None) -> GuidanceConfig:
     """The model's own settings where its folder brings them (`guidance.json`), else the paper's."""
-    file = Path(source_of(model)) / GUIDANCE_FILE
+    file = Path(source_of(model, s3_endpoint, weights=False)) / GUIDANCE_FILE
     if not file.is_file():
         return GuidanceConfig()
     return GuidanceConfig(**json.loads(file.read_text()))
 
 
-def source_of(model: str) -> str:
-    """Where a model is loaded from: what was given, or the folder of the embedded model."""
-    return str(files("aae_batch.shapes") / "weights") if model == EMBEDDED else model
+def source_of(model: str, s3_endpoint: str | None = None, weights: bool = True) -> str:
+    """Where a model is loaded from: what was given, or the folder of the embedded model, or that
+    into which a model from an object store was copied.
+
+    Args:
+        weights: whether they are needed, too.
+
+    Raises:
+        ModelError: the object store has no such model, or cannot be read.
+    """
+    if model == EMBEDDED:
+        return str(files("aae_batch.shapes") / "weights")
+    if not is_url(model):
+        return model
+    try:
+        endings = MODEL_FILES if weights else _SMALL_FILES
+        return str(fetch_folder(model, lambda name: name.endswith(endings), s3_endpoint))
+    except OutputError as error:
+        raise ModelError(str(error)) from None
 
 
-def _read_index(model: str, revision: str | None) -> dict:
+def _read_index(model: str, source: str, revision: str | None) -> dict:
     from diffusers import DiffusionPipeline
 
-    source = source_of(model)
     looks_local = model == EMBEDDED or Path(model).is_absolute() or model.startswith((".", "~"))
     if looks_local and not Path(source).is_dir():
         raise ModelError(f"Model folder {model!r} does not exist; check the path.")
     try:
         return dict(DiffusionPipeline.load_config(source, revision=revision))
     except (OSError, ValueError) as error:
-        raise ModelError(_why_unloadable(model, error)) from error
+        raise ModelError(_why_unloadable(model, source, error)) from error
 
 
 def _check_index(model: str, index: dict) -> None:
@@ -111,7 +140,7 @@ def _check_index(model: str, index: dict) -> None:
         )
 
 
-def _why_unloadable(model: str, error: Exception) -> str:
+def _why_unloadable(model: str, source: str, error: Exception) -> str:
     """One sentence for what the hub's client or diffusers says in many."""
     text = str(error)
     if "safetensors" in text:
@@ -119,7 +148,7 @@ def _why_unloadable(model: str, error: Exception) -> str:
             f"Model {model!r} has no safetensors weights, and pickled ones are not loaded; convert it "
             "with pipe.save_pretrained(folder, safe_serialization=True), or take another revision."
         )
-    if Path(model).is_dir():
+    if Path(source).is_dir():
         return f"Folder {model!r} is not a complete diffusers model: {_first_line(text)}"
     if any(
         sign in text for sign in ("401", "404", "not a valid model identifier", "Repository Not")

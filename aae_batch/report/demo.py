@@ -42,7 +42,7 @@ def run_demo(
     storage = open_storage(output)
     storage.write_bytes(MANIFEST, _manifest(pairs))
     settings = JobSettings(
-        manifest=Path(storage.place(MANIFEST)),
+        manifest=storage.place(MANIFEST),
         output=str(output),
         model=model,
         guidance=default_guidance(model).updated(**guidance),

@@ -114,7 +114,7 @@ def settings(tiny_pipeline_folder, manifest, tmp_path):
             **json.loads((tiny_pipeline_folder / "guidance.json").read_text())
         )
         values = {
-            "manifest": manifest,
+            "manifest": str(manifest),
             "output": str(tmp_path / "out"),
             "model": str(tiny_pipeline_folder),
             "guidance": guidance,

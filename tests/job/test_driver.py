@@ -30,7 +30,7 @@ def reference(tiny_pipeline_folder, manifest, ray_here, tmp_path_factory):
 
     told = []
     settings = JobSettings(
-        manifest=manifest,
+        manifest=str(manifest),
         output=str(tmp_path_factory.mktemp("reference")),
         model=str(tiny_pipeline_folder),
         guidance=default_guidance(str(tiny_pipeline_folder)),
@@ -230,7 +230,7 @@ def test_bad_rows_become_failed_rows(tiny_pipeline_folder, settings, tmp_path, r
     ]
     path = tmp_path / "bad.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path)
-    job = settings(manifest=path)
+    job = settings(manifest=str(path))
     summary = run_job(job)
     assert summary["failures"] == {"RequestError": 3, "SubjectError": 1, "PromptError": 1}
     metadata = Dataset(job.output).metadata().to_pylist()
@@ -263,7 +263,7 @@ def test_another_manifest_is_refused(reference, tmp_path):
     table = pq.read_table(settings.manifest)
     pq.write_table(table.slice(1), path)
     with pytest.raises(OutputError, match="manifest: "):
-        run_job(settings.model_copy(update={"manifest": path}))
+        run_job(settings.model_copy(update={"manifest": str(path)}))
 
 
 def test_settings_may_change_while_nothing_is_committed(reference, settings):

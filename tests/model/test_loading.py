@@ -9,6 +9,7 @@ import torch
 
 from aae_batch import Engine, GuidanceConfig, Request
 from aae_batch.errors import ModelError, SettingsError
+from aae_batch.job.settings import weights_digest
 from aae_batch.model.loading import default_guidance, load_pipeline, load_tokenizer
 
 
@@ -74,3 +75,50 @@ def test_unknown_dtype_and_device_are_named(folder):
         load_pipeline(str(folder), dtype="float8")
     with pytest.raises(SettingsError, match="Device 'tpu"):
         load_pipeline(str(folder), device="tpu:0")
+
+
+@pytest.fixture
+def model_url(folder, bucket, tmp_path, monkeypatch):
+    """The folder in an object store, with the endpoint unknown to the environment."""
+    monkeypatch.setenv("AAE_BATCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    for path in folder.rglob("*"):
+        if path.is_file():
+            bucket.client.upload_file(
+                str(path), bucket.name, f"tiny/{path.relative_to(folder).as_posix()}"
+            )
+    return f"{bucket.url}/tiny"
+
+
+def test_a_model_in_an_object_store_is_loaded_as_a_folder_is(model_url, folder, s3_server):
+    there = load_pipeline(model_url, s3_endpoint=s3_server)
+    here = load_pipeline(str(folder))
+    for (name, one), other in zip(
+        there.unet.named_parameters(), here.unet.parameters(), strict=True
+    ):
+        assert torch.equal(one, other), name
+
+
+def test_the_tokenizer_and_settings_of_a_model_in_an_object_store_need_no_weights(
+    model_url, bucket, s3_server, tmp_path
+):
+    guidance = json.dumps({"num_inference_steps": 30}).encode()
+    bucket.client.put_object(Bucket=bucket.name, Key="tiny/guidance.json", Body=guidance)
+    assert load_tokenizer(model_url, s3_endpoint=s3_server)("a star").input_ids
+    assert default_guidance(model_url, s3_server).num_inference_steps == 30
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_a_changed_model_in_an_object_store_has_another_fingerprint(model_url, bucket, s3_server):
+    before = weights_digest(model_url, s3_server)
+    assert weights_digest(model_url, s3_server) == before
+    bucket.client.put_object(Bucket=bucket.name, Key="tiny/unet/config.json", Body=b"{}")
+    assert weights_digest(model_url, s3_server) != before
+
+
+def test_a_missing_model_in_an_object_store_is_told_as_such(model_url, s3_server):
+    for use in (load_pipeline, load_tokenizer):
+        with pytest.raises(ModelError, match=r"no model at s3://.*/nowhere: check the URL"):
+            use(f"{model_url}/nowhere", s3_endpoint=s3_server)
+    with pytest.raises(ModelError, match="no model at"):
+        weights_digest(f"{model_url}/nowhere", s3_server)
