@@ -39,6 +39,46 @@ _ROWS_AT_ONCE = 1_000
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some rows of a manifest as they stand in it. Cheap to make and to send; to look at every value is
+    left to whoever generates the rows.
+
+    Attributes:
+        start: the place of its first row.
+        repeats: of its rows whose id an earlier row of the manifest has: that row.
+    """
+
+    start: int
+    table: pa.Table
+    extra_names: tuple[str, ...]
+    repeats: dict[int, int]
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def rows(self) -> list[Row]:
+        table = self.table
+        own = [name for name in table.column_names if ALIASES.get(name, name) in COLUMNS]
+        values = {
+            ALIASES.get(name, name): _values(table[name], table.schema.field(name)) for name in own
+        }
+        rows = []
+        for i in range(len(self)):
+            row = read_row(self.start + i, {name: column[i] for name, column in values.items()})
+            first = self.repeats.get(row.index)
+            if row.error is None and first is not None:
+                reason = f"column id: already used by row {first + 1} of the manifest; ids must be unique"
+                row = replace(row, error=RequestError(row.id, reason))
+            rows.append(row)
+        return rows
+
+    @property
+    def extras(self) -> pa.Table:
+        """The columns that are none of ours."""
+        return self.table.select(list(self.extra_names))
+
+
+@dataclass(frozen=True)
 class Manifest:
     """An open manifest. It stays on disk but for the rows around those that were read last.
 
@@ -62,23 +102,16 @@ class Manifest:
     def __len__(self) -> int:
         return len(self._groups)
 
-    def read(self, start: int, stop: int) -> tuple[list[Row], pa.Table]:
-        """The rows from `start` up to `stop`, and their extra columns."""
+    def part(self, start: int, stop: int) -> Part:
+        """The rows from `start` up to `stop`, not looked at yet."""
         with _readable(self.path):
             table = self._groups.read(start, stop)
-        own = [name for name in table.column_names if ALIASES.get(name, name) in COLUMNS]
-        values = {
-            ALIASES.get(name, name): _values(table[name], table.schema.field(name)) for name in own
-        }
-        rows = []
-        for i in range(table.num_rows):
-            row = read_row(start + i, {name: column[i] for name, column in values.items()})
-            first = self._repeats.first_use(row.index)
-            if row.error is None and first is not None:
-                reason = f"column id: already used by row {first + 1} of the manifest; ids must be unique"
-                row = replace(row, error=RequestError(row.id, reason))
-            rows.append(row)
-        return rows, table.select(self.extras.names)
+        return Part(start, table, tuple(self.extras.names), self._repeats.within(start, stop))
+
+    def read(self, start: int, stop: int) -> tuple[list[Row], pa.Table]:
+        """The rows from `start` up to `stop`, and their extra columns."""
+        part = self.part(start, stop)
+        return part.rows(), part.extras
 
     def rows(self) -> Iterator[Row]:
         """All rows in order."""

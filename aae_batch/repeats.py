@@ -43,12 +43,10 @@ class Repeats:
         order = np.argsort(rows[~is_new])
         return cls(rows[~is_new][order], firsts[~is_new][order])
 
-    def first_use(self, row: int) -> int | None:
-        """The first row with this row's id; None if it is this one."""
-        place = int(np.searchsorted(self.rows, row))
-        if place == len(self.rows) or self.rows[place] != row:
-            return None
-        return int(self.firsts[place])
+    def within(self, start: int, stop: int) -> dict[int, int]:
+        """Of the rows from `start` up to `stop` whose id an earlier row has: that row."""
+        few = slice(*np.searchsorted(self.rows, (start, stop)))
+        return dict(zip(self.rows[few].tolist(), self.firsts[few].tolist(), strict=True))
 
 
 def _hashes(ids: Iterable[list[str]], salt: str) -> np.ndarray:

@@ -252,8 +252,8 @@ class Foreman:
         return any(self.ledger.is_suspect(piece) for piece in member.pieces)
 
     def _task(self, piece: Piece) -> Task:
-        rows, extras = self.manifest.read(piece.start, piece.stop)
-        return Task(piece, rows, extras, commit=self.ledger.is_whole(piece))
+        part = self.manifest.part(piece.start, piece.stop)
+        return Task(piece, part, commit=self.ledger.is_whole(piece))
 
     # --- what comes back ---
 
@@ -287,7 +287,7 @@ class Foreman:
             return
         shard, size = piece.shard, self.plan.shard_size
         start, stop = shard * size, min((shard + 1) * size, len(self.manifest))
-        _, extras = self.manifest.read(start, stop)
+        extras = self.manifest.part(start, stop).extras
         form = (self.plan.layout, self.plan.image_format)
         if shard in self.plan.again:
             kept = stored_outcomes(Dataset(self.storage), shard, start, self.plan.layout)
@@ -315,7 +315,7 @@ class Foreman:
             )
         for piece in pieces:
             if self.ledger.killed(piece):
-                (row,) = self.manifest.read(piece.start, piece.stop)[0]
+                (row,) = self.manifest.part(piece.start, piece.stop).rows()
                 self._give_up(piece, row, death.words)
 
     def _give_up(self, piece: Piece, row: Row, words: str) -> None:

@@ -10,8 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
 from aae_batch.config import GuidanceConfig
 from aae_batch.dataset import writer
 from aae_batch.dataset.image_format import ImageFormat
@@ -21,6 +19,7 @@ from aae_batch.errors import RowError
 from aae_batch.job.metrics import WorkerMetrics
 from aae_batch.job.plan import Piece
 from aae_batch.job.progress import Tally
+from aae_batch.manifest import Part
 from aae_batch.request import Request, Result
 from aae_batch.row import Row
 
@@ -65,11 +64,10 @@ class WorkerSettings:
 
 @dataclass(frozen=True)
 class Task:
-    """A piece with its rows. Rows that the manifest has wrong come along only to be written down."""
+    """A piece with its part of the manifest. Rows that are wrong there are only written down."""
 
     piece: Piece
-    rows: list[Row]
-    extras: pa.Table
+    part: Part
     commit: bool
     """Whether the piece is a whole shard; otherwise its outcomes are returned instead."""
 
@@ -153,11 +151,10 @@ class Worker:
             OutputError: something cannot be written.
             Exception: whatever else stopped the engine, which is then of no more use.
         """
-        good = [row for row in task.rows if row.error is None]
+        rows = task.part.rows()
+        good = [row for row in rows if row.error is None]
         piece = _Open(task, missing={row.id for row in good})
-        bad = [
-            writer.failed(row, self.settings.guidance) for row in task.rows if row.error is not None
-        ]
+        bad = [writer.failed(row, self.settings.guidance) for row in rows if row.error is not None]
         piece.tally = Tally(len(bad), failures=Counter(one.metadata["error_type"] for one in bad))
         with self._lock:
             if self._broken is not None:
@@ -177,12 +174,12 @@ class Worker:
                     self.storage,
                     task.piece.shard,
                     outcomes,
-                    task.extras,
+                    task.part.extras,
                     self.settings.fingerprint,
                     self.settings.layout,
                     self.settings.image_format,
                 )
-            logger.info("shard=%d rows=%d done", task.piece.shard, len(task.rows))
+            logger.info("shard=%d rows=%d done", task.piece.shard, len(rows))
             return Report(piece.tally, [] if task.commit else outcomes)
         finally:
             with self._lock:

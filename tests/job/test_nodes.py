@@ -1,0 +1,127 @@
+"""Several nodes on one machine: they come, they go, and the dataset is the same."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from aae_batch.dataset.reader import Dataset
+from aae_batch.job.driver import run_job
+from aae_batch.job.worker import Worker
+from tests.job.conftest import assert_same_dataset
+
+GPU_NODE = {"num_cpus": 2, "num_gpus": 1}
+
+
+@pytest.fixture
+def nodes():
+    """A head without work, to which tests add nodes with a GPU that Ray believes in."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_pipeline_folder, manifest, tmp_path_factory) -> str:
+    """The dataset that nothing went wrong with."""
+    from aae_batch.job.settings import JobSettings
+    from aae_batch.model.loading import default_guidance
+
+    settings = JobSettings(
+        manifest=manifest,
+        output=str(tmp_path_factory.mktemp("undisturbed")),
+        model=str(tiny_pipeline_folder),
+        guidance=default_guidance(str(tiny_pipeline_folder)),
+        device="cpu",
+        slots=1,
+        shard_size=1,
+    )
+    run_job(settings)
+    return settings.output
+
+
+@pytest.fixture
+def settings_on_gpus(settings):
+    def make(**changes):
+        return settings(**{"gpus_per_actor": 1, "device": "cpu", "shard_size": 1} | changes)
+
+    return make
+
+
+class Noting(Worker):
+    """Leaves a file for each piece and node, in the folder that the root's name gives."""
+
+    def generate(self, task):
+        report = super().generate(task)
+        folder = Path(f"{self.settings.root}-nodes") / self.node()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / str(task.piece.start)).touch()
+        return report
+
+
+def pieces_by_node(root: str) -> dict[str, int]:
+    folder = Path(f"{root}-nodes")
+    return {node.name: len(list(node.iterdir())) for node in folder.glob("*")}
+
+
+def test_a_lost_node_costs_its_pieces_and_is_held_against_none(
+    nodes, settings_on_gpus, undisturbed, caplog
+):
+    nodes.add_node(**GPU_NODE)
+    doomed = nodes.add_node(**GPU_NODE)
+    job = settings_on_gpus(actors=2)
+    lost = []
+
+    def lose_a_node(progress) -> None:
+        if not lost and len(pieces_by_node(job.output)) == 2:
+            lost.append(doomed)
+            nodes.remove_node(doomed, allow_graceful=False)
+
+    with caplog.at_level(logging.WARNING, "aae_batch.job"):
+        run_job(job, lose_a_node, worker_class=Noting)
+    assert lost
+    assert "a node was lost" in caplog.text
+    assert "an actor died" not in caplog.text
+    assert_same_dataset(job.output, undisturbed)
+
+
+def test_work_spreads_to_a_node_that_comes_later(nodes, settings_on_gpus, undisturbed):
+    nodes.add_node(**GPU_NODE)
+    job = settings_on_gpus()
+    added = []
+
+    def add_a_node(progress) -> None:
+        if not added and Dataset(job.output).shards():
+            added.append(nodes.add_node(**GPU_NODE))
+
+    class Slow(Noting):
+        def admit(self, batch, request) -> None:
+            time.sleep(2)  # so that there is work left when the second actor has its model
+            super().admit(batch, request)
+
+    run_job(job, add_a_node, worker_class=Slow)
+    assert added
+    assert len(pieces_by_node(job.output)) == 2
+    assert_same_dataset(job.output, undisturbed)
+
+
+def test_a_job_waits_for_the_node_that_it_asks_for(nodes, settings_on_gpus, undisturbed):
+    job = settings_on_gpus(actors="1:4")
+    told = []
+
+    def add_the_node(progress) -> None:
+        told.append(progress.started)
+        if len(told) == 2:
+            nodes.add_node(**GPU_NODE)
+
+    run_job(job, add_the_node, worker_class=Noting)
+    assert told[:2] == [False, False]
+    assert len(pieces_by_node(job.output)) == 1
+    assert_same_dataset(job.output, undisturbed)
