@@ -11,6 +11,7 @@ import pytest
 
 from aae_batch.config import GuidanceConfig
 from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.storage import Storage
 from aae_batch.job.settings import JobSettings
 
 STEPS = 4
@@ -138,7 +139,7 @@ def snapshot(root: str | os.PathLike[str]) -> dict[str, tuple[int, bytes]]:
 TIMES = ("seconds",)
 
 
-def assert_same_dataset(root: str, reference_root: str) -> None:
+def assert_same_dataset(root: str | Storage, reference_root: str | Storage) -> None:
     """The same rows, the same statistics, the same pictures."""
     one, other = Dataset(root), Dataset(reference_root)
     assert one.metadata().drop(TIMES).equals(other.metadata().drop(TIMES))
