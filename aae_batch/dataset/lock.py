@@ -1,8 +1,8 @@
 """One writer per output root: a lock that names its holder, and that outlives no holder for long.
 
 In a folder the operating system holds it. In an object store it is the object `.lock`, which its
-holder renews every 15 s; one that was not renewed for 90 s, by the store's own clock, belongs to
-nobody, and the next writer takes it over.
+holder renews every 15 s; one that was not renewed for 90 s, by the store's own clock, or whose holder
+was a process of this machine that has ended, belongs to nobody, and the next writer takes it over.
 
 What this guarantees: where the store writes on condition (S3: `If-None-Match`, `If-Match`), of two
 processes that ask at once one gets it. Elsewhere a process writes its name, waits a moment and reads
@@ -79,6 +79,19 @@ class Holder:
 
     def as_json(self) -> bytes:
         return (json.dumps(asdict(self)) + "\n").encode()
+
+    @property
+    def has_ended(self) -> bool:
+        """It ran on this machine and does so no more. Of another machine's there is no telling."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:  # it is someone else's
+            return False
+        return False
 
     @classmethod
     def from_json(cls, data: bytes) -> Holder | None:
@@ -197,7 +210,8 @@ def leased(cell: Cell, root: str, timing: Timing) -> Iterator[Lock]:
     """
     lock, holder = Lock(root), Holder.this_process()
     found = cell.read(aged=True)
-    if found is not None and (found.age is None or found.age < timing.stale):
+    ended = found is not None and found.holder is not None and found.holder.has_ended
+    if found is not None and not ended and (found.age is None or found.age < timing.stale):
         raise _refused(root, found.holder, found.age, timing)
     found = _write(cell, holder, over=found)
     if not _is_of(found, holder):  # another was quicker

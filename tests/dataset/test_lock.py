@@ -165,3 +165,13 @@ def test_a_store_that_does_not_write_on_condition_is_locked_all_the_same(bucket,
     storage = open_storage(f"{bucket.url}/out", proxy.url)
     with storage.writing(FAST):
         assert f"process {os.getpid()}" in refusal(storage)
+
+
+def test_a_lock_whose_process_has_ended_here_is_free_at_once(remote):
+    ended = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True
+    )
+    holder = Holder(socket.gethostname(), int(ended.stdout), "token", "just now", "just now")
+    remote.write_bytes(NAME, holder.as_json())
+    with remote.writing(FAST) as lock:
+        lock.check()
