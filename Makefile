@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.aae-batch-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-gpu lint format bench clean
+.PHONY: help install demo test test-slow chaos test-gpu lint format bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: install ## everything but the slow tests and those that need a GPU
 
 test-slow: install ## the slow tests
 	$(BIN)/python -m pytest -m slow
+
+chaos: install ## kill actors and drivers 200 times (AAE_BATCH_KILLS, AAE_BATCH_SEED)
+	$(BIN)/python -m pytest -m chaos -s
 
 test-gpu: install ## the tests that need an accelerator
 	$(BIN)/python -m pytest -m gpu

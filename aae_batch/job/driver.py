@@ -18,7 +18,7 @@ from aae_batch.dataset.lock import Lock
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import Storage, open_storage
 from aae_batch.dataset.stored import stored_outcomes
-from aae_batch.errors import JobError, ModelError, RowError
+from aae_batch.errors import JobError, RowError
 from aae_batch.job.cluster import ActorPlan, Stop, cluster, stop_on_signals
 from aae_batch.job.crew import Crew, Died, Done, Failed, Member, RayCrew, Ready, Told
 from aae_batch.job.metrics import DriverMetrics
@@ -146,6 +146,7 @@ class Foreman:
         self.before = len(manifest) - ledger.rows_left
         self.finished = Tally()
         self.deaths_in_a_row = 0
+        self.deaths_while_loading = 0
         self.started: float | None = None
         self._looked_at = self._told_at = -math.inf
         self._earlier = earlier_failures(Dataset(storage), plan)
@@ -298,7 +299,12 @@ class Foreman:
     def _died(self, death: Died) -> None:
         """Queue again what the actor had, and give up the row that has killed for the second time."""
         if not death.member.ready and self.started is None and not death.node_lost:
-            raise ModelError(f"An actor died while it loaded {self.settings.model}: {death.words}")
+            self.deaths_while_loading += 1
+            if self.deaths_while_loading > 1:
+                raise JobError(
+                    f"Actors died twice while they loaded {self.settings.model} and none has loaded "
+                    f"it yet, the last with: {death.words}"
+                )
         pieces = list(reversed(death.member.pieces))
         shards = ",".join(str(piece.shard) for piece in pieces) or "none"
         if death.node_lost:

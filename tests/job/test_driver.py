@@ -204,7 +204,7 @@ def test_a_full_disk_stops_the_job_with_its_own_words(settings, ray_here):
     [
         (SettingsError("attn_res is 5x5."), SettingsError, "attn_res is 5x5."),
         (MemoryError("no room"), ModelError, "could not load .*MemoryError: no room"),
-        (None, ModelError, "died while it loaded"),
+        (None, JobError, "died twice while they loaded"),
     ],
 )
 def test_an_actor_that_cannot_start_stops_the_job_at_once(settings, ray_here, error, raised, said):
@@ -305,6 +305,25 @@ def test_a_wrong_range_of_actors_is_refused(settings, wrong):
         settings(actors=wrong)
 
 
+@pytest.mark.parametrize(("grace", "left_whole"), [(60, True), (0, False)])
+def test_a_stop_gives_shards_under_way_their_grace(reference, settings, grace, left_whole):
+    job = settings(grace=grace, actors=1)
+    stopped = []
+
+    def stop(progress) -> None:
+        if progress.now.done and not stopped:
+            stopped.append(len(Dataset(job.output).shards()))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job, stop)
+    committed = Dataset(job.output).shards()
+    assert len(committed) < 4
+    assert (len(committed) > stopped[0]) is left_whole
+    run_job(job)
+    assert_same_dataset(job.output, reference[0].output)
+
+
 def test_a_killed_and_an_interrupted_driver_lose_nothing(reference, settings, tmp_path):
     job = settings()
     command = [
@@ -313,7 +332,7 @@ def test_a_killed_and_an_interrupted_driver_lose_nothing(reference, settings, tm
     ]
     killed = _stop_after(command, job.output, shards=1, how=signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL
-    interrupted = _stop_after(command, job.output, shards=2, how=signal.SIGINT)
+    interrupted = _stop_after([*command, "--grace", "0"], job.output, shards=2, how=signal.SIGINT)
     assert interrupted.returncode == 3, interrupted.stderr
     assert "Run the same command again to go on" in interrupted.stderr
     assert "Traceback" not in interrupted.stderr
