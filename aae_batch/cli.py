@@ -278,14 +278,14 @@ def generate(
         raise typer.Exit(_generate(job))
 
 
-Output = Annotated[str, typer.Argument(help="The dataset's folder.")]
+Output = Annotated[str, typer.Argument(help="The dataset's root: a folder, or a URL.")]
 
 
 @app.command()
 def verify(
     output: Output,
     manifest: Annotated[
-        Path | None, typer.Option(help="Compare the rows with this manifest, too.")
+        str | None, typer.Option(help="Compare the rows with this manifest, too.")
     ] = None,
     repair: Annotated[
         bool,
@@ -295,20 +295,21 @@ def verify(
             "pictures that no row names. No run may be writing meanwhile.",
         ),
     ] = False,
+    s3_endpoint: S3Endpoint = None,
 ) -> None:
     """Prove that OUTPUT has every row once, with its picture and statistics, undamaged.
 
     Exit codes: 0 proved, 1 something is missing or wrong, 2 wrong command or input.
     """
     with _errors_in_a_sentence():
-        raise typer.Exit(_verify(output, manifest, repair))
+        raise typer.Exit(_verify(output, manifest, repair, s3_endpoint))
 
 
 @app.command()
-def status(output: Output) -> None:
+def status(output: Output, s3_endpoint: S3Endpoint = None) -> None:
     """Say how far OUTPUT is, while its job runs or afterwards."""
     with _errors_in_a_sentence():
-        _status(output)
+        _status(output, s3_endpoint)
 
 
 @app.command()
@@ -424,7 +425,7 @@ def _generate(job: JobSettings) -> int:
 PROBLEMS_SHOWN = 50
 
 
-def _verify(output: str, manifest_path: Path | None, mend: bool) -> int:
+def _verify(output: str, manifest_path: str | None, mend: bool, endpoint: str | None) -> int:
     from contextlib import ExitStack
 
     from aae_batch.dataset import layout
@@ -433,12 +434,14 @@ def _verify(output: str, manifest_path: Path | None, mend: bool) -> int:
     from aae_batch.manifest import open_manifest
     from aae_batch.terminal import shard_reporter
 
-    storage = open_storage(output)
+    storage = open_storage(output, endpoint)
     with ExitStack() as stack:
         mend = mend and storage.exists(layout.RUN)  # a lock would make a folder of a typing error
         if mend:
             stack.enter_context(storage.writing())
-        manifest = stack.enter_context(open_manifest(manifest_path)) if manifest_path else None
+        manifest = None
+        if manifest_path:
+            manifest = stack.enter_context(open_manifest(manifest_path, endpoint))
         with shard_reporter() as report:
             found = verify(storage, manifest, report)
         print(found)
@@ -454,13 +457,14 @@ def _verify(output: str, manifest_path: Path | None, mend: bool) -> int:
     return COMPLETE if found.proved else WITH_FAILURES
 
 
-def _status(output: str) -> None:
+def _status(output: str, endpoint: str | None) -> None:
     import time
 
     from aae_batch.dataset.reader import Dataset
     from aae_batch.dataset.status import status
+    from aae_batch.dataset.storage import open_storage
 
-    dataset = Dataset(output)
+    dataset = Dataset(open_storage(output, endpoint))
     run = dataset.run
     if run is None:
         raise OutputError(f"There is no run in {output}: check the path, or wait until it begins.")

@@ -24,6 +24,8 @@ import pyarrow.parquet as pq
 
 from aae_batch.config import GuidanceConfig
 from aae_batch.dataset import layout
+from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.status import status
 from aae_batch.dataset.storage import open_storage
 from aae_batch.job.plan import Ledger
 from aae_batch.job.records import as_json, make_plan
@@ -130,6 +132,16 @@ def measure_read(folder: Path) -> dict[str, Any]:
         return figures
 
 
+def measure_status(folder: Path) -> dict[str, Any]:
+    """What `aae-batch status` does."""
+    clock = Clock()
+    dataset = Dataset(settings(folder).output)
+    run = dataset.run
+    assert run is not None
+    said = status(run, dataset.shards(), dataset.progress, dataset.summary, time.time())
+    return clock.seconds("in all") | {"shards done": said.shards_done}
+
+
 def measure_ledger(folder: Path) -> dict[str, Any]:
     """Every shard taken and committed, as the driver's loop does it."""
     rows = pq.ParquetFile(folder / "manifest.parquet").metadata.num_rows
@@ -145,6 +157,7 @@ def measure_ledger(folder: Path) -> dict[str, Any]:
 MEASURES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "plan": measure_plan,
     "resume": measure_plan,
+    "status": measure_status,
     "read": measure_read,
     "ledger": measure_ledger,
 }

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.plan import commit_half, measure_ledger, measure_plan, measure_read, write_manifest
+from benchmarks.plan import (
+    commit_half,
+    measure_ledger,
+    measure_plan,
+    measure_read,
+    measure_status,
+    write_manifest,
+)
 
 
 @pytest.mark.parametrize("row_group", [1_000, 200_000])
@@ -17,5 +24,6 @@ def test_it_plans_resumes_and_reads(tmp_path, row_group):
     assert measure_plan(tmp_path)["shards to do"] == 393
     commit_half(tmp_path)
     assert measure_plan(tmp_path)["shards to do"] == 196
+    assert measure_status(tmp_path)["shards done"] == 197
     assert measure_read(tmp_path)["seconds a shard, far"] > 0
     assert measure_ledger(tmp_path)["seconds a shard"] > 0
