@@ -21,7 +21,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from aae_batch import Engine, GuidanceConfig, Request
 from aae_batch.model.loading import default_guidance, load_pipeline
 from aae_batch.shapes import networks
-from aae_batch.shapes.score import prompts, requests_for
+from aae_batch.shapes.score import SPLITS
+from aae_batch.shapes.world import caption
 from benchmarks.flops import sd14_unet
 
 Latents = dict[int, Tensor]
@@ -40,6 +41,7 @@ def with_diffusers(
             token_indices=[index for (index,) in request.token_indices],
             num_inference_steps=config.num_inference_steps,
             guidance_scale=config.guidance_scale,
+            eta=config.eta,
             max_iter_to_alter=config.max_iter_to_alter,
             thresholds=config.thresholds,
             scale_factor=config.scale_factor,
@@ -81,8 +83,8 @@ def difference(ours: Latents, theirs: Latents) -> float:
 def small_requests(count: int) -> list[Request]:
     """Two-subject prompts of the embedded model, with the positions of their shapes."""
     return [
-        Request(request.prompt, token_indices=[(3,), (7,)], seed=i)
-        for i, request in enumerate(requests_for(prompts("tuning")[:count], [0]))
+        Request(caption(pair), token_indices=[(3,), (7,)], seed=i)
+        for i, pair in enumerate(SPLITS["tuning"].pairs[:count])
     ]
 
 

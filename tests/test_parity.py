@@ -41,7 +41,7 @@ def with_scheduler(pipe, name: str):
     return pipe
 
 
-def upstream_latents(pipe, request: Request) -> torch.Tensor:
+def upstream_latents(pipe, request: Request, eta: float = 0.0) -> torch.Tensor:
     components = dict(pipe.components)
     components.pop("image_encoder")
     upstream = StableDiffusionAttendAndExcitePipeline(**components, requires_safety_checker=False)
@@ -56,6 +56,7 @@ def upstream_latents(pipe, request: Request) -> torch.Tensor:
         thresholds=CONFIG.thresholds,
         scale_factor=CONFIG.scale_factor,
         attn_res=MAPS,
+        eta=eta,
         generator=torch.Generator("cpu").manual_seed(request.seed),
         output_type="latent",
     ).images[0]
@@ -92,6 +93,14 @@ def test_guided_sampling_is_diffusers_attend_and_excite(version, scheduler):
         refinements = {result.attention.num_refinements for result in results}
         assert min(refinements) <= 3, "some sample should hardly need refinement"
         assert max(refinements) >= 20, "some sample should refine as often as it may"
+
+
+def test_noise_added_on_the_way_is_diffusers_too():
+    pipe = small_pipeline(version=1).to(torch.float64)
+    config = CONFIG.updated(eta=1.0)
+    for result in Engine.from_pipeline(pipe, slots=3).generate(REQUESTS[:3], config):
+        theirs = upstream_latents(pipe, result.request, eta=1.0)
+        assert difference(result.latents, theirs) < 1e-9
 
 
 def test_float32_agrees_to_a_thousandth():

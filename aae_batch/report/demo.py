@@ -17,7 +17,7 @@ from aae_batch.model.loading import EMBEDDED, default_guidance
 from aae_batch.report.contact_sheet import Finding, Group, Picture, contact_sheet
 from aae_batch.request import METHODS
 from aae_batch.shapes.detector import Verdict, judge
-from aae_batch.shapes.score import SEEDS, Pair, prompts
+from aae_batch.shapes.score import SPLITS, Pair
 from aae_batch.shapes.world import Thing, caption
 from aae_batch.terminal import progress_reporter
 
@@ -33,12 +33,12 @@ def run_demo(
     """Generate, lay out, and say what came of it. Returns the number of failed rows.
 
     The prompts are the first of the model's report split, which a fixed seed has shuffled and no
-    setting was tuned on; prompt i has the i-th seed after the first. Nothing is picked by its looks.
+    setting was tuned on, each with the first of its seeds. Nothing is picked by its looks.
 
     Raises:
         AaeBatchError: the job cannot start or go on.
     """
-    pairs = prompts("report")[:PROMPTS]
+    pairs = SPLITS["report"].pairs[:PROMPTS]
     storage = open_storage(output)
     storage.write_bytes(MANIFEST, _manifest(pairs))
     settings = JobSettings(
@@ -70,7 +70,7 @@ def _manifest(pairs: Sequence[Pair]) -> bytes:
             "id": _row_id(pair, method),
             "prompt": caption(pair),
             "subjects": [str(thing) for thing in pair],
-            "seed": SEEDS["report"].start + i,
+            "seed": SPLITS["report"].seeds_of(i)[0],
             "method": method,
         }
         for i, pair in enumerate(pairs)

@@ -11,7 +11,7 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import numpy as np
@@ -26,14 +26,41 @@ from aae_batch.shapes.world import PAIRS, THINGS, Thing, caption
 Pair = tuple[Thing, Thing]
 
 
-def prompts(split: str) -> list[Pair]:
-    """Pairs of things, shuffled by a fixed seed: 60 to report on, and 40 others to choose settings with."""
+@dataclass(frozen=True)
+class Split:
+    """Prompts of two things, each with noises of its own: prompt i has the seeds from
+    `first_seed + i * seeds` on. No split shares a prompt or a seed with another."""
+
+    pairs: tuple[Pair, ...]
+    seeds: int
+    first_seed: int
+
+    def seeds_of(self, prompt: int) -> range:
+        start = self.first_seed + prompt * self.seeds
+        return range(start, start + self.seeds)
+
+    def head(self, prompts: int | None) -> Split:
+        """The same with only the first prompts."""
+        return replace(self, pairs=self.pairs[:prompts])
+
+    def requests(self) -> list[Request]:
+        return requests_for([(pair, self.seeds_of(i)) for i, pair in enumerate(self.pairs)])
+
+
+def _shuffled() -> tuple[Pair, ...]:
     shuffled = list(PAIRS)
     Random("aae_batch prompts").shuffle(shuffled)
-    return {"report": shuffled[:60], "tuning": shuffled[60:100]}[split]
+    return tuple(shuffled)
 
 
-SEEDS = {"report": range(1000, 1008), "tuning": range(4)}
+SPLITS = {
+    "report": Split(_shuffled()[:60], seeds=8, first_seed=10_000),
+    "tuning": Split(_shuffled()[60:100], seeds=4, first_seed=20_000),
+    "test": Split(_shuffled()[100:120], seeds=6, first_seed=30_000),
+}
+"""What is reported; what settings are chosen with; what the tests run."""
+
+SINGLES = tuple((thing,) for thing in THINGS)
 
 
 @dataclass(frozen=True)
@@ -84,7 +111,8 @@ class _Control(Batch):
         return []
 
 
-def requests_for(things: Iterable[Sequence[Thing]], seeds: Iterable[int]) -> list[Request]:
+def requests_for(wanted: Iterable[tuple[Sequence[Thing], Iterable[int]]]) -> list[Request]:
+    """A request for each of the things that a picture should show, and each of their seeds."""
     return [
         Request(
             caption(named),
@@ -92,7 +120,7 @@ def requests_for(things: Iterable[Sequence[Thing]], seeds: Iterable[int]) -> lis
             seed=seed,
             id=f"{caption(named)}/{seed}",
         )
-        for named in things
+        for named, seeds in wanted
         for seed in seeds
     ]
 
@@ -120,15 +148,11 @@ def score_results(results: Iterator[Result], things: dict[str, Sequence[Thing]])
 
 
 def compare(
-    engine: Engine,
-    config: GuidanceConfig,
-    pairs: Sequence[Pair],
-    seeds: Sequence[int],
-    ways: Sequence[str],
+    engine: Engine, config: GuidanceConfig, split: Split, ways: Sequence[str]
 ) -> dict[str, list[Score]]:
     """Score each of `ways`, out of plain, guided and control, on the same prompts and seeds."""
-    things: dict[str, Sequence[Thing]] = {caption(pair): pair for pair in pairs}
-    requests = requests_for(pairs, seeds)
+    things: dict[str, Sequence[Thing]] = {caption(pair): pair for pair in split.pairs}
+    requests = split.requests()
     scores = {}
     if "plain" in ways:
         plain = config.updated(method="stable-diffusion")
@@ -141,6 +165,14 @@ def compare(
                 control = _Control(recording.lengths, engine.model, config, engine.slots)
                 scores["control"] = score_results(control.run(requests), things)
     return scores
+
+
+def score_singles(engine: Engine, config: GuidanceConfig, split: Split) -> list[Score]:
+    """Every thing alone, by plain sampling, with as many seeds as a pair of the split has."""
+    things: dict[str, Sequence[Thing]] = {caption(named): named for named in SINGLES}
+    requests = requests_for((named, split.seeds_of(i)) for i, named in enumerate(SINGLES))
+    plain = config.updated(method="stable-diffusion")
+    return score_results(engine.generate(requests, plain), things)
 
 
 def interval(
@@ -173,7 +205,7 @@ def table(scores: dict[str, list[Score]]) -> str:
         junk = np.mean([score.junk for score in some])
         refinements = np.mean([score.refinements for score in some])
         lines.append(
-            f"| {way} | {len(some)} | {' | '.join(cells)} | {junk:.2f} | {refinements:.1f} |"
+            f"| {way} | {len(some)} | {' | '.join(cells)} | {junk:.3f} | {refinements:.1f} |"
         )
     for way in ("plain", "control"):
         if way in scores and "guided" in scores:
@@ -181,8 +213,8 @@ def table(scores: dict[str, list[Score]]) -> str:
                 _percent(interval(scores["guided"], scores[way], field), sign="+")
                 for field in ("drawn", "bound", "some")
             ]
-            more, *_ = interval(scores["guided"], scores[way], "junk")
-            lines.append(f"| guided minus {way} | | {' | '.join(cells)} | {more:+.2f} | |")
+            more, low, high = interval(scores["guided"], scores[way], "junk")
+            lines.append(f"| guided minus {way} | | {' | '.join(cells)} | {more:+.3f} ({low:.3f} to {high:.3f}) | |")
     return "\n".join(lines)
 
 
@@ -201,7 +233,7 @@ def main() -> None:
         "--model", default="shapes", help="'shapes', or the folder of another training run"
     )
     parser.add_argument(
-        "--split", default="report", choices=["report", "tuning"], help="which prompts and seeds"
+        "--split", default="report", choices=list(SPLITS), help="which prompts and seeds"
     )
     parser.add_argument("--ways", default="single,plain,guided,control", help="what to measure")
     parser.add_argument("--prompts", type=int, help="only so many prompts of the split")
@@ -213,15 +245,11 @@ def main() -> None:
 
     engine = Engine.from_pretrained(options.model, slots=options.slots)
     config = engine.defaults.updated(**json.loads(options.set))
-    ways, seeds = options.ways.split(","), SEEDS[options.split]
+    ways, split = options.ways.split(","), SPLITS[options.split]
     scores = {}
     if "single" in ways:
-        things: dict[str, Sequence[Thing]] = {caption([thing]): [thing] for thing in THINGS}
-        requests = requests_for([[thing] for thing in THINGS], seeds)
-        plain = config.updated(method="stable-diffusion")
-        scores["single"] = score_results(engine.generate(requests, plain), things)
-    pairs = prompts(options.split)[: options.prompts]
-    scores |= compare(engine, config, pairs, list(seeds), ways)
+        scores["single"] = score_singles(engine, config, split)
+    scores |= compare(engine, config, split.head(options.prompts), ways)
     print(table(scores))
 
 
