@@ -214,7 +214,9 @@ def table(scores: dict[str, list[Score]]) -> str:
                 for field in ("drawn", "bound", "some")
             ]
             more, low, high = interval(scores["guided"], scores[way], "junk")
-            lines.append(f"| guided minus {way} | | {' | '.join(cells)} | {more:+.3f} ({low:.3f} to {high:.3f}) | |")
+            lines.append(
+                f"| guided minus {way} | | {' | '.join(cells)} | {more:+.3f} ({low:.3f} to {high:.3f}) | |"
+            )
     return "\n".join(lines)
 
 
