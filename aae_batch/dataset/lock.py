@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 from uuid import uuid4
@@ -68,14 +68,16 @@ class Holder:
     token: str
     started: str
     heartbeat: str
+    pid_space: str = ""
+    """Where `pid` counts: containers may share a host's name and not its processes."""
 
     @classmethod
     def this_process(cls) -> Holder:
-        return cls(socket.gethostname(), os.getpid(), uuid4().hex, _now(), _now())
+        return cls(socket.gethostname(), os.getpid(), uuid4().hex, _now(), _now(), _pid_space())
 
     def alive(self) -> Holder:
         """The same holder, with a sign of life."""
-        return Holder(self.host, self.pid, self.token, self.started, _now())
+        return replace(self, heartbeat=_now())
 
     def as_json(self) -> bytes:
         return (json.dumps(asdict(self)) + "\n").encode()
@@ -83,7 +85,8 @@ class Holder:
     @property
     def has_ended(self) -> bool:
         """It ran on this machine and does so no more. Of another machine's there is no telling."""
-        if self.host != socket.gethostname():
+        here = (socket.gethostname(), _pid_space())
+        if not self.pid_space or (self.host, self.pid_space) != here:
             return False
         try:
             os.kill(self.pid, 0)
@@ -217,10 +220,16 @@ def leased(cell: Cell, root: str, timing: Timing) -> Iterator[Lock]:
     if not _is_of(found, holder):  # another was quicker
         raise _refused(root, found.holder if found else None, found.age if found else None)
 
+    renewed = time.time()  # by the wall's clock, which goes on while a machine sleeps
+
     def renew() -> None:
+        nonlocal renewed
         found = cell.read()
-        if found is None or _is_of(found, holder):
+        # Where it is gone after a long absence, another may have held it and be through.
+        gone = found is None and time.time() - renewed > timing.stale
+        if not gone and (found is None or _is_of(found, holder)):
             found = _write(cell, holder, over=found)
+            renewed = time.time()
         if not _is_of(found, holder):
             lock.lost = True
             logger.error("Another run has taken over %s.", root)
@@ -294,6 +303,13 @@ def _refused(
     return OutputError(
         f"Another run is writing to {root}{who}. Wait for it, or choose another output{end}."
     )
+
+
+def _pid_space() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:  # not on Linux
+        return ""
 
 
 def _now() -> str:

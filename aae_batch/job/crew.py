@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from aae_batch.errors import AaeBatchError, ModelError
 from aae_batch.job.cluster import ActorPlan, in_words
@@ -114,14 +114,11 @@ class Crew(Protocol):
         """What has happened; waits up to so many seconds for the first thing to happen."""
 
 
-_ERRORS = (RayActorError, RayTaskError)
-
-
 def _answer(ref: Any) -> Any:
     """What a call came to: its value, or the error that it ended with."""
     try:
         return ray.get(ref)
-    except _ERRORS as error:
+    except RayError as error:
         return error
 
 
@@ -220,7 +217,7 @@ class RayCrew:
         for failed in (False, True):  # what was finished before a death counts
             for ref, answer in answers:
                 actor = waiting[ref]
-                if isinstance(answer, _ERRORS) is not failed or actor not in self.members:
+                if isinstance(answer, RayError) is not failed or actor not in self.members:
                     continue
                 hear = self._bad if failed else self._good
                 events.append(hear(actor, ref, answer))
@@ -243,7 +240,7 @@ class RayCrew:
         actor.moved = time.monotonic()
         return Done(actor, piece, value)
 
-    def _bad(self, actor: _Actor, ref: Any, error: RayActorError | RayTaskError) -> Event | None:
+    def _bad(self, actor: _Actor, ref: Any, error: RayError) -> Event | None:
         if isinstance(error, ActorUnavailableError):
             # Not ended yet, or Ray would blame us for the end of an actor whose node is gone.
             self.members.remove(actor)
@@ -253,7 +250,9 @@ class RayCrew:
             )
             return None
         self.dismiss(actor)  # it may only be of no more use
-        if isinstance(error, RayActorError):
+        if getattr(error, "preempted", False):
+            return Died(actor, in_words(error), node_lost=True)
+        if not isinstance(error, RayTaskError):  # its process ended, or its answer is lost
             self._lost.append(_Lost(actor, in_words(error), time.monotonic() + NODE_LOSS_SECONDS))
             return None
         cause = error.cause
@@ -292,7 +291,7 @@ class RayCrew:
             one.probe = one.actor.handle.node.remote()
             return
         one.probe = None
-        if isinstance(answer, RayActorError):
+        if isinstance(answer, RayError):
             one.words = in_words(answer)
             one.deadline = time.monotonic() + NODE_LOSS_SECONDS
         else:

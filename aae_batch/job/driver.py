@@ -18,7 +18,7 @@ from aae_batch.dataset.lock import Lock
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import Storage, open_storage
 from aae_batch.dataset.stored import stored_outcomes
-from aae_batch.errors import JobError, RowError
+from aae_batch.errors import JobError, OutputError, RowError
 from aae_batch.job.cluster import ActorPlan, Stop, cluster, stop_on_signals
 from aae_batch.job.crew import Crew, Died, Done, Failed, Member, RayCrew, Ready, Told
 from aae_batch.job.metrics import DriverMetrics
@@ -70,25 +70,37 @@ def run_job(
             plan = make_plan(settings, manifest, storage)
             if not plan.begun:
                 begin(storage, plan)
-            ledger = plan.ledger()
-            session = None
-            if not ledger.finished:
-                storage.delete(layout.SUMMARY)
-                with cluster(settings) as actors, stop_on_signals(settings.grace) as stop:
-                    crew = RayCrew(
-                        worker_class,
-                        worker_settings(settings, plan, storage, actors.threads),
-                        actors,
-                    )
-                    foreman = Foreman(
-                        settings, plan, manifest, storage, ledger, crew, actors, report, stop, lock
-                    )
-                    session = foreman.run()
-            elif (summary := Dataset(storage).summary) is not None:
-                return summary
-            summary = summarize(Dataset(storage), session)
-            storage.write_bytes(layout.SUMMARY, as_json(summary))
-            return summary
+            try:
+                return _finish(settings, plan, manifest, storage, lock, report, worker_class)
+            except OutputError as error:  # the job was under way: it can go on when that is mended
+                raise JobError(str(error)) from error
+
+
+def _finish(
+    settings: JobSettings,
+    plan: Plan,
+    manifest: Manifest,
+    storage: Storage,
+    lock: Lock,
+    report: Callable[[Progress], None],
+    worker_class: type[Worker],
+) -> dict[str, Any]:
+    """Generate what is left, and count what is there."""
+    ledger = plan.ledger()
+    session = None
+    if not ledger.finished:
+        storage.delete(layout.SUMMARY)
+        with cluster(settings) as actors, stop_on_signals(settings.grace) as stop:
+            worker = worker_settings(settings, plan, storage, actors.threads)
+            crew = RayCrew(worker_class, worker, actors)
+            session = Foreman(
+                settings, plan, manifest, storage, ledger, crew, actors, report, stop, lock
+            ).run()
+    elif (summary := Dataset(storage).summary) is not None:
+        return summary
+    summary = summarize(Dataset(storage), session)
+    storage.write_bytes(layout.SUMMARY, as_json(summary))
+    return summary
 
 
 def worker_settings(
@@ -149,7 +161,8 @@ class Foreman:
         self.deaths_while_loading = 0
         self.started: float | None = None
         self._looked_at = self._told_at = -math.inf
-        self._earlier = earlier_failures(Dataset(storage), plan)
+        # Where failed rows are made again, none has failed yet.
+        self._earlier = Counter() if plan.again else earlier_failures(Dataset(storage))
 
     def run(self) -> dict[str, Any]:
         """Returns the figures of this session.
@@ -211,21 +224,23 @@ class Foreman:
         self._told_at = time.monotonic()
         progress = self.progress()
         self.metrics.speed(progress.images_per_second)
-        if not self.lock.lost:
-            record = progress_record(progress, self._earlier + progress.now.failures, time.time())
+        record = progress_record(progress, self._earlier + progress.now.failures, time.time())
+        try:
             self.storage.write_bytes(layout.PROGRESS, as_json(dict(record)))
+        except OutputError as error:  # it is news, and no part of the dataset
+            logger.warning("progress is not told: %s", error)
 
     def _staff(self) -> None:
         """As many actors as there is room for, between the least and the most that are wanted."""
         room = self.crew.room()
         most = self.actors.most if self.actors.most is not None else max(room, self.actors.least)
+        places = min(max(room, self.actors.least), most)
         pieces = len(self.ledger.todo) + sum(len(member.pieces) for member in self.crew.members)
-        wanted = min(max(room, self.actors.least), most, pieces)
-        for _ in range(wanted - len(self.crew.members)):
+        for _ in range(min(places, pieces) - len(self.crew.members)):
             self.crew.hire()
         # Of those that a lost node leaves without a place, none is waited for.
         idle = [member for member in self.crew.members if not member.ready]
-        for member in idle[: max(0, len(self.crew.members) - wanted)]:
+        for member in idle[: max(0, len(self.crew.members) - places)]:
             self.crew.dismiss(member)
 
     def _is_over(self) -> bool:
@@ -262,9 +277,11 @@ class Foreman:
         if isinstance(event, Ready):
             self.started = self.started or time.monotonic()
         elif isinstance(event, Told):
-            if event.tallies != event.member.tallies:
-                event.member.moved = time.monotonic()
-            event.member.tallies = event.tallies
+            member = event.member  # some of what it told of may have come back since
+            tallies = {p: tally for p, tally in event.tallies.items() if p in member.pieces}
+            if tallies != member.tallies:
+                member.moved = time.monotonic()
+            member.tallies = tallies
         elif isinstance(event, Done):
             self._done(event.piece, event.report)
         elif isinstance(event, Failed):

@@ -74,6 +74,11 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
             f"{storage.root} holds metadata but no {layout.RUN}, so there is no telling what made "
             "it; choose another output."
         )
+    if before is None and any(storage.list(prefix) for prefix in (layout.IMAGES, layout.ATTENTION)):
+        raise OutputError(
+            f"{storage.root} holds {layout.IMAGES} or {layout.ATTENTION} of someone else's, which a run "
+            "would write over; choose another output."
+        )
     if before is None or not committed:  # nothing is lost by beginning anew
         run = {
             "fingerprint": fingerprint(pixels),
@@ -153,13 +158,11 @@ def progress_record(
     }
 
 
-def earlier_failures(dataset: Dataset, plan: Plan) -> Counter[str]:
+def earlier_failures(dataset: Dataset) -> Counter[str]:
     """Failed rows by `error_type`, as the last session on this output has left them in
-    `progress.json`, without those that are made again."""
+    `progress.json`."""
     record = dataset.progress
-    if record is None or plan.again:
-        return Counter()
-    return Counter(record["failures"])
+    return Counter() if record is None else Counter(record["failures"])
 
 
 def _versions() -> dict[str, str]:

@@ -94,7 +94,9 @@ class JobSettings(BaseModel):
     grace: float = Field(
         30, ge=0, description="Seconds that shards under way are given once a stop is asked for."
     )
-    max_deaths: int = Field(20, ge=1, description="Stop after so many deaths with no row between.")
+    max_deaths: int = Field(
+        20, ge=1, description="Stop after more deaths than this with nothing finished between."
+    )
     ray_address: str | None = Field(None, description="A running cluster; default: this machine.")
     s3_endpoint: str | None = Field(
         None,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -171,7 +172,7 @@ def test_a_lock_whose_process_has_ended_here_is_free_at_once(remote):
     ended = subprocess.run(
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True
     )
-    holder = Holder(socket.gethostname(), int(ended.stdout), "token", "just now", "just now")
+    holder = replace(Holder.this_process(), pid=int(ended.stdout))
     remote.write_bytes(NAME, holder.as_json())
     with remote.writing(FAST) as lock:
         lock.check()

@@ -92,12 +92,10 @@ def test_a_lost_shard_is_made_again_and_nothing_else(reference):
     run_job(settings)
     after = snapshot(settings.output)
     written = {name for name in after if after[name][0] != before[name][0]}
-    assert {Path(name).parts[1] for name in written - {"summary.json"}} == {
-        "00002",
-        "00002.parquet",
-    }
+    counts = {"summary.json", "progress.json"}
+    assert {Path(name).parts[1] for name in written - counts} == {"00002", "00002.parquet"}
     same = {name for name in written if after[name][1] == before[name][1]}
-    assert written - same <= {"metadata/00002.parquet", "summary.json"}  # they hold times
+    assert written - same <= {"metadata/00002.parquet", *counts}  # they hold times
 
 
 def test_a_killed_actor_costs_one_shard_at_most(reference, settings, tmp_path):

@@ -89,3 +89,14 @@ def test_an_output_begun_anew_knows_nothing_of_the_job_before(plan, storage):
     storage.write_bytes("progress.json", b"{}")
     begin(storage, plan())
     assert Dataset(storage).progress is None
+
+
+def test_pictures_that_no_run_made_are_not_written_over(tmp_path):
+    storage = open_storage(tmp_path / "out")
+    storage.write_bytes("images/holiday.png", b"dear to someone")
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text('{"prompt": "a cat"}\n')
+    settings = JobSettings(manifest=manifest, output=storage.root, guidance=GuidanceConfig())
+    with open_manifest(manifest) as opened, pytest.raises(OutputError, match="someone else's"):
+        make_plan(settings, opened, storage)
+    assert storage.exists("images/holiday.png")
