@@ -79,7 +79,7 @@ class GuidanceConfig(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise SettingsError(_in_a_sentence(error)) from None
+            raise SettingsError(in_a_sentence(error)) from None
 
     @field_validator("thresholds")
     @classmethod
@@ -94,9 +94,10 @@ class GuidanceConfig(BaseModel):
         return GuidanceConfig(**{**self.model_dump(), **values})
 
 
-def _in_a_sentence(error: ValidationError) -> str:
+def in_a_sentence(error: ValidationError, what: str = "setting") -> str:
+    """What is wrong with the values that a person has given."""
     parts = []
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
         parts.append(f"{name}: {problem['msg']} (got {problem['input']!r})")
-    return "Invalid setting: " + "; ".join(parts) + "."
+    return f"Invalid {what}: {'; '.join(parts)}."

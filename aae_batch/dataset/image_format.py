@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from aae_batch.config import in_a_sentence
 from aae_batch.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -42,11 +43,7 @@ class ImageFormat(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            problems = (
-                f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (got {problem['input']!r})"
-                for problem in error.errors()
-            )
-            raise SettingsError(f"Invalid image format: {'; '.join(problems)}.") from None
+            raise SettingsError(in_a_sentence(error, "image format")) from None
 
     @model_validator(mode="before")
     @classmethod

@@ -54,7 +54,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Told:
-    """An actor has said how far its pieces are."""
+    """An actor has said how far its pieces are; some of them may have come back since."""
 
     member: Member
     tallies: dict[Piece, Tally]
@@ -232,8 +232,7 @@ class RayCrew:
             return Ready(actor)
         if ref == actor.asked:
             actor.asked = None
-            # The answer may be older than a piece's end.
-            return Told(actor, {p: tally for p, tally in value.items() if p in actor.pieces})
+            return Told(actor, value)
         piece = actor.calls.pop(ref)
         actor.pieces.remove(piece)
         actor.tallies.pop(piece, None)

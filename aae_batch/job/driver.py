@@ -277,7 +277,7 @@ class Foreman:
         if isinstance(event, Ready):
             self.started = self.started or time.monotonic()
         elif isinstance(event, Told):
-            member = event.member  # some of what it told of may have come back since
+            member = event.member
             tallies = {p: tally for p, tally in event.tallies.items() if p in member.pieces}
             if tallies != member.tallies:
                 member.moved = time.monotonic()

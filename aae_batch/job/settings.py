@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from aae_batch.config import GuidanceConfig
+from aae_batch.config import GuidanceConfig, in_a_sentence
 from aae_batch.dataset.fetch import folder_digest
 from aae_batch.dataset.image_format import ImageFormat, ImageKind
 from aae_batch.dataset.layout import Layout
@@ -107,11 +107,7 @@ class JobSettings(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            problems = (
-                f"{'.'.join(map(str, problem['loc']))}: {problem['msg']} (got {problem['input']!r})"
-                for problem in error.errors()
-            )
-            raise SettingsError(f"Invalid setting: {'; '.join(problems)}.") from None
+            raise SettingsError(in_a_sentence(error)) from None
 
     def pixels(self, manifest_digest: str) -> dict[str, Any]:
         """Everything that the pictures depend on, as JSON holds it."""
