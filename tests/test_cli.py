@@ -4,12 +4,14 @@ import inspect
 import json
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 from typer.testing import CliRunner
 
 import aae_batch
 from aae_batch import cli
+from aae_batch.cli.generate import _guidance
 from aae_batch.config import GuidanceConfig
 
 
@@ -130,7 +132,7 @@ def test_given_settings_replace_the_model_s_own(tokenizer_folder):
         "thresholds": "0:0.1,5:0.4",
         "attn_res": "8x16",
     }
-    config = cli._guidance(given)
+    config = _guidance(given)
     assert (config.scale_factor, config.num_inference_steps) == (2.0, 10)
     assert config.thresholds == {0: 0.1, 5: 0.4}
     assert config.attn_res == (8, 16)
@@ -158,7 +160,7 @@ def test_verify_proves_an_output_or_says_what_is_wrong_and_repairs_it(run, make_
 
 
 def test_verify_shows_the_first_problems_and_counts_the_rest(run, make_output, monkeypatch):
-    monkeypatch.setattr(cli, "PROBLEMS_SHOWN", 1)
+    monkeypatch.setattr(import_module("aae_batch.cli.verify"), "PROBLEMS_SHOWN", 1)
     storage = make_output().storage
     for name in storage.list("images/"):
         storage.delete(name)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from ray.cluster_utils import Cluster
 
-from aae_batch.cli import STOPPED
+from aae_batch.cli.common import STOPPED
 from aae_batch.dataset.storage import open_storage
 from aae_batch.dataset.verify import verify
 from aae_batch.manifest import open_manifest

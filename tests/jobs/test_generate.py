@@ -68,7 +68,7 @@ def test_the_package_beside_it_is_the_one_that_runs(run, tmp_path):
     package = tmp_path / "work" / "aae_batch"
     ignored = shutil.ignore_patterns("weights", "__pycache__")
     shutil.copytree(ROOT / "aae_batch", package, ignore=ignored)
-    source = (package / "cli.py").read_text().replace("Denoising steps.", "Steps of this copy.")
-    (package / "cli.py").write_text(source)
+    command = package / "cli" / "generate.py"
+    command.write_text(command.read_text().replace("Denoising steps.", "Steps of this copy."))
     done = run("--help", script=tmp_path / "work" / "jobs" / "generate.py")
     assert "Steps of this copy." in done.stdout, done.stderr

@@ -1,77 +1,28 @@
-"""The command line. Nothing heavy is imported before a command runs, so that `--help` answers at once."""
+"""`aae-batch generate`: the pictures of a manifest."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aae_batch import __version__
-from aae_batch.errors import AaeBatchError, JobError, OutputError, SettingsError
+from aae_batch.cli.common import (
+    COMPLETE,
+    WITH_FAILURES,
+    Model,
+    Revision,
+    S3Endpoint,
+    errors_in_a_sentence,
+)
+from aae_batch.errors import SettingsError
 
 if TYPE_CHECKING:
     from aae_batch.config import GuidanceConfig
     from aae_batch.job.settings import JobSettings
 
-COMPLETE, WITH_FAILURES, USAGE, STOPPED = 0, 1, 2, 3
-"""Exit codes: all rows have pictures; some failed; the command or its input is wrong; stopped on the
-way, and the same command goes on."""
-
-app = typer.Typer(
-    help="Image datasets with semantic guidance: Attend-and-Excite, in batches, on Ray.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-Model = Annotated[
-    str,
-    typer.Option(
-        help="Hub id, folder in diffusers' layout, URL of one (s3://bucket/folder), or 'shapes', "
-        "the model in this package."
-    ),
-]
-Revision = Annotated[
-    str | None,
-    typer.Option(help="Branch, tag or commit of the model on the hub.", show_default="main"),
-]
-S3Endpoint = Annotated[
-    str | None,
-    typer.Option(help="URL of an S3-compatible store.", show_default="AWS_ENDPOINT_URL, or AWS"),
-]
 OWN = "the model's own"
 
 
-def main() -> None:
-    """The console script."""
-    app()
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version",
-            is_eager=True,
-            help="Print the version.",
-            callback=lambda wanted: _print_version() if wanted else None,
-        ),
-    ] = False,
-) -> None: ...
-
-
-def _print_version() -> None:
-    print(f"aae-batch {__version__}")
-    raise typer.Exit(COMPLETE)
-
-
-@app.command()
 def generate(
     manifest: Annotated[
         str,
@@ -271,90 +222,11 @@ def generate(
     Exit codes: 0 complete, 1 complete with failed rows, 2 wrong command or input, 3 stopped.
     """
     given = dict(locals())
-    with _errors_in_a_sentence():
+    with errors_in_a_sentence():
         job = _job_settings(given)
         if dry_run:
             raise typer.Exit(_dry_run(job))
         raise typer.Exit(_generate(job))
-
-
-Output = Annotated[str, typer.Argument(help="The dataset's root: a folder, or a URL.")]
-
-
-@app.command()
-def verify(
-    output: Output,
-    manifest: Annotated[
-        str | None, typer.Option(help="Compare the rows with this manifest, too.")
-    ] = None,
-    repair: Annotated[
-        bool,
-        typer.Option(
-            "--repair",
-            help="Delete the commits of broken shards, so that the next run makes these again, and "
-            "pictures that no row names. No run may be writing meanwhile.",
-        ),
-    ] = False,
-    s3_endpoint: S3Endpoint = None,
-) -> None:
-    """Prove that OUTPUT has every row once, with its picture and statistics, undamaged.
-
-    Exit codes: 0 proved, 1 something is missing or wrong, 2 wrong command or input.
-    """
-    with _errors_in_a_sentence():
-        raise typer.Exit(_verify(output, manifest, repair, s3_endpoint))
-
-
-@app.command()
-def status(output: Output, s3_endpoint: S3Endpoint = None) -> None:
-    """Say how far OUTPUT is, while its job runs or afterwards."""
-    with _errors_in_a_sentence():
-        _status(output, s3_endpoint)
-
-
-@app.command()
-def tokens(
-    prompt: Annotated[str, typer.Argument(help="The text.")],
-    model: Model = "shapes",
-    revision: Revision = None,
-    s3_endpoint: S3Endpoint = None,
-) -> None:
-    """Print how a model's tokenizer splits PROMPT, with the positions for token_indices."""
-    with _errors_in_a_sentence():
-        from rich.console import Console
-        from rich.table import Table
-
-        from aae_batch.model.loading import load_tokenizer
-        from aae_batch.subjects import token_table
-
-        table = Table("index", "token", "can be guided", box=None, pad_edge=False)
-        tokenizer = load_tokenizer(model, revision=revision, s3_endpoint=s3_endpoint)
-        for token in token_table(tokenizer, prompt).tokens:
-            guidable = "yes" if token.kind == "word" else f"no: {_KINDS[token.kind]}"
-            table.add_row(str(token.index), token.text, guidable)
-        Console(highlight=False, markup=False).print(table)
-
-
-_KINDS = {
-    "start": "start token",
-    "end": "end token",
-    "truncated": "cut off, the model never sees it",
-}
-
-
-@app.command()
-def demo(
-    output: Annotated[Path, typer.Argument(help="Folder for the pictures.")] = Path("demo-output"),
-) -> None:
-    """Make a small dataset with the embedded model, plain and guided from the same noise, and a
-    contact sheet of both."""
-    with _errors_in_a_sentence():
-        from aae_batch.report.demo import run_demo
-
-        raise typer.Exit(run_demo(output))
-
-
-# --- settings ------------------------------------------------------------------------------------
 
 
 def _job_settings(given: dict[str, Any]) -> JobSettings:
@@ -407,9 +279,6 @@ def _attn_res(text: str) -> tuple[int, int]:
 _PARSERS = {"thresholds": _thresholds, "scale_range": _scale_range, "attn_res": _attn_res}
 
 
-# --- what the commands do ------------------------------------------------------------------------
-
-
 def _generate(job: JobSettings) -> int:
     from aae_batch.job.driver import run_job
     from aae_batch.terminal import progress_reporter
@@ -422,80 +291,7 @@ def _generate(job: JobSettings) -> int:
     return WITH_FAILURES if summary["failed"] else COMPLETE
 
 
-PROBLEMS_SHOWN = 50
-
-
-def _verify(output: str, manifest_path: str | None, mend: bool, endpoint: str | None) -> int:
-    from contextlib import ExitStack
-
-    from aae_batch.dataset import layout
-    from aae_batch.dataset.storage import open_storage
-    from aae_batch.dataset.verify import repair, verify
-    from aae_batch.manifest import open_manifest
-    from aae_batch.terminal import shard_reporter
-
-    storage = open_storage(output, endpoint)
-    with ExitStack() as stack:
-        mend = mend and storage.exists(layout.RUN)  # a lock would make a folder of a typing error
-        if mend:
-            stack.enter_context(storage.writing())
-        manifest = None
-        if manifest_path:
-            manifest = stack.enter_context(open_manifest(manifest_path, endpoint))
-        with shard_reporter() as report:
-            found = verify(storage, manifest, report)
-        print(found)
-        for problem in found.problems[:PROBLEMS_SHOWN]:
-            print(f"  {problem}")
-        if len(found.problems) > PROBLEMS_SHOWN:
-            print(f"  and {len(found.problems) - PROBLEMS_SHOWN} more problems")
-        deleted = repair(storage, found) if mend else []
-    for name in deleted:
-        print(f"deleted {name}")
-    if deleted:
-        print("Run the same `aae-batch generate` again to make these shards anew.")
-    return COMPLETE if found.proved else WITH_FAILURES
-
-
-def _status(output: str, endpoint: str | None) -> None:
-    import time
-
-    from aae_batch.dataset.reader import Dataset
-    from aae_batch.dataset.status import status
-    from aae_batch.dataset.storage import open_storage
-
-    dataset = Dataset(open_storage(output, endpoint))
-    run = dataset.run
-    if run is None:
-        raise OutputError(f"There is no run in {output}: check the path, or wait until it begins.")
-    print(status(run, dataset.shards(), dataset.progress, dataset.summary, time.time()))
-
-
 def _dry_run(job: JobSettings) -> int:
     from aae_batch.job.dry_run import dry_run
 
     return WITH_FAILURES if dry_run(job, print) else COMPLETE
-
-
-@contextmanager
-def _errors_in_a_sentence() -> Iterator[None]:
-    """Errors of ours are one sentence and an exit code; any other is a bug and keeps its traceback."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        _complain("Stopped. Run the same command again to go on.")
-        raise typer.Exit(STOPPED) from None
-    except JobError as error:
-        _complain(f"{error} Run the same command again to go on.")
-        raise typer.Exit(STOPPED) from None
-    except AaeBatchError as error:
-        _complain(str(error))
-        raise typer.Exit(USAGE) from None
-
-
-def _complain(text: str) -> None:
-    print(f"aae-batch: {text}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()

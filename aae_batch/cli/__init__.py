@@ -1,0 +1,53 @@
+"""The command line: a module for each command.
+
+Nothing heavy is imported before a command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from aae_batch import __version__
+from aae_batch.cli.common import COMPLETE
+from aae_batch.cli.demo import demo
+from aae_batch.cli.generate import generate
+from aae_batch.cli.status import status
+from aae_batch.cli.tokens import tokens
+from aae_batch.cli.verify import verify
+
+app = typer.Typer(
+    help="Image datasets with semantic guidance: Attend-and-Excite, in batches, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+for command in (generate, verify, status, tokens, demo):
+    app.command()(command)
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            is_eager=True,
+            help="Print the version.",
+            callback=lambda wanted: _print_version() if wanted else None,
+        ),
+    ] = False,
+) -> None: ...
+
+
+def _print_version() -> None:
+    print(f"aae-batch {__version__}")
+    raise typer.Exit(COMPLETE)

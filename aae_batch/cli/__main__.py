@@ -1,0 +1,3 @@
+from aae_batch.cli import main
+
+main()
