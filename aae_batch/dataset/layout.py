@@ -8,6 +8,8 @@ attention/00012.parquet      one row per image and subject
 metadata/00012.parquet       one row per manifest row; written last: this file is the commit
 progress.json                how far the job was when it last said so; every 15 s
 summary.json                 counts, throughput, failures by reason; written when complete
+metrics/clip/run.json        what `aae-batch evaluate --metric clip` ran with; written first
+metrics/clip/00012.parquet   one row per picture of shard 12: its id, and what the metric says of it
 
 The suffix is that of the run's image format: .png, .webp or .jpg.
 """
@@ -27,6 +29,8 @@ SUMMARY = "summary.json"
 METADATA = "metadata/"
 ATTENTION = "attention/"
 IMAGES = "images/"
+METRICS = "metrics/"
+"""Scores, beside the dataset and no part of it: they may be deleted and made again."""
 
 _TABLE = re.compile(r"(?:.*/)?(\d{5,})\.parquet")
 
@@ -66,6 +70,14 @@ def attention_name(shard: int) -> str:
 
 def metadata_name(shard: int) -> str:
     return f"{METADATA}{shard:05d}.parquet"
+
+
+def metric_run_name(metric: str) -> str:
+    return f"{METRICS}{metric}/run.json"
+
+
+def metric_name(metric: str, shard: int) -> str:
+    return f"{METRICS}{metric}/{shard:05d}.parquet"
 
 
 def shard_of(table_name: str) -> int | None:
@@ -149,6 +161,12 @@ ATTENTION_SCHEMA = pa.schema(
     ]
 )
 """One row per image and subject."""
+
+SCORED_COLUMNS: tuple[pa.Field, ...] = (
+    _column("id", pa.string(), "The row's id, as in the metadata table."),
+    _column("sha256", pa.string(), "Of the picture that was scored."),
+)
+"""What every metric's table begins with; the metric's own columns follow. One row per picture."""
 
 IMAGE_COLUMN = _column(
     "image",

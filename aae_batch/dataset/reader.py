@@ -80,6 +80,21 @@ class Dataset:
         """The attention rows of a committed shard."""
         return self._table(layout.attention_name(shard))
 
+    def metrics(self) -> list[str]:
+        """The metrics that pictures have been scored by, e.g. `clip`."""
+        parts = (name.split("/") for name in self.storage.list(layout.METRICS))
+        return sorted({metric for _, metric, *_ in parts})
+
+    def scored_shards(self, metric: str) -> list[int]:
+        """The shards whose pictures a metric has scored, in order."""
+        prefix = layout.metric_name(metric, 0).removesuffix("00000.parquet")
+        found = (layout.shard_of(name) for name in self.storage.list(prefix))
+        return sorted(shard for shard in found if shard is not None)
+
+    def scores_of(self, metric: str, shard: int) -> pa.Table:
+        """What a metric says of the pictures of a shard: `id`, and the metric's columns."""
+        return self._table(layout.metric_name(metric, shard))
+
     def failed_rows(self) -> dict[int, list[int]]:
         """Of each committed shard with failed rows: their places in it. Reads every metadata table."""
         found = {}
