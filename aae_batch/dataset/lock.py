@@ -20,6 +20,7 @@ import os
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -239,6 +240,35 @@ def leased(cell: Cell, root: str, timing: Timing) -> Iterator[Lock]:
             yield lock
     finally:
         _release(cell, root, holder, timing)
+
+
+class Leasing(ABC):
+    """A storage whose lock is a lease: while it is held, every write asks whether it still is.
+
+    Attributes:
+        root: as the storage's.
+    """
+
+    root: str
+    _lock: Lock | None = None
+
+    @abstractmethod
+    def lock_cell(self, timing: Timing) -> Cell:
+        """Where the lock is kept."""
+
+    @contextmanager
+    def writing(self, timing: Timing = TIMING) -> Iterator[Lock]:
+        with leased(self.lock_cell(timing), self.root, timing) as lock:
+            self._lock = lock
+            try:
+                yield lock
+            finally:
+                self._lock = None
+
+    def check_lock(self) -> None:
+        """Raises: OutputError: the lock that this object held was lost."""
+        if self._lock is not None:
+            self._lock.check()
 
 
 def _write(cell: Cell, holder: Holder, over: Seen | None) -> Seen | None:

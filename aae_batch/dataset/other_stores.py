@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import fsspec
 
-from aae_batch.dataset.lock import NAME, TIMING, Lock, Seen, Timing, leased
+from aae_batch.dataset.lock import NAME, Leasing, Seen, Timing
 from aae_batch.dataset.storage import Entry
 from aae_batch.errors import OutputError
 
@@ -25,13 +25,11 @@ _TAGS = ("etag", "ETag", "md5Hash", "generation", "blob_id", "last_modified", "m
 """What stores call that by which one content of an object differs from another, the surest first."""
 
 
-class FsspecStorage:
+class FsspecStorage(Leasing):
     """A folder of a store behind fsspec, which finds credentials in the environment.
 
     Writes are whole or not at all where those of the store are, as in all object stores.
     """
-
-    _lock: Lock | None
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -52,15 +50,14 @@ class FsspecStorage:
         with self._explained("read", name) as store:
             return store.cat_file(self._path(name))
 
+    def open(self, name: str) -> BinaryIO:
+        with self._explained("read", name) as store:
+            return store.open(self._path(name), "rb")
+
     def write_bytes(self, name: str, data: bytes) -> None:
-        self._check_lock()
+        self.check_lock()
         with self._explained("write", name) as store:
-            path = self._path(name)
-            try:
-                store.pipe_file(path, data)
-            except FileNotFoundError:  # a store with real folders
-                store.makedirs(path.rpartition("/")[0], exist_ok=True)
-                store.pipe_file(path, data)
+            _put(store, self._path(name), data)
 
     def exists(self, name: str) -> bool:
         with self._explained("read", name) as store:
@@ -86,7 +83,7 @@ class FsspecStorage:
         return tuple(sorted(kept, key=lambda entry: entry.name))
 
     def delete(self, name: str) -> None:
-        self._check_lock()
+        self.check_lock()
         with self._explained("delete", name) as store:
             _remove(store, self._path(name))
 
@@ -97,14 +94,8 @@ class FsspecStorage:
     def place(self, name: str) -> str:
         return f"{self.root}/{name}"
 
-    @contextmanager
-    def writing(self, timing: Timing = TIMING) -> Iterator[Lock]:
-        with leased(_LockObject(self, timing), self.root, timing) as lock:
-            self._lock = lock
-            try:
-                yield lock
-            finally:
-                self._lock = None
+    def lock_cell(self, timing: Timing) -> _LockObject:
+        return _LockObject(self, timing)
 
     def __repr__(self) -> str:
         return f"FsspecStorage({self.root!r})"
@@ -119,10 +110,6 @@ class FsspecStorage:
     def _reset(self) -> None:
         self._opened: tuple[Any, str] | None = None
         self._lock = None
-
-    def _check_lock(self) -> None:
-        if self._lock is not None:
-            self._lock.check()
 
     def _open(self) -> tuple[Any, str]:
         if self._opened is None:
@@ -176,7 +163,7 @@ class _LockObject:
 
     def write(self, data: bytes, over: Seen | None) -> None:
         with self._storage._explained("write", NAME) as store:
-            store.pipe_file(self._path, data)
+            _put(store, self._path, data)
         self._timing.wait_until_settled()
 
     def delete(self) -> None:
@@ -193,6 +180,14 @@ class _LockObject:
                 _remove(store, clock)
         except NotImplementedError:
             return None
+
+
+def _put(store: Any, path: str, data: bytes) -> None:
+    try:
+        store.pipe_file(path, data)
+    except FileNotFoundError:  # a store with real folders
+        store.makedirs(path.rpartition("/")[0], exist_ok=True)
+        store.pipe_file(path, data)
 
 
 def _remove(store: Any, path: str) -> None:

@@ -140,11 +140,11 @@ class Dataset:
             ) from None
 
     def _table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        file = pq.ParquetFile(pa.BufferReader(self.storage.read_bytes(name)))
-        names = file.schema_arrow.names
-        if columns is None and layout.IMAGE_COLUMN.name in names:
-            columns = [name for name in names if name != layout.IMAGE_COLUMN.name]
-        return file.read(columns).replace_schema_metadata(None)
+        with self.storage.open(name) as source, pq.ParquetFile(source) as file:
+            names = file.schema_arrow.names
+            if columns is None and layout.IMAGE_COLUMN.name in names:
+                columns = [name for name in names if name != layout.IMAGE_COLUMN.name]
+            return file.read(columns).replace_schema_metadata(None)
 
     def _json(self, name: str) -> dict[str, Any] | None:
         if not self.storage.exists(name):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 import boto3
@@ -23,7 +24,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore import exceptions as boto
 from botocore.config import Config
 
-from aae_batch.dataset.lock import NAME, TIMING, Lock, Seen, Timing, leased
+from aae_batch.dataset.lock import NAME, Leasing, Seen, Timing
 from aae_batch.dataset.storage import Entry
 from aae_batch.errors import OutputError
 
@@ -38,6 +39,9 @@ LOCK_ATTEMPTS = 3
 
 PAGE = 1000
 """Objects in one answer to a listing: as many as S3 gives."""
+
+TAIL = 1 << 20
+"""Bytes of an object's end that are fetched when it is opened."""
 
 CONTENT_TYPES = {
     ".parquet": "application/vnd.apache.parquet",
@@ -79,7 +83,7 @@ _NO_CREDENTIALS = (
 _UNREACHABLE = (boto.HTTPClientError, boto.ConnectionError, boto.ReadTimeoutError)
 
 
-class S3Storage:
+class S3Storage(Leasing):
     """A bucket, or what lies under a prefix of it.
 
     Args:
@@ -88,8 +92,6 @@ class S3Storage:
         connections: how many threads of a process may use it at once.
         attempts: of each request; default: `AWS_MAX_ATTEMPTS`, else 10.
     """
-
-    _lock: Lock | None
 
     def __init__(
         self,
@@ -112,19 +114,14 @@ class S3Storage:
         self._reset()
 
     def read_bytes(self, name: str) -> bytes:
-        for attempt in range(1, self.attempts + 1):
-            with self._explained("read", name):
-                answer = self._client().get_object(Bucket=self.bucket, Key=self._key(name))
-                try:
-                    return answer["Body"].read()
-                except _BROKEN_BODY:
-                    if attempt == self.attempts:
-                        raise
-        raise AssertionError("unreachable")
+        return self._get(name)[0]
+
+    def open(self, name: str) -> BinaryIO:
+        return cast(BinaryIO, io.BufferedReader(_Object(self, name), buffer_size=1 << 16))
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """One request, whose checksum the store compares before it keeps anything."""
-        self._check_lock()
+        self.check_lock()
         with self._explained("write", name):
             self._client().put_object(
                 Bucket=self.bucket,
@@ -166,7 +163,7 @@ class S3Storage:
         return tuple(sorted(kept, key=lambda entry: entry.name))
 
     def delete(self, name: str) -> None:
-        self._check_lock()
+        self.check_lock()
         with self._explained("delete", name):
             self._client().delete_object(Bucket=self.bucket, Key=self._key(name))
 
@@ -179,14 +176,8 @@ class S3Storage:
     def place(self, name: str) -> str:
         return f"{self.root}/{name}"
 
-    @contextmanager
-    def writing(self, timing: Timing = TIMING) -> Iterator[Lock]:
-        with leased(_LockObject(self, timing), self.root, timing) as lock:
-            self._lock = lock
-            try:
-                yield lock
-            finally:
-                self._lock = None
+    def lock_cell(self, timing: Timing) -> _LockObject:
+        return _LockObject(self, timing)
 
     def __repr__(self) -> str:
         return f"S3Storage({self.root!r})"
@@ -199,14 +190,22 @@ class S3Storage:
         vars(self).update(state)
         self._reset()
 
+    def _get(self, name: str, **part: str) -> tuple[bytes, str]:
+        """An object, or the `Range` of it, and what the answer says of the range."""
+        for attempt in range(1, self.attempts + 1):
+            with self._explained("read", name):
+                answer = self._client().get_object(Bucket=self.bucket, Key=self._key(name), **part)
+                try:
+                    return answer["Body"].read(), answer.get("ContentRange", "")
+                except _BROKEN_BODY:
+                    if attempt == self.attempts:
+                        raise
+        raise AssertionError("unreachable")
+
     def _reset(self) -> None:
         self._guard = threading.Lock()
         self._made: Any = None
         self._lock = None
-
-    def _check_lock(self) -> None:
-        if self._lock is not None:
-            self._lock.check()
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name
@@ -289,6 +288,42 @@ class S3Storage:
         parts = urlsplit(self._client().meta.endpoint_url)
         port = f":{parts.port}" if parts.port else ""
         return f"{parts.scheme}://{parts.hostname}{port}"
+
+
+class _Object(io.RawIOBase):
+    """An object as a file. Its end comes with the first request, since that is where Parquet begins;
+    of a small object it is all there is."""
+
+    def __init__(self, storage: S3Storage, name: str) -> None:
+        self._storage = storage
+        self._name = name
+        self._place = 0
+        self._tail, found = storage._get(name, Range=f"bytes=-{TAIL}")
+        self._size = int(found.rpartition("/")[2]) if found else len(self._tail)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = offset + (0, self._place, self._size)[whence]
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._place + len(buffer), self._size)
+        count = max(0, stop - self._place)
+        if count:
+            buffer[:count] = self._part(self._place, stop)
+            self._place = stop
+        return count
+
+    def _part(self, start: int, stop: int) -> bytes:
+        held_from = self._size - len(self._tail)
+        if start >= held_from:
+            return self._tail[start - held_from : stop - held_from]
+        return self._storage._get(self._name, Range=f"bytes={start}-{stop - 1}")[0]
 
 
 class _LockObject:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 from uuid import uuid4
 
 from aae_batch.dataset.lock import TIMING, Lock, Timing, locked_folder
@@ -30,6 +30,13 @@ class Storage(Protocol):
 
     def read_bytes(self, name: str) -> bytes:
         """Raises: OutputError: there is no such object, or it cannot be read."""
+
+    def open(self, name: str) -> BinaryIO:
+        """The object as a file to read, of which only what is asked for is fetched.
+
+        Raises:
+            OutputError: as `read_bytes`; reading from the file, too.
+        """
 
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write the whole object or nothing: a reader never sees a part of it.
@@ -139,10 +146,12 @@ class LocalStorage:
         self.root = os.path.abspath(root)
 
     def read_bytes(self, name: str) -> bytes:
-        try:
-            return self._path(name).read_bytes()
-        except OSError as error:
-            raise OutputError(f"Cannot read {self.place(name)}: {error.strerror}.") from error
+        with self._readable(name) as path:
+            return path.read_bytes()
+
+    def open(self, name: str) -> BinaryIO:
+        with self._readable(name) as path:
+            return path.open("rb")
 
     def write_bytes(self, name: str, data: bytes) -> None:
         path = self._path(name)
@@ -186,6 +195,13 @@ class LocalStorage:
         """The lock is the operating system's, so it ends with the process, however that ends."""
         with locked_folder(Path(self.root), timing) as lock:
             yield lock
+
+    @contextmanager
+    def _readable(self, name: str) -> Iterator[Path]:
+        try:
+            yield self._path(name)
+        except OSError as error:
+            raise OutputError(f"Cannot read {self.place(name)}: {error.strerror}.") from error
 
     def _path(self, name: str) -> Path:
         return Path(self.root, *name.split("/"))

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
+import os
 import pickle
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.s3 import S3Storage
 from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import OutputError
@@ -41,6 +46,36 @@ def test_a_read_comes_through_whole_whatever_happens_on_the_way(storage, proxy, 
     proxy.fail(kind, times=2, method="GET", path="a.bin")
     storage.download("a.bin", tmp_path / "a.bin")
     assert (tmp_path / "a.bin").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("kind", ["error", "drop", "cut-answer"])
+def test_a_part_comes_through_whole_whatever_happens_on_the_way(storage, proxy, kind, monkeypatch):
+    monkeypatch.setattr("aae_batch.dataset.s3.TAIL", 1000)
+    storage.write_bytes("a.bin", DATA)
+    proxy.fail(kind, times=2, method="GET", path="a.bin")
+    with storage.open("a.bin") as file:
+        file.seek(50_000)
+        assert file.read(10) == DATA[50_000:50_010]
+        file.seek(0)
+        assert file.read() == DATA
+
+
+def test_of_a_table_with_pictures_only_the_columns_asked_for_are_fetched(storage, monkeypatch):
+    monkeypatch.setattr("aae_batch.dataset.s3.TAIL", 1 << 12)
+    pictures = pa.array([os.urandom(1 << 20)] * 4)
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"image": pictures, "id": list("abcd")}), buffer, use_dictionary=False)
+    storage.write_bytes("metadata/00000.parquet", buffer.getvalue())
+    fetched = []
+    get = S3Storage._get
+
+    def counted(*arguments, **part):
+        fetched.append(get(*arguments, **part))
+        return fetched[-1]
+
+    monkeypatch.setattr(S3Storage, "_get", counted)
+    assert Dataset(storage).table(0, ["id"])["id"].to_pylist() == list("abcd")
+    assert sum(len(data) for data, _ in fetched) < 1 << 18
 
 
 def test_a_write_that_never_comes_through_leaves_what_was_there(bucket, proxy):

@@ -36,6 +36,17 @@ def test_writing_replaces_the_whole_object_and_leaves_nothing_beside_it(storage)
     assert storage.list("metadata/") == ["metadata/1"]
 
 
+def test_an_object_can_be_read_in_parts(storage):
+    storage.write_bytes("a", b"0123456789")
+    with storage.open("a") as file:
+        assert file.seek(-3, 2) == 7
+        assert file.read() == b"789"
+        file.seek(2)
+        assert (file.read(3), file.tell()) == (b"234", 5)
+        file.seek(20)
+        assert file.read() == b""
+
+
 def test_it_travels_to_the_actors(storage):
     storage.write_bytes("a", b"1")
     assert pickle.loads(pickle.dumps(storage)).read_bytes("a") == b"1"
@@ -44,6 +55,8 @@ def test_it_travels_to_the_actors(storage):
 def test_what_is_not_there_is_named(storage):
     with pytest.raises(OutputError, match=r"Cannot read .*out/none\.json: .*[Nn]o such"):
         storage.read_bytes("none.json")
+    with pytest.raises(OutputError, match=r"Cannot read .*out/none\.json: .*[Nn]o such"):
+        storage.open("none.json").read()
 
 
 def test_a_folder_that_cannot_be_written_or_read_says_why(tmp_path):
