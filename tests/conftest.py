@@ -134,18 +134,22 @@ class Bucket:
         return f"s3://{self.name}"
 
 
-@pytest.fixture
-def aws(monkeypatch, tmp_path) -> None:
+def set_credentials(patch: pytest.MonkeyPatch) -> None:
     """Credentials and retries by the environment, and by nothing else of this machine."""
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
-        monkeypatch.delenv(name, raising=False)
+        patch.delenv(name, raising=False)
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
-        monkeypatch.setenv(name, str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATEST")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "4")
+        patch.setenv(name, os.devnull)
+    patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    patch.setenv("AWS_ACCESS_KEY_ID", "AKIATEST")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    patch.setenv("AWS_MAX_ATTEMPTS", "4")
+
+
+@pytest.fixture
+def aws(monkeypatch) -> None:
+    set_credentials(monkeypatch)
 
 
 @pytest.fixture(scope="session")

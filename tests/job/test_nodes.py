@@ -18,16 +18,6 @@ from tests.job.conftest import assert_same_dataset
 GPU_NODE = {"num_cpus": 2, "num_gpus": 1}
 
 
-@pytest.fixture
-def nodes():
-    """A head without work, to which tests add nodes with a GPU that Ray believes in."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
-    ray.init(address=cluster.address, log_to_driver=False)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tiny_pipeline_folder, manifest, tmp_path_factory) -> str:
     """The dataset that nothing went wrong with."""
@@ -45,6 +35,26 @@ def undisturbed(tiny_pipeline_folder, manifest, tmp_path_factory) -> str:
     )
     run_job(settings)
     return settings.output
+
+
+@pytest.fixture(scope="module")
+def head(undisturbed):
+    """A head without work. `undisturbed` comes first, since it is made by a Ray of its own."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def nodes(head):
+    """The head, to which tests add nodes with a GPU that Ray believes in."""
+    yield head
+    for node in list(head.worker_nodes):
+        head.remove_node(node)
+    while ray.cluster_resources().get("GPU", 0):
+        time.sleep(0.1)
 
 
 @pytest.fixture

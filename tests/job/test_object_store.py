@@ -8,9 +8,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -22,22 +24,25 @@ from aae_batch.job.cluster import start_ray
 from aae_batch.job.driver import run_job
 from aae_batch.job.worker import Worker
 from aae_batch.manifest import open_manifest
-from tests.conftest import SECRET
+from tests.conftest import SECRET, set_credentials
 from tests.job.conftest import assert_same_dataset
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.fixture
-def ray_with_credentials(bucket, monkeypatch):
-    """A Ray whose actors have the bucket's credentials, from their environment."""
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "6")
-    start_ray(
-        num_cpus=4,
-        num_gpus=0,
-        log_to_driver=False,
-        _system_config={"metrics_report_interval_ms": 500},
-    )
+@pytest.fixture(scope="module")
+def ray_with_credentials(s3_server):
+    """A Ray whose actors have a bucket's credentials, from their environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        set_credentials(patch)
+        patch.setenv("AWS_ENDPOINT_URL", s3_server)
+        patch.setenv("AWS_MAX_ATTEMPTS", "6")
+        start_ray(
+            num_cpus=4,
+            num_gpus=0,
+            log_to_driver=False,
+            _system_config={"metrics_report_interval_ms": 500},
+        )
     yield
     ray.shutdown()
 
@@ -124,10 +129,32 @@ def head(bucket, tmp_path):
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     port = free_port()
-    start = ["ray", "start", "--head", "--port=0", "--num-cpus=4", f"--dashboard-port={port}"]
-    subprocess.run(start, env=environment, check=True, capture_output=True, timeout=120)
-    yield f"http://127.0.0.1:{port}", environment
-    subprocess.run(["ray", "stop", "--force"], env=environment, capture_output=True, timeout=120)
+    start = ["ray", "start", "--head", "--block", "--port=0", "--num-cpus=4"]
+    with subprocess.Popen(
+        [*start, f"--dashboard-port={port}"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as running:
+        address = f"http://127.0.0.1:{port}"
+        wait_for(f"{address}/api/version", running)
+        yield address, environment
+        ours = psutil.Process(running.pid)
+        for process in [*ours.children(recursive=True), ours]:
+            process.kill()
+
+
+def wait_for(url: str, running: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        assert running.poll() is None, "the cluster has ended"
+        assert time.monotonic() < deadline
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+        except OSError:
+            time.sleep(0.5)
+        else:
+            return
 
 
 def free_port() -> int:
@@ -147,14 +174,18 @@ def test_a_submitted_job_fills_a_bucket(head, bucket, manifest, tiny_pipeline_fo
     for part in ("jobs", "aae_batch"):
         shutil.copytree(ROOT / part, tmp_path / "working" / part)
     submit = ["ray", "job", "submit", "--address", address, "--working-dir", "working"]
-    done = subprocess.run(
-        [*submit, "--", sys.executable, "jobs/generate.py", *options],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    for _ in range(60):
+        done = subprocess.run(
+            [*submit, "--", sys.executable, "jobs/generate.py", *options],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        if "No available agent" not in done.stderr:  # the cluster has only just begun
+            break
+        time.sleep(1)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "12 images, 0 failed rows" in done.stdout
     assert SECRET not in done.stdout + done.stderr
