@@ -111,12 +111,23 @@ def test_work_spreads_to_a_node_that_comes_later(nodes, settings_on_gpus, undist
         if not added and Dataset(job.output).shards():
             added.append(nodes.add_node(**GPU_NODE))
 
-    class Slow(Noting):
+    ready = Path(f"{job.output}-ready")
+
+    class Patient(Noting):
+        """Begins its last rows only when there is another actor to share them with."""
+
+        def load(self) -> str:
+            said = super().load()
+            ready.mkdir(exist_ok=True)
+            (ready / self.node()).touch()
+            return said
+
         def admit(self, batch, request) -> None:
-            time.sleep(2)  # so that there is work left when the second actor has its model
+            while request.id > "row-05" and len(list(ready.iterdir())) < 2:
+                time.sleep(0.1)
             super().admit(batch, request)
 
-    run_job(job, add_a_node, worker_class=Slow)
+    run_job(job, add_a_node, worker_class=Patient)
     assert added
     assert len(pieces_by_node(job.output)) == 2
     assert_same_dataset(job.output, undisturbed)
