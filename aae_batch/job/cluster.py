@@ -15,7 +15,7 @@ from typing import Any
 import ray
 
 from aae_batch.errors import JobError
-from aae_batch.job.settings import JobSettings
+from aae_batch.job.settings import ActorSettings
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ActorPlan:
 
 
 @contextmanager
-def cluster(settings: JobSettings) -> Iterator[ActorPlan]:
+def cluster(settings: ActorSettings) -> Iterator[ActorPlan]:
     """Join the cluster, or one that is already joined, or start one on this machine."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -82,7 +82,7 @@ def cluster(settings: JobSettings) -> Iterator[ActorPlan]:
             ray.shutdown()
 
 
-def _gpus_per_actor(settings: JobSettings) -> float:
+def _gpus_per_actor(settings: ActorSettings) -> float:
     """As was said; else one, where the device can be a GPU and the cluster has or will have any."""
     if settings.gpus_per_actor is not None:
         return settings.gpus_per_actor

@@ -15,10 +15,10 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from aae_batch.errors import AaeBatchError, ModelError
+from aae_batch.job.actor import CONCURRENCY, Actor, Assignment, Report
 from aae_batch.job.cluster import ActorPlan, in_words
 from aae_batch.job.plan import Piece
 from aae_batch.job.progress import Tally
-from aae_batch.job.worker import CONCURRENCY, Report, Task, Worker, WorkerSettings
 
 NODE_LOSS_SECONDS = 2.0
 """How long Ray may take to notice that a node is gone after it has given up the actors on it: only then
@@ -66,7 +66,7 @@ class Done:
 
     member: Member
     piece: Piece
-    report: Report
+    report: Report[Any]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Crew(Protocol):
     def hire(self) -> None:
         """Ask for one more actor. It is a member from now on, and ready later."""
 
-    def give(self, member: Member, task: Task) -> None:
+    def give(self, member: Member, task: Assignment) -> None:
         """Hand a piece to a member."""
 
     def ask(self, member: Member) -> None:
@@ -156,13 +156,15 @@ class RayCrew:
 
     members: list[_Actor]
 
-    def __init__(
-        self, worker_class: type[Worker], worker: WorkerSettings, actors: ActorPlan
-    ) -> None:
+    def __init__(self, actor_class: type[Actor], settings: Any, actors: ActorPlan) -> None:
+        """
+        Args:
+            settings: what each actor is made with.
+        """
         self.members = []
-        self._worker = worker
+        self._settings = settings
         self._plan = actors
-        self._remote = ray.remote(worker_class)
+        self._remote = ray.remote(actor_class)
         self._lost: list[_Lost] = []
 
     def room(self) -> int:
@@ -178,16 +180,16 @@ class RayCrew:
             max_concurrency=CONCURRENCY,
             num_cpus=self._plan.cpus,
             num_gpus=self._plan.gpus,
-        ).remote(self._worker)
+        ).remote(self._settings)
         actor = _Actor(handle=handle, moved=time.monotonic())
         actor.locating, actor.loading = handle.node.remote(), handle.load.remote()
         self.members.append(actor)
 
-    def give(self, member: Member, task: Task) -> None:
+    def give(self, member: Member, task: Assignment) -> None:
         assert isinstance(member, _Actor)
         if not member.pieces:
             member.moved = time.monotonic()
-        member.calls[member.handle.generate.remote(task)] = task.piece
+        member.calls[member.handle.perform.remote(task)] = task.piece
         member.pieces.append(task.piece)
 
     def ask(self, member: Member) -> None:

@@ -45,8 +45,8 @@ def _failures(value: Any) -> Any:
 ActorRange = Annotated[tuple[int, int], BeforeValidator(_actor_range)]
 
 
-class JobSettings(BaseModel):
-    """One job: a manifest, an output, and how to get from one to the other.
+class ActorSettings(BaseModel):
+    """Where the actors of a job run, and when they are given up.
 
     Raises:
         SettingsError: a value is unknown or out of range.
@@ -54,43 +54,17 @@ class JobSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    manifest: Annotated[str, BeforeValidator(os.fspath)] = Field(
-        description="Parquet, CSV or JSONL, path or URL; one row per picture."
-    )
-    output: str = Field(description="The output root: a folder or a URL.")
-    model: str = Field("shapes", description="Hub id, folder, URL of one, or 'shapes'.")
-    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
-    guidance: GuidanceConfig = Field(description="How to sample.")
     device: str = Field("auto", description="Torch device of each actor.")
     dtype: str = Field("auto", description="Precision of the weights.")
-    slots: int = Field(8, ge=1, description="Pictures in flight in each actor.")
     actors: ActorRange | None = Field(
         None, description="A number, or MIN:MAX. Default: one per GPU as they come, else one."
     )
     gpus_per_actor: float | None = Field(
         None, ge=0, description="May be a fraction. Default: one where there are GPUs, else none."
     )
-    shard_size: int | None = Field(
-        None,
-        ge=1,
-        description=f"Rows per shard. Default: {SHARD_SIZE}, or as the output was begun.",
-    )
-    layout: Layout | None = Field(
-        None, description="How pictures are stored. Default: files, or as the output was begun."
-    )
-    image_format: ImageKind | None = Field(
-        None, description="Default: png, or as the output was begun."
-    )
-    image_quality: int | None = Field(None, description="Of JPEG, and of lossy WebP.")
-    png_level: int | None = Field(None, description="Of PNG's compression.")
-    webp_lossless: bool | None = Field(None, description="WebP that keeps every pixel.")
     row_timeout: float = Field(
         1800, gt=0, description="Seconds without a finished row after which an actor is given up."
     )
-    max_failures: Annotated[int | float | None, BeforeValidator(_failures)] = Field(
-        None, description="Stop when more rows have failed: a number, or a share, '5%'."
-    )
-    retry_failed: bool = Field(False, description="Generate again the rows that have failed.")
     grace: float = Field(
         30, ge=0, description="Seconds that shards under way are given once a stop is asked for."
     )
@@ -108,6 +82,41 @@ class JobSettings(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise SettingsError(in_a_sentence(error)) from None
+
+
+class JobSettings(ActorSettings):
+    """One job: a manifest, an output, and how to get from one to the other.
+
+    Raises:
+        SettingsError: a value is unknown or out of range.
+    """
+
+    manifest: Annotated[str, BeforeValidator(os.fspath)] = Field(
+        description="Parquet, CSV or JSONL, path or URL; one row per picture."
+    )
+    output: str = Field(description="The output root: a folder or a URL.")
+    model: str = Field("shapes", description="Hub id, folder, URL of one, or 'shapes'.")
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
+    guidance: GuidanceConfig = Field(description="How to sample.")
+    slots: int = Field(8, ge=1, description="Pictures in flight in each actor.")
+    shard_size: int | None = Field(
+        None,
+        ge=1,
+        description=f"Rows per shard. Default: {SHARD_SIZE}, or as the output was begun.",
+    )
+    layout: Layout | None = Field(
+        None, description="How pictures are stored. Default: files, or as the output was begun."
+    )
+    image_format: ImageKind | None = Field(
+        None, description="Default: png, or as the output was begun."
+    )
+    image_quality: int | None = Field(None, description="Of JPEG, and of lossy WebP.")
+    png_level: int | None = Field(None, description="Of PNG's compression.")
+    webp_lossless: bool | None = Field(None, description="WebP that keeps every pixel.")
+    max_failures: Annotated[int | float | None, BeforeValidator(_failures)] = Field(
+        None, description="Stop when more rows have failed: a number, or a share, '5%'."
+    )
+    retry_failed: bool = Field(False, description="Generate again the rows that have failed.")
 
     def pixels(self, manifest_digest: str) -> dict[str, Any]:
         """Everything that the pictures depend on, as JSON holds it."""

@@ -16,6 +16,7 @@ from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.layout import Layout
 from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import RowError
+from aae_batch.job.actor import Actor, Report
 from aae_batch.job.metrics import WorkerMetrics
 from aae_batch.job.plan import Piece
 from aae_batch.job.progress import Tally
@@ -25,12 +26,6 @@ from aae_batch.row import Row
 
 if TYPE_CHECKING:
     from aae_batch.engine import Batch, Engine
-
-PIECES_AT_ONCE = 2
-"""While the last rows of one piece finish, the first of the next take the free slots."""
-
-CONCURRENCY = PIECES_AT_ONCE + 2
-"""Of the actor: its pieces, and a question or two."""
 
 logger = logging.getLogger("aae_batch.worker")
 
@@ -72,14 +67,6 @@ class Task:
     """Whether the piece is a whole shard; otherwise its outcomes are returned instead."""
 
 
-@dataclass(frozen=True)
-class Report:
-    """A piece is done. `outcomes` is empty where the shard was committed."""
-
-    tally: Tally
-    outcomes: list[writer.Outcome]
-
-
 @dataclass
 class _Open:
     """A piece on its way: the engine's results become outcomes one by one."""
@@ -92,7 +79,7 @@ class _Open:
     error: BaseException | None = None
 
 
-class Worker:
+class Worker(Actor):
     """Generates pieces of shards. Several calls may be under way at once, one thread each; the
     engine runs in a thread of its own and takes rows from all of them in order.
     """
@@ -105,12 +92,6 @@ class Worker:
         self._lock = threading.Lock()
         self._writing = 0
         self._broken: BaseException | None = None
-
-    def node(self) -> str:
-        """The Ray node it is on."""
-        import ray
-
-        return ray.get_runtime_context().get_node_id()
 
     def load(self) -> str:
         """Load the model and start; returns where, e.g. `cuda`. Errors are the caller's to report."""
@@ -144,7 +125,10 @@ class Worker:
             s3_endpoint=s.s3_endpoint,
         )
 
-    def generate(self, task: Task) -> Report:
+    def perform(self, task: Task) -> Report[writer.Outcome]:
+        return self.generate(task)
+
+    def generate(self, task: Task) -> Report[writer.Outcome]:
         """Generate a piece; commit it if it is a shard.
 
         Raises:
