@@ -52,8 +52,8 @@ def load_pipeline(
     import torch
     from diffusers import StableDiffusionPipeline
 
-    place = _device(device)
-    precision = _dtype(dtype, place)
+    place = torch_device(device)
+    precision = torch_dtype(dtype, place)
     source = source_of(model, s3_endpoint)
     _check_index(model, _read_index(model, source, revision))
     try:
@@ -167,7 +167,12 @@ def _first_line(text: str) -> str:
     return text.strip().splitlines()[0] if text.strip() else "no details were given"
 
 
-def _device(name: str):
+def torch_device(name: str):
+    """`auto` (CUDA, else MPS, else CPU), or a torch device by name.
+
+    Raises:
+        SettingsError: it is unknown or not available.
+    """
     import torch
 
     if name == "auto":
@@ -184,7 +189,12 @@ def _device(name: str):
     return device
 
 
-def _dtype(name: str, device):
+def torch_dtype(name: str, device):
+    """`auto` (bfloat16 or float16 on CUDA, else float32), or a torch dtype by name.
+
+    Raises:
+        SettingsError: it is unknown.
+    """
     import torch
 
     known = {

@@ -1,0 +1,1 @@
+"""Is the guidance working? Pictures are scored, and methods compared."""

@@ -1,0 +1,63 @@
+"""Were the subjects attended to? From the tables alone, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from aae_batch.evaluate.metric import Attention, Row
+
+
+@dataclass
+class AttentionMetric:
+    """The attention of the worst subject (Chefer et al. 2023, equation 1, from the other side).
+
+    `min_max_attention` is the least, over subjects, of the largest value of the subject's map at the
+    last step. A threshold is met where that figure reaches it at the threshold's step, when that step
+    is over; thresholds at steps that a row does not have do not count. `neglected` and
+    `num_refinements` are those of the metadata. Rows without subjects have nulls.
+
+    Attributes:
+        thresholds: step -> threshold, as the run was told. Rows of other methods than
+            Attend-and-Excite are held against the same.
+    """
+
+    thresholds: Mapping[int, float]
+
+    sees_images = False
+    models = ()
+    columns = (
+        pa.field("min_max_attention", pa.float32()),
+        pa.field("neglected", pa.bool_()),
+        pa.field("thresholds_met", pa.int32()),
+        pa.field("num_thresholds", pa.int32()),
+        pa.field("num_refinements", pa.int32()),
+    )
+
+    def settings(self) -> dict[str, Any]:
+        return {"thresholds": {str(step): value for step, value in self.thresholds.items()}}
+
+    def load(self, device: str, dtype: str) -> str:
+        return "cpu"
+
+    def score(
+        self, rows: Sequence[Row], images: Sequence[Image], attention: Attention
+    ) -> list[dict[str, Any]]:
+        return [self._read(row, attention.get(row["id"], ())) for row in rows]
+
+    def _read(self, row: Row, subjects: Sequence[Row]) -> dict[str, Any]:
+        worst = [min(step) for step in zip(*(s["max_attention"] for s in subjects), strict=True)]
+        held = [(worst[at], least) for at, least in self.thresholds.items() if at < len(worst)]
+        return {
+            "min_max_attention": worst[-1] if worst else None,
+            "neglected": row["neglected"] if worst else None,
+            "thresholds_met": sum(value >= least for value, least in held) if worst else None,
+            "num_thresholds": len(held) if worst else None,
+            "num_refinements": row["num_refinements"],
+        }

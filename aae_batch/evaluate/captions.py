@@ -1,0 +1,84 @@
+"""Would a caption of the picture say what the prompt says? As Attend-and-Excite's text-text similarity
+(Chefer et al. 2023, section 5; official `blip_captioning_and_clip_similarity.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from aae_batch.evaluate.clip import Clip
+from aae_batch.evaluate.models import load_model, load_part
+from aae_batch.evaluate.templates import IMAGENET_TEMPLATES
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from aae_batch.evaluate.metric import Attention, Row
+
+DECODING = {"num_beams": 3, "max_length": 30, "min_length": 10, "do_sample": False}
+"""How captions are decoded: LAVIS's own for BLIP, which the official code calls."""
+
+
+@dataclass
+class CaptionsMetric:
+    """A caption of the picture, and the similarity of prompt and caption by CLIP's text encoder.
+
+    The prompt is the mean of its 80 ImageNet sentences, the caption stands for itself, as in the
+    official code. Any captioning model of transformers' `AutoModelForImageTextToText` that needs no
+    instruction will do; the paper's is BLIP (Li et al. 2022, arXiv 2201.12086).
+    """
+
+    caption_model: str
+    model: str
+    s3_endpoint: str | None = None
+    _loaded: Any = field(default=None, init=False, repr=False)
+
+    sees_images = True
+    columns = (pa.field("caption", pa.string()), pa.field("clip_caption", pa.float32()))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (self.caption_model, self.model)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "caption_model": self.caption_model,
+            "model": self.model,
+            "templates": len(IMAGENET_TEMPLATES),
+            "decoding": DECODING,
+        }
+
+    def load(self, device: str, dtype: str) -> str:
+        from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+
+        name, endpoint = self.caption_model, self.s3_endpoint
+        clip = Clip(self.model, device, dtype, endpoint)
+        captioner = load_model(AutoModelForImageTextToText, name, device, dtype, endpoint)
+        tokenizer = load_part(AutoTokenizer, name, endpoint)
+        processor = load_part(AutoImageProcessor, name, endpoint, backend="pil")
+        self._loaded = clip, captioner, tokenizer, processor
+        return str(captioner.device.type)
+
+    def score(
+        self, rows: Sequence[Row], images: Sequence[Image], attention: Attention
+    ) -> list[dict[str, Any]]:
+        clip = self._loaded[0]
+        captions = self.captions(images)
+        return [
+            {"caption": caption, "clip_caption": float(said @ clip.ensemble(row["prompt"]))}
+            for row, caption, said in zip(rows, captions, clip.texts(captions), strict=True)
+        ]
+
+    def captions(self, images: Sequence[Image]) -> list[str]:
+        import torch
+
+        _, captioner, tokenizer, processor = self._loaded
+        pixels = processor(list(images), return_tensors="pt")["pixel_values"]
+        with torch.inference_mode():
+            pixels = pixels.to(captioner.device, captioner.dtype)
+            tokens = captioner.generate(pixel_values=pixels, **DECODING)
+        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return [text.strip() for text in texts]

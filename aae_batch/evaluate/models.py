@@ -1,0 +1,75 @@
+"""Models of transformers that judge pictures: by hub id, folder, or URL of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from aae_batch.errors import ModelError
+from aae_batch.model.loading import source_of, torch_device, torch_dtype
+
+
+def load_model(
+    auto_class: Any, model: str, device: str, dtype: str, s3_endpoint: str | None = None
+) -> Any:
+    """A model as one of transformers' auto classes makes it, ready to judge.
+
+    Weights are read from safetensors, or, where a hub id or a folder has none, from a pickle of
+    tensors alone (torch's `weights_only`).
+
+    Raises:
+        ModelError: there is no such model, or it is of another kind.
+        SettingsError: device or dtype is unknown or not available.
+    """
+    place = torch_device(device)
+    precision = torch_dtype(dtype, place)
+    source = local_source(model, s3_endpoint)
+    try:
+        loaded, found = auto_class.from_pretrained(
+            source, dtype=precision, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(_why(model, source, error)) from error
+    lacking = sorted({*found["missing_keys"]} & {name for name, _ in loaded.named_parameters()})
+    if lacking:  # transformers would go on with random ones
+        raise ModelError(
+            f"Model {model!r} lacks {len(lacking)} weights of a {type(loaded).__name__} (e.g. "
+            f"{lacking[0]}); use a model of the kind that the metric needs."
+        )
+    try:
+        return loaded.eval().requires_grad_(False).to(place)
+    except RuntimeError as error:
+        raise ModelError(f"Model {model!r} does not fit on {place}: {error}") from error
+
+
+def load_part(auto_class: Any, model: str, s3_endpoint: str | None = None, **options: Any) -> Any:
+    """What stands beside a model's weights: its tokenizer, or its image processor.
+
+    Raises:
+        ModelError: the model has none.
+    """
+    source = local_source(model, s3_endpoint)
+    try:
+        return auto_class.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise ModelError(_why(model, source, error)) from error
+
+
+def local_source(model: str, s3_endpoint: str | None) -> str:
+    """Raises: ModelError: the path of a folder that does not exist, or a URL with no model."""
+    source = source_of(model, s3_endpoint)
+    if (Path(model).is_absolute() or model.startswith((".", "~"))) and not Path(source).is_dir():
+        raise ModelError(f"Model folder {model!r} does not exist; check the path.")
+    return source
+
+
+def _why(model: str, source: str, error: Exception) -> str:
+    """One sentence for what transformers or the hub's client says in many."""
+    lines = str(error).strip().splitlines()
+    words = lines[0] if lines else "no details were given"
+    if Path(source).is_dir():
+        return f"Folder {model!r} is not such a model in transformers' layout: {words}"
+    return (
+        f"Model {model!r} is neither a folder here nor can it be had from the hub; check the spelling "
+        f"and the network, or give the path of a downloaded folder. ({words})"
+    )
