@@ -85,6 +85,10 @@ class Dataset:
         parts = (name.split("/") for name in self.storage.list(layout.METRICS))
         return sorted({metric for _, metric, *_ in parts})
 
+    def metric_run(self, metric: str) -> dict[str, Any] | None:
+        """What a metric's `run.json` says; None where nothing was scored by it."""
+        return self._json(layout.metric_run_name(metric))
+
     def scored_shards(self, metric: str) -> list[int]:
         """The shards whose pictures a metric has scored, in order."""
         prefix = layout.metric_name(metric, 0).removesuffix("00000.parquet")

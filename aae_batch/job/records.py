@@ -86,7 +86,7 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
             **settings.form({}),
             "rows": len(manifest),
             "manifest": manifest.name,
-            "versions": _versions(),
+            "versions": versions(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         return Plan(run, begun=False, committed=committed)
@@ -165,7 +165,8 @@ def earlier_failures(dataset: Dataset) -> Counter[str]:
     return Counter() if record is None else Counter(record["failures"])
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python, this package, and those that results depend on."""
     packages = ("torch", "diffusers", "transformers", "ray")
     found = {"python": platform.python_version(), "aae_batch": aae_batch.__version__}
     return found | {package: version(package) for package in packages}

@@ -1,0 +1,131 @@
+"""What a metric leaves beside a dataset: its `run.json`, which a later run is held against, and its tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from aae_batch.dataset import layout
+from aae_batch.dataset.reader import Dataset
+from aae_batch.errors import OutputError
+from aae_batch.evaluate.metric import Metric
+from aae_batch.job.plan import Ledger, Piece, shards
+from aae_batch.job.records import as_json, versions
+from aae_batch.job.score_settings import ScoreSettings
+from aae_batch.job.settings import differences, fingerprint
+
+READERS = 8
+"""Tables that are read at a time."""
+
+
+@dataclass(frozen=True)
+class ScorePlan:
+    """What scoring comes to, given what is there.
+
+    Attributes:
+        run: what the metric's `run.json` says or is going to say.
+        begun: tables of this run are there already.
+        shards: all of the dataset, as pieces, generated or not.
+        generated: those that can be scored.
+        kept: of these, those that have been, and whose pictures are still the same.
+    """
+
+    run: dict[str, Any]
+    begun: bool
+    shards: tuple[Piece, ...]
+    generated: frozenset[int]
+    kept: frozenset[int]
+
+    @property
+    def todo(self) -> list[Piece]:
+        return [piece for piece in self.shards if piece.shard in self.generated - self.kept]
+
+    @property
+    def missing(self) -> int:
+        """How many shards are not generated yet."""
+        return len(self.shards) - len(self.generated)
+
+    @property
+    def rows(self) -> int:
+        """Of the shards that can be scored."""
+        return sum(len(piece) for piece in self.shards if piece.shard in self.generated)
+
+    def ledger(self) -> Ledger[dict[str, Any]]:
+        last, size = self.shards[-1].stop, len(self.shards[0])
+        others = {piece.shard for piece in self.shards} - {piece.shard for piece in self.todo}
+        return Ledger.of(last, size, others)
+
+
+def make_score_plan(settings: ScoreSettings, metric: Metric, dataset: Dataset) -> ScorePlan:
+    """Hold a metric against what is scored.
+
+    Raises:
+        OutputError: there is nothing to score, or other settings have scored a part of it.
+    """
+    run = dataset.run
+    generated = dataset.shards()
+    if run is None or not generated:
+        raise OutputError(
+            f"There is nothing to score in {dataset.storage.root}: check the path, or generate first."
+        )
+    name = settings.metric
+    depends_on = settings.depends_on(metric, run)
+    all_shards = tuple(shards(run["rows"], run["shard_size"]))
+    generated = [shard for shard in generated if shard < len(all_shards)]
+    before = dataset.metric_run(name)
+    scored = dataset.scored_shards(name)
+    if before is None or not scored or settings.again:  # nothing that is wanted is lost
+        before, kept = None, []
+    elif changed := differences(before["settings"], depends_on):
+        raise OutputError(
+            f"{dataset.storage.place(layout.metric_run_name(name))} was begun with other settings "
+            f"({'; '.join(changed)}): go back to these to finish it, or score all of it anew with "
+            "--again."
+        )
+    else:
+        with ThreadPoolExecutor(READERS) as pool:
+            there = sorted({*generated} & {*scored})
+            same = pool.map(lambda shard: _is_fresh(dataset, name, shard), there)
+            kept = [shard for shard, fresh in zip(there, same, strict=True) if fresh]
+    new = {
+        "metric": name,
+        "fingerprint": fingerprint(depends_on),
+        "settings": depends_on,
+        "versions": versions(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    return ScorePlan(
+        before or new, before is not None, all_shards, frozenset(generated), frozenset(kept)
+    )
+
+
+def begin_scores(dataset: Dataset, plan: ScorePlan) -> None:
+    """Write the metric's `run.json`, and remove what another run has left."""
+    name, storage = plan.run["metric"], dataset.storage
+    for shard in dataset.scored_shards(name):
+        storage.delete(layout.metric_name(name, shard))
+    storage.write_bytes(layout.metric_run_name(name), as_json(plan.run))
+
+
+def in_order(rows: Iterable[dict[str, Any]], dataset: Dataset, shard: int) -> list[dict[str, Any]]:
+    """Scores of a shard that came in parts, in the order of its metadata."""
+    places = {row_id: i for i, row_id in enumerate(_names(dataset, shard)["id"].to_pylist())}
+    return sorted(rows, key=lambda row: places[row["id"]])
+
+
+def _is_fresh(dataset: Dataset, metric: str, shard: int) -> bool:
+    """The scores are those of the pictures that are there."""
+    names = [column.name for column in layout.SCORED_COLUMNS]
+    return dataset.scores_of(metric, shard).select(names).equals(_names(dataset, shard))
+
+
+def _names(dataset: Dataset, shard: int) -> pa.Table:
+    """`id` and `sha256` of a shard's pictures."""
+    table = dataset.table(shard, ["id", "sha256", "status"])
+    return table.filter(pc.equal(table["status"], "ok")).select(["id", "sha256"])

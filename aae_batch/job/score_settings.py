@@ -1,0 +1,69 @@
+"""What a person decides about the scoring of a dataset, and which of it the scores depend on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from aae_batch.evaluate.attention import AttentionMetric
+from aae_batch.evaluate.captions import CaptionsMetric
+from aae_batch.evaluate.clip import ClipMetric
+from aae_batch.evaluate.detector import SHAPES, OpenVocabularyDetector, ShapesDetector
+from aae_batch.evaluate.metric import Metric, MetricName
+from aae_batch.job.settings import ActorSettings, weights_digest
+from aae_batch.model.loading import EMBEDDED
+
+CLIP = "openai/clip-vit-base-patch16"
+CAPTIONER = "Salesforce/blip-image-captioning-base"
+DETECTOR = "google/owlv2-base-patch16-ensemble"
+
+
+class ScoreSettings(ActorSettings):
+    """One metric over one dataset.
+
+    Raises:
+        SettingsError: a value is unknown or out of range.
+    """
+
+    output: str = Field(description="The output root: a folder or a URL.")
+    metric: MetricName = Field(description="What to score by.")
+    model: str = Field(CLIP, description="CLIP model: hub id, folder, or URL of one.")
+    caption_model: str = Field(CAPTIONER, description="Captioning model, of BLIP's kind.")
+    detector: str | None = Field(
+        None,
+        description=f"'{SHAPES}', or an OWL-type model. Default: by the model that drew.",
+    )
+    detector_threshold: float = Field(
+        0.1, ge=0, le=1, description="Score from which an open-vocabulary detector has found it."
+    )
+    batch_size: int = Field(16, ge=1, description="Pictures that a model takes at a time.")
+    dtype: str = Field("float32", description="Precision of the weights.")
+    again: bool = Field(False, description="Score everything anew, whatever is there.")
+
+    def metric_for(self, run: dict[str, Any]) -> Metric:
+        """The metric, for a dataset whose `run.json` says `run`."""
+        endpoint, made_by = self.s3_endpoint, run["settings"]
+        if self.metric == "clip":
+            return ClipMetric(self.model, endpoint)
+        if self.metric == "captions":
+            return CaptionsMetric(self.caption_model, self.model, endpoint)
+        if self.metric == "attention":
+            thresholds = made_by["guidance"]["thresholds"]
+            return AttentionMetric({int(step): value for step, value in thresholds.items()})
+        detector = self.detector or (SHAPES if made_by["model"] == EMBEDDED else DETECTOR)
+        if detector == SHAPES:
+            return ShapesDetector()
+        return OpenVocabularyDetector(detector, self.detector_threshold, endpoint)
+
+    def depends_on(self, metric: Metric, run: dict[str, Any]) -> dict[str, Any]:
+        """Everything that scores depend on but the pictures, each of which they name by its SHA-256.
+
+        Raises:
+            ModelError: an object store has no such model, or cannot be read.
+        """
+        found = {"output": run["fingerprint"], **metric.settings()}
+        if metric.models:
+            found["dtype"] = self.dtype
+            found["weights"] = [weights_digest(model, self.s3_endpoint) for model in metric.models]
+        return found

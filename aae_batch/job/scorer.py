@@ -1,0 +1,101 @@
+"""The actor that scores: one metric, fed with pieces of shards."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.storage import open_storage
+from aae_batch.evaluate.metric import Metric, score_rows, write_scores
+from aae_batch.job.actor import Actor, Report
+from aae_batch.job.plan import Piece
+from aae_batch.job.progress import Tally
+
+logger = logging.getLogger("aae_batch.scorer")
+
+
+@dataclass(frozen=True)
+class ScorerSettings:
+    """What every actor of a scoring job is told.
+
+    Attributes:
+        root: the output root.
+        name: the metric's, under which its tables lie.
+        threads: torch's threads; None leaves them as they are.
+    """
+
+    root: str
+    name: str
+    metric: Metric
+    device: str
+    dtype: str
+    batch_size: int
+    threads: int | None = None
+    s3_endpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """A piece of a shard whose first row is row `start` of the manifest."""
+
+    piece: Piece
+    start: int
+    commit: bool
+    """Whether the piece is a whole shard; otherwise its scores are returned instead."""
+
+    @property
+    def places(self) -> range:
+        """Of the rows in the shard."""
+        return range(self.piece.start - self.start, self.piece.stop - self.start)
+
+
+class Scorer(Actor):
+    """Scores pieces of shards. While the metric is at work on one, pictures of the next are read."""
+
+    def __init__(self, settings: ScorerSettings) -> None:
+        self.settings = settings
+        self.storage = open_storage(settings.root, settings.s3_endpoint)
+        self._turn = threading.Lock()
+        self._lock = threading.Lock()
+        self._done: Counter[Piece] = Counter()
+
+    def load(self) -> str:
+        s = self.settings
+        if s.threads is not None and s.metric.models:
+            import torch
+
+            torch.set_num_threads(s.threads)
+        return s.metric.load(s.device, s.dtype)
+
+    def perform(self, task: ScoreTask) -> Report[dict[str, Any]]:
+        s, piece = self.settings, task.piece
+        self._said(piece, 0)
+        try:
+            rows = score_rows(
+                Dataset(self.storage),
+                piece.shard,
+                task.places,
+                s.metric,
+                s.batch_size,
+                self._turn,
+                lambda rows: self._said(piece, rows),
+            )
+        finally:
+            with self._lock:
+                del self._done[piece]
+        if task.commit:
+            write_scores(self.storage, s.name, s.metric, piece.shard, rows)
+        logger.info("shard=%d rows=%d scored", piece.shard, len(piece))
+        return Report(Tally(len(piece)), [] if task.commit else rows)
+
+    def progress(self) -> dict[Piece, Tally]:
+        with self._lock:
+            return {piece: Tally(rows) for piece, rows in self._done.items()}
+
+    def _said(self, piece: Piece, rows: int) -> None:
+        with self._lock:
+            self._done[piece] += rows
