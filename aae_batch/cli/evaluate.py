@@ -1,0 +1,213 @@
+"""`aae-batch evaluate`: are the subjects there, and which method does better?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aae_batch.cli.common import (
+    COMPLETE,
+    USAGE,
+    WITH_FAILURES,
+    S3Endpoint,
+    complain,
+    errors_in_a_sentence,
+)
+from aae_batch.errors import SettingsError
+
+if TYPE_CHECKING:
+    from aae_batch.evaluate.table import Table
+    from aae_batch.job.score_settings import ScoreSettings
+
+
+def evaluate(
+    outputs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Roots of datasets: folders, or URLs. Several are compared in one table."
+        ),
+    ],
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="clip (similarity of the picture with the prompt, and with its worst subject), "
+            "captions (similarity of a caption with the prompt), detector (which subjects are "
+            "found) or attention (from the tables alone). May be given several times, or as "
+            "clip,attention.",
+            show_default="none: print the table of what is scored",
+        ),
+    ] = None,
+    # What judges
+    model: Annotated[
+        str,
+        typer.Option(help="CLIP model for clip and captions: hub id, folder, or URL of one."),
+    ] = "openai/clip-vit-base-patch16",
+    caption_model: Annotated[
+        str, typer.Option(help="Model that writes captions: hub id, folder, or URL of one.")
+    ] = "Salesforce/blip-image-captioning-base",
+    detector: Annotated[
+        str | None,
+        typer.Option(
+            help="shapes, the embedded model's detector, or an OWL-type model: hub id, folder, or "
+            "URL of one.",
+            show_default="shapes for pictures of the embedded model, else "
+            "google/owlv2-base-patch16-ensemble",
+        ),
+    ] = None,
+    detector_threshold: Annotated[
+        float,
+        typer.Option(help="Score from which an OWL-type detector has found a subject, 0 to 1."),
+    ] = 0.1,
+    # The job
+    batch_size: Annotated[int, typer.Option(help="Pictures that a model takes at a time.")] = 16,
+    actors: Annotated[
+        str | None,
+        typer.Option(
+            help="Processes that hold the models each: a number, or MIN:MAX.",
+            show_default="one per GPU as they come, else one",
+        ),
+    ] = None,
+    gpus_per_actor: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of a GPU that an actor takes.",
+            show_default="1 where there are GPUs, else 0",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(help="Torch device of each actor; auto is CUDA, else MPS, else CPU.")
+    ] = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="float32, float16, bfloat16, float64, or auto (16 bits on CUDA, else float32)."
+        ),
+    ] = "float32",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster to join, e.g. 'auto'.", show_default="one on this machine"),
+    ] = None,
+    grace: Annotated[
+        float,
+        typer.Option(help="Seconds that shards under way are given after SIGTERM or Ctrl-C."),
+    ] = 30.0,
+    row_timeout: Annotated[
+        float,
+        typer.Option(help="Seconds without a finished row after which an actor is given up."),
+    ] = 1800.0,
+    max_deaths: Annotated[
+        int,
+        typer.Option(help="Stop after more actor deaths than this with nothing finished between."),
+    ] = 20,
+    s3_endpoint: S3Endpoint = None,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again",
+            help="Score everything anew, also what other settings scored. To go on after a stop, "
+            "leave it off.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be scored; no model is loaded."),
+    ] = False,
+    # The table
+    csv: Annotated[
+        Path | None, typer.Option(help="Write the table to this file, a line for each cell.")
+    ] = None,
+    latex: Annotated[
+        Path | None, typer.Option(help="Write the table to this file, for LaTeX with booktabs.")
+    ] = None,
+) -> None:
+    """Score the pictures of OUTPUTS, and compare their methods in a table.
+
+    Scores lie beside each dataset, in metrics/. What is scored already is kept: run the same command
+    again to go on after a stop, or when more pictures are there.
+    Exit codes: 0 complete, 1 some pictures could not be scored, 2 wrong command or input, 3 stopped.
+    """
+    given = dict(locals())
+    with errors_in_a_sentence():
+        jobs = [_settings(given, output, name) for name in _metrics(metric) for output in outputs]
+        if dry_run:
+            for job in jobs:
+                _say_plan(job)
+            raise typer.Exit(COMPLETE)
+        unscored = sum(_score(job) for job in jobs)
+        table = _table(outputs, s3_endpoint)
+        if not table.lines:
+            complain("Nothing is scored in these outputs: name a --metric.")
+            raise typer.Exit(USAGE)
+        _print(table, csv, latex)
+        raise typer.Exit(WITH_FAILURES if unscored else COMPLETE)
+
+
+def _metrics(given: list[str] | None) -> list[str]:
+    """Each once, in the order given."""
+    names = [name.strip() for text in given or () for name in text.split(",")]
+    return list(dict.fromkeys(names))
+
+
+def _settings(given: dict[str, Any], output: str, metric: str) -> ScoreSettings:
+    from aae_batch.job.score_settings import ScoreSettings
+
+    own = {name: given[name] for name in ScoreSettings.model_fields if name in given}
+    return ScoreSettings(**{**own, "output": output, "metric": metric})
+
+
+def _say_plan(job: ScoreSettings) -> None:
+    from aae_batch.job.score import plan_scores
+
+    plan = plan_scores(job)
+    rows = sum(len(piece) for piece in plan.todo)
+    print(
+        f"{job.metric} of {job.output}: {len(plan.todo)} shards ({rows} rows) to score, "
+        f"{len(plan.kept)} scored already, {plan.missing} not generated yet"
+    )
+
+
+def _score(job: ScoreSettings) -> int:
+    """Returns how many pictures could not be scored."""
+    from aae_batch.job.score import score
+    from aae_batch.terminal import progress_reporter
+
+    with progress_reporter() as report:
+        scored = score(job, report)
+    print(f"{job.metric} of {job.output}: {scored.rows} rows scored, {scored.kept} shards kept")
+    if scored.missing:
+        complain(
+            f"{scored.missing} shards of {job.output} are not generated yet; run the same command "
+            "again when they are."
+        )
+    if scored.unscored:
+        complain(f"{scored.unscored} pictures could not be scored: their scores are null.")
+    return scored.unscored
+
+
+def _table(outputs: list[str], endpoint: str | None) -> Table:
+    from aae_batch.dataset.reader import Dataset
+    from aae_batch.dataset.storage import open_storage
+    from aae_batch.errors import OutputError
+    from aae_batch.evaluate.pictures import read_pictures
+    from aae_batch.evaluate.table import make_table
+
+    datasets = {output: Dataset(open_storage(output, endpoint)) for output in outputs}
+    for output, dataset in datasets.items():
+        if dataset.run is None:
+            raise OutputError(f"There is no dataset in {output}: check the path.")
+    return make_table(*read_pictures(datasets))
+
+
+def _print(table: Table, csv: Path | None, latex: Path | None) -> None:
+    from aae_batch.evaluate.render import as_csv, as_latex, as_text
+
+    print(as_text(table))
+    for path, text in ((csv, as_csv), (latex, as_latex)):
+        if path is None:
+            continue
+        try:
+            path.write_text(text(table), encoding="utf-8")
+        except OSError as error:
+            raise SettingsError(f"Cannot write {path}: {error.strerror}.") from error

@@ -1,0 +1,115 @@
+"""The table as text, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from itertools import groupby
+
+from aae_batch.evaluate.bootstrap import Estimate
+from aae_batch.evaluate.table import Line, Table
+
+CSV_COLUMNS = (
+    *("metric", "measure", "method", "minus", "set"),
+    *("mean", "low", "high", "pictures", "prompts"),
+)
+
+
+def as_text(table: Table) -> str:
+    """For a terminal: a block for each measure, and how to read it."""
+    rows = [_row(line, table) for line in table.lines]
+    widths = [max(map(len, column)) for column in zip(["", *table.groups], *rows, strict=True)]
+    text = []
+    for measure, lines in groupby(table.lines, lambda line: line.measure):
+        text += [f"{measure.title} ({measure.metric})", _spread(["", *table.groups], widths)]
+        text += [_spread(_row(line, table), widths) for line in lines]
+        text.append("")
+    return "\n".join([*text, *_notes(table)])
+
+
+def _notes(table: Table) -> list[str]:
+    notes = []
+    if table.lines:
+        notes.append("Mean with 95 % interval, by a bootstrap over prompts.")
+    if any(line.minus for line in table.lines):
+        notes.append("minus: the paired difference, over the prompts and seeds that both have.")
+    for group in table.groups:
+        cells = [cell for line in table.lines if (cell := line.cells[group]) is not None]
+        pictures = max((cell.pictures for cell in cells), default=0)
+        prompts = max((cell.prompts for cell in cells), default=0)
+        notes.append(f"{group}: up to {pictures} pictures of {prompts} prompts in a row.")
+    if table.stale:
+        notes.append(
+            f"{table.stale} scores are left out, since their pictures are others by now: score again."
+        )
+    return notes
+
+
+def as_csv(table: Table) -> str:
+    """A line for each cell, in full precision; shares are in [0, 1], an interval of a single prompt
+    is empty."""
+    sink = io.StringIO()
+    writer = csv.writer(sink, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for line in table.lines:
+        for group, cell in line.cells.items():
+            if cell is not None:
+                names = (
+                    line.measure.metric,
+                    line.measure.name,
+                    line.label,
+                    line.minus or "",
+                    group,
+                )
+                limits = ["" if math.isnan(end) else end for end in (cell.low, cell.high)]
+                writer.writerow([*names, cell.mean, *limits, cell.pictures, cell.prompts])
+    return sink.getvalue()
+
+
+def as_latex(table: Table) -> str:
+    r"""A `tabular` for `\input`; it needs the package booktabs."""
+    width = 1 + len(table.groups)
+    out = [rf"\begin{{tabular}}{{l{'c' * (width - 1)}}}", r"\toprule"]
+    out.append(_latex_row(["", *table.groups]))
+    for measure, lines in groupby(table.lines, lambda line: line.measure):
+        out.append(r"\midrule")
+        out.append(rf"\multicolumn{{{width}}}{{l}}{{\emph{{{_escaped(measure.title)}}}}} \\")
+        out += [_latex_row(_row(line, table)) for line in lines]
+    return "\n".join([*out, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def _row(line: Line, table: Table) -> list[str]:
+    name = line.label if line.minus is None else f"{line.label} minus {line.minus}"
+    return [name, *(_cell(line.cells[group], line) for group in table.groups)]
+
+
+def _cell(cell: Estimate | None, line: Line) -> str:
+    if cell is None:
+        return "-"
+    scale, digits = (100, 1) if line.measure.percent else (1, 3)
+    sign, unit = "+" if line.minus else "", " %" if line.measure.percent else ""
+    mean = f"{scale * cell.mean:{sign}.{digits}f}{unit}"
+    if math.isnan(cell.low):
+        return mean
+    return f"{mean} [{scale * cell.low:{sign}.{digits}f}, {scale * cell.high:{sign}.{digits}f}]"
+
+
+def _spread(cells: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(_escaped(cell) for cell in cells) + r" \\"
+
+
+_ESCAPES = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+
+
+def _escaped(text: str) -> str:
+    return "".join(_ESCAPES.get(character, character) for character in text)
