@@ -23,7 +23,8 @@ def load_model(
     """
     place = torch_device(device)
     precision = torch_dtype(dtype, place)
-    source = local_source(model, s3_endpoint)
+    refuse_missing_folder(model)
+    source = source_of(model, s3_endpoint)
     try:
         loaded, found = auto_class.from_pretrained(
             source, dtype=precision, output_loading_info=True
@@ -48,19 +49,18 @@ def load_part(auto_class: Any, model: str, s3_endpoint: str | None = None, **opt
     Raises:
         ModelError: the model has none.
     """
-    source = local_source(model, s3_endpoint)
+    refuse_missing_folder(model)
+    source = source_of(model, s3_endpoint)
     try:
         return auto_class.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise ModelError(_why(model, source, error)) from error
 
 
-def local_source(model: str, s3_endpoint: str | None) -> str:
-    """Raises: ModelError: the path of a folder that does not exist, or a URL with no model."""
-    source = source_of(model, s3_endpoint)
-    if (Path(model).is_absolute() or model.startswith((".", "~"))) and not Path(source).is_dir():
+def refuse_missing_folder(model: str) -> None:
+    """Raises: ModelError: it is the path of a folder that does not exist."""
+    if (Path(model).is_absolute() or model.startswith((".", "~"))) and not Path(model).is_dir():
         raise ModelError(f"Model folder {model!r} does not exist; check the path.")
-    return source
 
 
 def _why(model: str, source: str, error: Exception) -> str:

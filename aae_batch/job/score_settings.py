@@ -11,6 +11,7 @@ from aae_batch.evaluate.captions import CaptionsMetric
 from aae_batch.evaluate.clip import ClipMetric
 from aae_batch.evaluate.detector import SHAPES, OpenVocabularyDetector, ShapesDetector
 from aae_batch.evaluate.metric import Metric, MetricName
+from aae_batch.evaluate.models import refuse_missing_folder
 from aae_batch.job.settings import ActorSettings, weights_digest
 from aae_batch.model.loading import EMBEDDED
 
@@ -60,8 +61,10 @@ class ScoreSettings(ActorSettings):
         """Everything that scores depend on but the pictures, each of which they name by its SHA-256.
 
         Raises:
-            ModelError: an object store has no such model, or cannot be read.
+            ModelError: a folder or an object store has no such model, or cannot be read.
         """
+        for model in metric.models:
+            refuse_missing_folder(model)
         found = {"output": run["fingerprint"], **metric.settings()}
         if metric.models:
             found["dtype"] = self.dtype

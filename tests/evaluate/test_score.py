@@ -1,0 +1,386 @@
+"""The command as a whole, over real outputs of rendered shapes, on a real Ray."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from typer.testing import CliRunner
+
+from aae_batch import cli
+from aae_batch.attention_stats import AttentionRecord, SubjectAttention
+from aae_batch.config import GuidanceConfig
+from aae_batch.dataset import layout, writer
+from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.storage import open_storage
+from aae_batch.errors import JobError, OutputError, SettingsError
+from aae_batch.evaluate.clip import ClipMetric
+from aae_batch.evaluate.metric import METRICS
+from aae_batch.job.records import begin, make_plan
+from aae_batch.job.score import plan_scores, score
+from aae_batch.job.score_settings import ScoreSettings
+from aae_batch.job.scorer import Scorer
+from aae_batch.job.settings import JobSettings
+from aae_batch.manifest import open_manifest
+from aae_batch.request import Result
+from aae_batch.shapes.detector import judge
+from aae_batch.shapes.world import Thing
+from tests.evaluate.conftest import drawn
+
+PLAIN, GUIDED = "stable-diffusion", "attend-and-excite"
+PAIRS = [("red circle", "blue square"), ("green star", "yellow cross")]
+ROWS = [
+    {
+        "id": f"{method[0]}{pair}{seed}",
+        "prompt": "a {} and a {}".format(*PAIRS[pair]),
+        "subjects": [thing.split()[1] for thing in PAIRS[pair]],
+        "seed": seed,
+        "method": method,
+        "set": ["animals", "objects"][pair],
+    }
+    for pair in range(2)
+    for seed in range(2)
+    for method in (PLAIN, GUIDED)
+]
+ROWS[3]["seed"] = "x"  # it fails: "a01", whose partner "s01" is then without a pair
+SHARD = 3
+STEPS = 4
+
+
+def shown(row: dict) -> tuple[str, ...]:
+    """Guidance draws both things, plain sampling only the first."""
+    pair = PAIRS[int(row["id"][1])]
+    return pair if row["method"] == GUIDED else pair[:1]
+
+
+def make_output(root: Path, form: str = "files") -> str:
+    """The dataset of `ROWS`, as a job would write it."""
+    manifest = root.with_suffix(".jsonl")
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    storage = open_storage(root)
+    guidance = GuidanceConfig(num_inference_steps=STEPS, thresholds={0: 0.1, 2: 0.5, 9: 0.8})
+    settings = JobSettings(
+        manifest=manifest, output=str(root), guidance=guidance, layout=form, shard_size=SHARD
+    )
+    with open_manifest(manifest) as opened:
+        plan = make_plan(settings, opened, storage)
+        begin(storage, plan)
+        for piece in list(plan.ledger().todo):
+            rows, extras = opened.read(piece.start, piece.stop)
+            how = (plan.layout, plan.image_format)
+            made = [outcome(storage, piece.shard, row, guidance, *how) for row in rows]
+            writer.commit(storage, piece.shard, made, extras, plan.run["fingerprint"], *how)
+    return str(root)
+
+
+def outcome(storage, shard, row, guidance, *how) -> writer.Outcome:
+    if row.error is not None:
+        return writer.failed(row, guidance)
+    request = row.request
+    best = 0.9 if request.method == GUIDED else 0.3
+    seen = AttentionRecord(
+        subjects=tuple(
+            SubjectAttention(
+                *(name, (i,), (name,), np.linspace(0.1, best - 0.1 * i, STEPS, dtype=np.float32)),
+                *[np.zeros(STEPS, np.float32)] * 4,
+                *(np.zeros((4, 4), np.uint8), 0.1),
+            )
+            for i, name in enumerate(request.subjects)
+        ),
+        loss=np.zeros(STEPS, np.float32),
+        num_refinements=row.index,
+        final_loss=0.5,
+        neglected=request.method == PLAIN,
+    )
+    names = shown({"id": request.id, "method": request.method})
+    result = Result(request, image=drawn(*names, seed=request.seed), attention=seen, seconds=1.0)
+    return writer.write_image(storage, shard, row, result, guidance, *how)
+
+
+@pytest.fixture(scope="module")
+def ray_here():
+    import ray
+
+    from aae_batch.job.cluster import start_ray
+
+    start_ray(num_cpus=4, num_gpus=0, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory, judges, ray_here):
+    """An output that all metrics have scored, and what the command printed; not to be changed."""
+    root = tmp_path_factory.mktemp("scored")
+    output = make_output(root / "out")
+    result = run(
+        *("evaluate", output, "--metric", "attention,detector", "--metric", "clip"),
+        *("--metric", "captions", "--model", judges.clip, "--caption-model", judges.captioner),
+        *("--csv", root / "table.csv", "--latex", root / "table.tex", "--batch-size", 2),
+    )
+    assert result.exit_code == 0, result.output
+    return Dataset(output), result.output, root
+
+
+@pytest.fixture
+def output(tmp_path) -> str:
+    return make_output(tmp_path / "out")
+
+
+@pytest.fixture
+def copied(scored, tmp_path) -> Dataset:
+    """The scored output again, to be changed."""
+    shutil.copytree(scored[0].storage.root, tmp_path / "out")
+    return Dataset(tmp_path / "out")
+
+
+@pytest.fixture
+def settings(judges) -> Callable[..., ScoreSettings]:
+    def make(output: str, metric: str = "clip", **changes) -> ScoreSettings:
+        return ScoreSettings(**{"output": output, "metric": metric, "model": judges.clip} | changes)
+
+    return make
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def all_scores(dataset: Dataset, metric: str) -> pa.Table:
+    return pa.concat_tables(dataset.scores_of(metric, s) for s in dataset.scored_shards(metric))
+
+
+def written(dataset: Dataset, metric: str) -> dict[int, int]:
+    """When each shard's scores were written."""
+    place = dataset.storage.place
+    return {
+        shard: Path(place(layout.metric_name(metric, shard))).stat().st_mtime_ns
+        for shard in dataset.scored_shards(metric)
+    }
+
+
+# --- what is written ---
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_picture_has_one_row_of_scores_in_the_order_of_the_metadata(scored, metric):
+    dataset = scored[0]
+    pictures = dataset.metadata().filter(pa.compute.field("status") == "ok")
+    assert dataset.scored_shards(metric) == dataset.shards() == [0, 1, 2]
+    table = all_scores(dataset, metric)
+    assert table.select(["id", "sha256"]).equals(pictures.select(["id", "sha256"]))
+    assert dataset.metric_run(metric)["settings"]["output"] == dataset.run["fingerprint"]
+
+
+def test_the_detector_says_what_the_embedded_one_judges(scored):
+    rows = {row["id"]: row for row in ROWS}
+    for one in all_scores(scored[0], "detector").to_pylist():
+        row = rows[one["id"]]
+        things = [Thing(*reversed(name.split())) for name in PAIRS[int(row["id"][1])]]
+        verdict = judge(drawn(*shown(row), seed=row["seed"]), things)
+        assert one["found"] == list(verdict.drawn) == [True, row["method"] == GUIDED]
+        assert one["bound"] == list(verdict.bound)
+
+
+def test_attention_is_summed_up_from_the_tables(scored):
+    for one in all_scores(scored[0], "attention").to_pylist():
+        guided = one["id"].startswith("a")
+        assert one["min_max_attention"] == pytest.approx(0.8 if guided else 0.2)
+        assert (one["thresholds_met"], one["num_thresholds"]) == (2 if guided else 1, 2)
+        assert one["neglected"] is not guided
+
+
+def test_clip_scores_on_actors_are_those_of_the_metric_here(scored, judges):
+    metric = ClipMetric(judges.clip)
+    metric.load("cpu", "float32")
+    rows = [row for row in scored[0].metadata().to_pylist() if row["status"] == "ok"]
+    images = [scored[0].image(row).convert("RGB") for row in rows]
+    expected = metric.score(rows, images, {})
+    found = all_scores(scored[0], "clip").drop(["id", "sha256"]).to_pylist()
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_the_table_compares_methods_by_set(scored):
+    _, text, root = scored
+    assert "Animal-Animal" in text
+    assert f"{GUIDED} minus {PLAIN}" in text
+    rows = list(csv.DictReader((root / "table.csv").open()))
+    cells = {(r["measure"], r["method"], r["minus"], r["set"]): r for r in rows}
+    difference = cells["all_found", GUIDED, PLAIN, "Object-Object"]
+    assert (float(difference["mean"]), difference["pictures"]) == (1.0, "2")
+    assert cells["all_found", GUIDED, PLAIN, "Animal-Animal"]["pictures"] == "1"
+    assert float(cells["neglected", PLAIN, "", "Object-Object"]["mean"]) == 1.0
+    assert "Animal-Animal & Object-Object" in (root / "table.tex").read_text()
+
+
+@pytest.mark.parametrize("form", ["webdataset", "parquet"])
+def test_every_layout_is_read(tmp_path, scored, ray_here, settings, form):
+    output = make_output(tmp_path / "out", form)
+    score(settings(output, "detector"))
+    expected, found = all_scores(scored[0], "detector"), all_scores(Dataset(output), "detector")
+    assert found.equals(expected)
+
+
+# --- going on ---
+
+
+def test_without_a_metric_the_table_is_printed_and_nothing_is_written(scored):
+    dataset = scored[0]
+    before = {metric: written(dataset, metric) for metric in METRICS}
+    result = run("evaluate", dataset.storage.root)
+    assert result.exit_code == 0
+    assert "Full prompt similarity (clip)" in result.output
+    assert {metric: written(dataset, metric) for metric in METRICS} == before
+
+
+@pytest.mark.parametrize("metric", ["detector", "attention"])
+def test_a_lost_table_is_made_again_and_nothing_else(copied, ray_here, settings, metric):
+    before, times = all_scores(copied, metric), written(copied, metric)
+    copied.storage.delete(layout.metric_name(metric, 1))
+    done = score(settings(copied.storage.root, metric))
+    assert (done.rows, done.kept) == (3, 2)
+    after = written(copied, metric)
+    assert {shard for shard in after if after[shard] != times[shard]} == {1}
+    assert all_scores(copied, metric).equals(before)
+
+
+def test_scores_of_a_picture_that_changed_are_stale_and_made_again(copied, ray_here, settings):
+    name = layout.metadata_name(2)
+    table = copied.table(2)
+    row = table.to_pylist()[0]
+    other = Path(copied.storage.place(row["file_name"]))
+    drawn("red star").save(other)
+    digest = hashlib.sha256(other.read_bytes()).hexdigest()
+    digests = [digest, *table["sha256"].to_pylist()[1:]]
+    changed = table.set_column(table.column_names.index("sha256"), "sha256", [digests])
+    pa.parquet.write_table(changed, copied.storage.place(name))
+    assert "scores are left out" in run("evaluate", copied.storage.root).output
+    done = score(settings(copied.storage.root, "detector"))
+    assert (done.rows, done.kept) == (2, 2)
+    (one, *_) = copied.scores_of("detector", 2).to_pylist()
+    assert (one["sha256"], one["subjects_found"]) == (digest, 1)
+
+
+def test_other_settings_are_refused_unless_all_is_scored_again(copied, settings):
+    root, before = copied.storage.root, all_scores(copied, "attention")
+    run_file = Path(copied.storage.place(layout.metric_run_name("attention")))
+    run_file.write_text(run_file.read_text().replace('"2": 0.5', '"2": 0.6'))
+    with pytest.raises(OutputError, match=r"thresholds.* -> .*--again"):
+        score(settings(root, "attention"))
+    assert copied.metric_run("attention")["settings"]["thresholds"]["2"] == 0.6
+    done = score(settings(root, "attention", again=True))
+    assert (done.rows, done.kept) == (8, 0)
+    assert copied.metric_run("attention")["settings"]["thresholds"]["2"] == 0.5
+    assert all_scores(copied, "attention").equals(before)
+
+
+def test_another_detector_is_refused_before_it_is_loaded(scored, settings, judges):
+    with pytest.raises(OutputError, match='detector: "shapes" -> '):
+        plan_scores(settings(scored[0].storage.root, "detector", detector=judges.detector))
+
+
+def test_other_weights_under_the_same_name_are_refused(copied, settings, judges, tmp_path):
+    model = tmp_path / "clip"
+    shutil.copytree(judges.clip, model)
+    run_file = Path(copied.storage.place(layout.metric_run_name("clip")))
+    run_file.write_text(run_file.read_text().replace(judges.clip, str(model)))
+    assert score(settings(copied.storage.root, model=str(model))).kept == 3
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    with pytest.raises(OutputError, match="weights"):
+        score(settings(copied.storage.root, model=str(model)))
+
+
+def test_an_incomplete_output_is_scored_as_far_as_it_is(output, ray_here):
+    Path(output, layout.metadata_name(1)).unlink()
+    result = run("evaluate", output, "--metric", "attention")
+    assert result.exit_code == 0
+    assert "1 shards of" in result.stderr
+    assert "not generated yet" in result.stderr
+    assert Dataset(output).scored_shards("attention") == [0, 2]
+
+
+def test_a_dry_run_says_what_would_be_scored_and_writes_nothing(output):
+    result = run("evaluate", output, "--metric", "detector", "--dry-run")
+    assert result.exit_code == 0
+    assert "3 shards (8 rows) to score, 0 scored already, 0 not generated yet" in result.output
+    assert not Path(output, "metrics").exists()
+
+
+# --- what goes wrong ---
+
+
+def test_a_picture_that_kills_its_judge_has_no_score_and_costs_no_other(
+    scored, output, ray_here, settings, monkeypatch
+):
+    monkeypatch.setattr("aae_batch.job.crew.NODE_LOSS_SECONDS", 0.1)  # no node is lost here
+
+    class Deadly(Scorer):
+        def load(self) -> str:
+            where = super().load()
+            judge_all = self.settings.metric.score
+
+            def judge_some(rows, images, attention):
+                if any(row["id"] == "a11" for row in rows):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return judge_all(rows, images, attention)
+
+            self.settings.metric.score = judge_some
+            return where
+
+    done = score(settings(output, "detector", batch_size=1), actor_class=Deadly)
+    assert done.unscored == 1
+    expected = all_scores(scored[0], "detector").to_pylist()
+    for one, other in zip(
+        all_scores(Dataset(output), "detector").to_pylist(), expected, strict=True
+    ):
+        if one["id"] == "a11":
+            assert {v for k, v in one.items() if k not in ("id", "sha256")} == {None}
+        else:
+            assert one == other
+
+
+def test_a_damaged_picture_stops_the_job_and_is_named(output, ray_here, settings):
+    next(Path(output, "images/00001").glob("*.png")).write_bytes(b"no picture")
+    with pytest.raises(JobError, match=r"row .* is not the one that its metadata"):
+        score(settings(output, "detector"))
+
+
+def test_a_model_that_cannot_be_had_stops_the_command_at_once(output):
+    result = run("evaluate", output, "--metric", "clip", "--model", "/no/such/folder")
+    assert result.exit_code == 2
+    assert "does not exist" in result.stderr
+
+
+def test_a_wrong_command_is_told_in_a_sentence(output, tmp_path):
+    wrong = run("evaluate", output, "--metric", "beauty")
+    assert (wrong.exit_code, "metric" in wrong.stderr) == (2, True)
+    nothing = run("evaluate", output)
+    assert (nothing.exit_code, "name a --metric" in nothing.stderr) == (2, True)
+    nowhere = run("evaluate", tmp_path / "none", "--metric", "attention")
+    assert (nowhere.exit_code, "There is no dataset" in nowhere.stderr) == (2, True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_nothing_is_scored_while_another_job_writes(output, settings):
+    with (
+        open_storage(output).writing(),
+        pytest.raises(OutputError, match="another"),
+    ):
+        score(settings(output, "attention"))
+
+
+def test_a_threshold_is_a_share(settings):
+    with pytest.raises(SettingsError, match="detector_threshold"):
+        settings("out", detector_threshold=2)
