@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from aae_batch.evaluate.metric import Attention, Row, column
+
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from aae_batch.evaluate.metric import Attention, Row
 
 
 @dataclass
@@ -33,11 +33,19 @@ class AttentionMetric:
     sees_images = False
     models = ()
     columns = (
-        pa.field("min_max_attention", pa.float32()),
-        pa.field("neglected", pa.bool_()),
-        pa.field("thresholds_met", pa.int32()),
-        pa.field("num_thresholds", pa.int32()),
-        pa.field("num_refinements", pa.int32()),
+        column(
+            "min_max_attention",
+            pa.float32(),
+            "The worst subject's largest attention at the last step.",
+        ),
+        column("neglected", pa.bool_(), "As in the metadata."),
+        column(
+            "thresholds_met",
+            pa.int32(),
+            "Thresholds that the worst subject's attention reached at their steps.",
+        ),
+        column("num_thresholds", pa.int32(), "Thresholds at steps that the row has."),
+        column("num_refinements", pa.int32(), "As in the metadata."),
     )
 
     def settings(self) -> dict[str, Any]:

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from aae_batch.evaluate.clip import Clip
+from aae_batch.evaluate.metric import Attention, Row, column
 from aae_batch.evaluate.models import load_model, load_part
 from aae_batch.evaluate.templates import IMAGENET_TEMPLATES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from aae_batch.evaluate.metric import Attention, Row
 
 DECODING = {"num_beams": 3, "max_length": 30, "min_length": 10, "do_sample": False}
 """How captions are decoded: LAVIS's own for BLIP, which the official code calls."""
@@ -37,7 +36,10 @@ class CaptionsMetric:
     _loaded: Any = field(default=None, init=False, repr=False)
 
     sees_images = True
-    columns = (pa.field("caption", pa.string()), pa.field("clip_caption", pa.float32()))
+    columns = (
+        column("caption", pa.string(), "What the captioning model says of the picture."),
+        column("clip_caption", pa.float32(), "Cosine of the caption with the prompt."),
+    )
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from aae_batch.errors import ModelError
+from aae_batch.evaluate.metric import Attention, Row, column
 from aae_batch.evaluate.models import load_model, load_part
 from aae_batch.evaluate.phrases import phrases, subjects_of
 from aae_batch.evaluate.templates import IMAGENET_TEMPLATES, ensemble
@@ -18,8 +19,6 @@ from aae_batch.evaluate.templates import IMAGENET_TEMPLATES, ensemble
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
-
-    from aae_batch.evaluate.metric import Attention, Row
 
 TEXTS_HELD = 4096
 """Embeddings of texts that are kept: the seeds of a prompt share it."""
@@ -85,8 +84,12 @@ class ClipMetric:
 
     sees_images = True
     columns = (
-        pa.field("clip_full", pa.float32()),
-        pa.field("clip_min_subject", pa.float32()),
+        column("clip_full", pa.float32(), "Cosine of the picture with the prompt."),
+        column(
+            "clip_min_subject",
+            pa.float32(),
+            "The least of the picture's cosines with its subjects; null without subjects.",
+        ),
     )
 
     @property

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from aae_batch.errors import ModelError
+from aae_batch.evaluate.metric import Attention, Row, column
 from aae_batch.evaluate.models import load_model, load_part
 from aae_batch.evaluate.phrases import phrases, subjects_of
 from aae_batch.evaluate.templates import filled
@@ -16,7 +17,6 @@ from aae_batch.evaluate.templates import filled
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from aae_batch.evaluate.metric import Attention, Row
     from aae_batch.shapes.world import Thing
 
 SHAPES = "shapes"
@@ -26,13 +26,12 @@ QUERY = "a photo of a {}"
 """What an open-vocabulary detector is asked for, as in OWL-ViT's and OWLv2's own examples."""
 
 COLUMNS = (
-    pa.field("subjects_named", pa.int32()),
-    pa.field("subjects_found", pa.int32()),
-    pa.field("all_found", pa.bool_()),
-    pa.field("found", pa.list_(pa.bool_())),
-    pa.field("scores", pa.list_(pa.float32())),
+    column("subjects_named", pa.int32(), "How many subjects the row names."),
+    column("subjects_found", pa.int32(), "How many of them are in the picture."),
+    column("all_found", pa.bool_(), "All of them are; null without subjects."),
+    column("found", pa.list_(pa.bool_()), "Which of them are, in their order."),
+    column("scores", pa.list_(pa.float32()), "How sure the detector is of each, in [0, 1]."),
 )
-"""`found` and `scores` are in the order of the subjects; `all_found` is null without subjects."""
 
 
 @dataclass
@@ -48,8 +47,13 @@ class ShapesDetector:
     models = ()
     columns = (
         *COLUMNS,
-        pa.field("bound", pa.list_(pa.bool_())),
-        pa.field("all_bound", pa.bool_()),
+        column(
+            "bound",
+            pa.list_(pa.bool_()),
+            "Which subjects are in the picture in the colour that the prompt gives them; null where "
+            "it gives none.",
+        ),
+        column("all_bound", pa.bool_(), "All that have a colour are; null where none has."),
     )
 
     def settings(self) -> dict[str, Any]:

@@ -67,6 +67,11 @@ class Metric(Protocol):
         """
 
 
+def column(name: str, kind: pa.DataType, description: str) -> pa.Field:
+    """A column of a metric's table."""
+    return pa.field(name, kind, metadata={"description": description})
+
+
 def schema(metric: Metric) -> pa.Schema:
     """Of the metric's tables."""
     return pa.schema([*layout.SCORED_COLUMNS, *metric.columns])

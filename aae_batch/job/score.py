@@ -20,8 +20,8 @@ from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import JobError, OutputError
 from aae_batch.evaluate.metric import Metric, score_rows, unscored, write_scores
-from aae_batch.job.cluster import cluster, stop_on_signals
-from aae_batch.job.crew import RayCrew
+from aae_batch.job.cluster import ActorPlan, Stop, cluster, stop_on_signals
+from aae_batch.job.crew import Crew, RayCrew
 from aae_batch.job.plan import Piece
 from aae_batch.job.progress import Progress, Tally, clock
 from aae_batch.job.score_records import (
@@ -175,13 +175,7 @@ def _score_on_actors(
             s3_endpoint=settings.s3_endpoint,
         )
         crew = RayCrew(actor_class, scorer, actors)
-        model = " and ".join(metric.models) or settings.metric
-        foreman = ScoreForeman(
-            *(settings, plan.rows, model, plan.ledger(), crew, actors, report, stop, lock),
-            plan=plan,
-            metric=metric,
-            dataset=dataset,
-        )
+        foreman = ScoreForeman(settings, plan, metric, dataset, crew, actors, report, stop, lock)
         foreman.run()
         return foreman.finished
 
@@ -189,8 +183,22 @@ def _score_on_actors(
 class ScoreForeman(Supervisor[dict[str, Any]]):
     """Keeps a crew at work until every shard that is generated is scored."""
 
-    def __init__(self, *args: Any, plan: ScorePlan, metric: Metric, dataset: Dataset) -> None:
-        super().__init__(*args)
+    def __init__(
+        self,
+        settings: ScoreSettings,
+        plan: ScorePlan,
+        metric: Metric,
+        dataset: Dataset,
+        crew: Crew,
+        actors: ActorPlan,
+        report: Reporter,
+        stop: Stop,
+        lock: Lock,
+    ) -> None:
+        model = " and ".join(metric.models) or settings.metric
+        super().__init__(
+            settings, plan.rows, model, plan.ledger(), crew, actors, report, stop, lock
+        )
         self.plan = plan
         self.metric = metric
         self.dataset = dataset

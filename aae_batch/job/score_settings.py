@@ -68,5 +68,6 @@ class ScoreSettings(ActorSettings):
         found = {"output": run["fingerprint"], **metric.settings()}
         if metric.models:
             found["dtype"] = self.dtype
-            found["weights"] = [weights_digest(model, self.s3_endpoint) for model in metric.models]
+        for model in metric.models:
+            found[f"weights of {model}"] = weights_digest(model, self.s3_endpoint)
         return found

@@ -24,7 +24,7 @@ from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import JobError, OutputError, SettingsError
 from aae_batch.evaluate.clip import ClipMetric
-from aae_batch.evaluate.metric import METRICS
+from aae_batch.evaluate.metric import METRICS, score_rows
 from aae_batch.job.records import begin, make_plan
 from aae_batch.job.score import plan_scores, score
 from aae_batch.job.score_settings import ScoreSettings
@@ -62,14 +62,14 @@ def shown(row: dict) -> tuple[str, ...]:
     return pair if row["method"] == GUIDED else pair[:1]
 
 
-def make_output(root: Path, form: str = "files") -> str:
-    """The dataset of `ROWS`, as a job would write it."""
-    manifest = root.with_suffix(".jsonl")
+def make_output(folder: Path, form: str = "files", root: str | None = None) -> str:
+    """The dataset of `ROWS`, as a job would write it into `folder`, or at another root."""
+    manifest, root = folder.with_suffix(".jsonl"), root or str(folder)
     manifest.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     storage = open_storage(root)
     guidance = GuidanceConfig(num_inference_steps=STEPS, thresholds={0: 0.1, 2: 0.5, 9: 0.8})
     settings = JobSettings(
-        manifest=manifest, output=str(root), guidance=guidance, layout=form, shard_size=SHARD
+        manifest=manifest, output=root, guidance=guidance, layout=form, shard_size=SHARD
     )
     with open_manifest(manifest) as opened:
         plan = make_plan(settings, opened, storage)
@@ -79,7 +79,7 @@ def make_output(root: Path, form: str = "files") -> str:
             how = (plan.layout, plan.image_format)
             made = [outcome(storage, piece.shard, row, guidance, *how) for row in rows]
             writer.commit(storage, piece.shard, made, extras, plan.run["fingerprint"], *how)
-    return str(root)
+    return root
 
 
 def outcome(storage, shard, row, guidance, *how) -> writer.Outcome:
@@ -178,6 +178,7 @@ def test_every_picture_has_one_row_of_scores_in_the_order_of_the_metadata(scored
     assert dataset.scored_shards(metric) == dataset.shards() == [0, 1, 2]
     table = all_scores(dataset, metric)
     assert table.select(["id", "sha256"]).equals(pictures.select(["id", "sha256"]))
+    assert all(b"description" in field.metadata for field in table.schema)
     assert dataset.metric_run(metric)["settings"]["output"] == dataset.run["fingerprint"]
 
 
@@ -229,6 +230,22 @@ def test_every_layout_is_read(tmp_path, scored, ray_here, settings, form):
     score(settings(output, "detector"))
     expected, found = all_scores(scored[0], "detector"), all_scores(Dataset(output), "detector")
     assert found.equals(expected)
+
+
+def test_data_and_judge_may_lie_in_an_object_store(
+    bucket, judges, scored, tmp_path, settings, monkeypatch
+):
+    monkeypatch.setenv("AAE_BATCH_CACHE", str(tmp_path / "cache"))
+    for file in Path(judges.clip).iterdir():
+        bucket.client.upload_file(str(file), bucket.name, f"clip/{file.name}")
+    output = make_output(tmp_path / "out", root=f"{bucket.url}/out")
+    score(settings(output, "attention"))
+    assert all_scores(Dataset(output), "attention").equals(all_scores(scored[0], "attention"))
+    dataset, metric = Dataset(output), ClipMetric(f"{bucket.url}/clip")
+    metric.load("cpu", "float32")
+    assert score_rows(dataset, 0, range(SHARD), metric, 2) == [
+        pytest.approx(row, abs=1e-5) for row in scored[0].scores_of("clip", 0).to_pylist()
+    ]
 
 
 # --- going on ---
