@@ -24,7 +24,7 @@ from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import JobError, OutputError, SettingsError
 from aae_batch.evaluate.clip import ClipMetric
-from aae_batch.evaluate.metric import METRICS, score_rows
+from aae_batch.evaluate.metric import score_rows
 from aae_batch.job.records import begin, make_plan
 from aae_batch.job.score import plan_scores, score
 from aae_batch.job.score_settings import ScoreSettings
@@ -53,6 +53,7 @@ ROWS = [
 ]
 ROWS[3]["seed"] = "x"  # it fails: "a01", whose partner "s01" is then without a pair
 SHARD = 3
+SCORED = ("attention", "detector", "clip")
 STEPS = 4
 
 
@@ -119,12 +120,12 @@ def ray_here():
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory, judges, ray_here):
-    """An output that all metrics have scored, and what the command printed; not to be changed."""
+    """An output that three metrics have scored, and what the command printed; not to be changed."""
     root = tmp_path_factory.mktemp("scored")
     output = make_output(root / "out")
     result = run(
         *("evaluate", output, "--metric", "attention,detector", "--metric", "clip"),
-        *("--metric", "captions", "--model", judges.clip, "--caption-model", judges.captioner),
+        *("--model", judges.clip),
         *("--csv", root / "table.csv", "--latex", root / "table.tex", "--batch-size", 2),
     )
     assert result.exit_code == 0, result.output
@@ -171,7 +172,7 @@ def written(dataset: Dataset, metric: str) -> dict[int, int]:
 # --- what is written ---
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", SCORED)
 def test_every_picture_has_one_row_of_scores_in_the_order_of_the_metadata(scored, metric):
     dataset = scored[0]
     pictures = dataset.metadata().filter(pa.compute.field("status") == "ok")
@@ -253,11 +254,11 @@ def test_data_and_judge_may_lie_in_an_object_store(
 
 def test_without_a_metric_the_table_is_printed_and_nothing_is_written(scored):
     dataset = scored[0]
-    before = {metric: written(dataset, metric) for metric in METRICS}
+    before = {metric: written(dataset, metric) for metric in SCORED}
     result = run("evaluate", dataset.storage.root)
     assert result.exit_code == 0
     assert "Full prompt similarity (clip)" in result.output
-    assert {metric: written(dataset, metric) for metric in METRICS} == before
+    assert {metric: written(dataset, metric) for metric in SCORED} == before
 
 
 @pytest.mark.parametrize("metric", ["detector", "attention"])
@@ -356,7 +357,7 @@ def test_a_picture_that_kills_its_judge_has_no_score_and_costs_no_other(
             self.settings.metric.score = judge_some
             return where
 
-    done = score(settings(output, "detector", batch_size=1), actor_class=Deadly)
+    done = score(settings(output, "detector", batch_size=1, actors=2), actor_class=Deadly)
     assert done.unscored == 1
     expected = all_scores(scored[0], "detector").to_pylist()
     for one, other in zip(
@@ -366,6 +367,15 @@ def test_a_picture_that_kills_its_judge_has_no_score_and_costs_no_other(
             assert {v for k, v in one.items() if k not in ("id", "sha256")} == {None}
         else:
             assert one == other
+
+
+def test_scores_depend_on_the_weights_of_every_model_that_is_used(scored, settings, judges):
+    plan = plan_scores(settings(scored[0].storage.root, "captions", caption_model=judges.captioner))
+    depends_on = plan.run["settings"]
+    digests = {depends_on[f"weights of {model}"] for model in (judges.clip, judges.captioner)}
+    assert len(digests) == 2
+    assert None not in digests
+    assert [piece.shard for piece in plan.todo] == [0, 1, 2]
 
 
 def test_a_damaged_picture_stops_the_job_and_is_named(output, ray_here, settings):
