@@ -193,11 +193,18 @@ def _table(outputs: list[str], endpoint: str | None) -> Table:
     from aae_batch.evaluate.pictures import read_pictures
     from aae_batch.evaluate.table import make_table
 
-    datasets = {output: Dataset(open_storage(output, endpoint)) for output in outputs}
-    for output, dataset in datasets.items():
-        if dataset.run is None:
+    datasets = {}
+    for output, name in _short_names(outputs).items():
+        datasets[name] = Dataset(open_storage(output, endpoint))
+        if datasets[name].run is None:
             raise OutputError(f"There is no dataset in {output}: check the path.")
     return make_table(*read_pictures(datasets))
+
+
+def _short_names(outputs: list[str]) -> dict[str, str]:
+    """What the table calls each output: its last part, where that tells it from the others."""
+    lasts = {output: output.rstrip("/").rpartition("/")[2] for output in outputs}
+    return lasts if len(set(lasts.values())) == len(lasts) else {o: o for o in outputs}
 
 
 def _print(table: Table, csv: Path | None, latex: Path | None) -> None:

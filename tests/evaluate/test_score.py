@@ -225,6 +225,15 @@ def test_the_table_compares_methods_by_set(scored):
     assert "Animal-Animal & Object-Object" in (root / "table.tex").read_text()
 
 
+def test_outputs_with_the_same_methods_are_told_apart(scored, tmp_path):
+    root = scored[0].storage.root
+    shutil.copytree(root, tmp_path / "again")
+    text = run("evaluate", root, tmp_path / "again").output
+    assert f"{PLAIN} (again)" in text
+    assert f"{GUIDED} (out) minus {PLAIN} (again)" in text
+    assert run("evaluate", root, root).output == run("evaluate", root).output
+
+
 @pytest.mark.parametrize("form", ["webdataset", "parquet"])
 def test_every_layout_is_read(tmp_path, scored, ray_here, settings, form):
     output = make_output(tmp_path / "out", form)
