@@ -1,1 +1,1 @@
-"""A manifest becomes a dataset: plan, actors, supervision."""
+"""A manifest becomes a dataset, and its pictures are scored: plan, actors, supervision."""
