@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -33,7 +34,18 @@ class Report(Generic[T]):
 
 
 class Actor:
-    """Works on pieces, several at a time, in a process of its own."""
+    """Works on pieces, several at a time, in a process of its own. What it logs, Ray keeps in a file
+    of that process, which its dashboard shows."""
+
+    def __init__(self) -> None:
+        log = logging.getLogger("aae_batch")
+        if not log.handlers:
+            handler = logging.StreamHandler()
+            handler.setFormatter(
+                logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
+            )
+            log.addHandler(handler)
+            log.setLevel(logging.INFO)
 
     def node(self) -> str:
         """The Ray node it is on."""

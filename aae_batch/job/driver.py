@@ -68,6 +68,8 @@ def run_job(
             plan = make_plan(settings, manifest, storage)
             if not plan.begun:
                 begin(storage, plan)
+            elif settings.retry_failed:
+                plan = plan.retrying(Dataset(storage))
             try:
                 return _finish(settings, plan, manifest, storage, lock, report, worker_class)
             except OutputError as error:  # the job was under way: it can go on when that is mended
@@ -113,10 +115,11 @@ def worker_settings(
         guidance=settings.guidance,
         root=storage.root,
         fingerprint=plan.run["fingerprint"],
+        weights=plan.run["settings"]["weights"],
         layout=plan.layout,
         image_format=plan.image_format,
         threads=threads,
-        s3_endpoint=settings.s3_endpoint,
+        s3_endpoint=settings.actors_s3_endpoint,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import PromptError, RowError
 from aae_batch.job.records import make_plan
@@ -26,7 +27,10 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
     """
     endpoint = settings.s3_endpoint
     with open_manifest(settings.manifest, endpoint) as manifest:
-        plan = make_plan(settings, manifest, open_storage(settings.output, endpoint))
+        storage = open_storage(settings.output, endpoint)
+        plan = make_plan(settings, manifest, storage)
+        if plan.begun and settings.retry_failed:
+            plan = plan.retrying(Dataset(storage))
         tokenizer = load_tokenizer(settings.model, revision=settings.revision, s3_endpoint=endpoint)
         shards = -(-len(manifest) // plan.shard_size)
         left = plan.ledger()

@@ -7,7 +7,7 @@ import platform
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
@@ -55,6 +55,13 @@ class Plan:
     def image_format(self) -> ImageFormat:
         return ImageFormat(**self.run["image_format"])
 
+    def retrying(self, dataset: Dataset) -> Plan:
+        """The same, with the rows that have failed to be made again."""
+        failed = dataset.failed_rows().items()
+        size = self.shard_size
+        again = {shard: [shard * size + place for place in places] for shard, places in failed}
+        return replace(self, again=again)
+
     def ledger(self) -> Ledger[writer.Outcome]:
         return Ledger.of(self.run["rows"], self.shard_size, self.committed, self.again)
 
@@ -98,12 +105,7 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
             f"{storage.root} was begun with other settings ({'; '.join(changed)}): choose another "
             "output, or go back to these settings to finish it."
         )
-    size = form["shard_size"]
-    again = {
-        shard: [shard * size + place for place in places]
-        for shard, places in (dataset.failed_rows() if settings.retry_failed else {}).items()
-    }
-    return Plan(before, begun=True, committed=committed, again=again)
+    return Plan(before, begun=True, committed=committed)
 
 
 def summarize(dataset: Dataset, session: dict[str, Any] | None) -> dict[str, Any]:

@@ -172,7 +172,7 @@ def _score_on_actors(
             dtype=settings.dtype,
             batch_size=settings.batch_size,
             threads=actors.threads,
-            s3_endpoint=settings.s3_endpoint,
+            s3_endpoint=settings.actors_s3_endpoint,
         )
         crew = RayCrew(actor_class, scorer, actors)
         foreman = ScoreForeman(settings, plan, metric, dataset, crew, actors, report, stop, lock)

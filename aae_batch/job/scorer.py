@@ -57,6 +57,7 @@ class Scorer(Actor):
     """Scores pieces of shards. While the metric is at work on one, pictures of the next are read."""
 
     def __init__(self, settings: ScorerSettings) -> None:
+        super().__init__()
         self.settings = settings
         self.storage = open_storage(settings.root, settings.s3_endpoint)
         self._turn = threading.Lock()

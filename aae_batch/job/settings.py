@@ -83,6 +83,14 @@ class ActorSettings(BaseModel):
         except ValidationError as error:
             raise SettingsError(in_a_sentence(error)) from None
 
+    @property
+    def actors_s3_endpoint(self) -> str | None:
+        """As this machine's environment has it, if nothing else is said: theirs may not. One that
+        holds credentials stays here."""
+        names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+        given = [self.s3_endpoint, *(os.environ.get(name) for name in names)]
+        return next((endpoint for endpoint in given if endpoint and "@" not in endpoint), None)
+
 
 class JobSettings(ActorSettings):
     """One job: a manifest, an output, and how to get from one to the other.

@@ -15,11 +15,12 @@ from aae_batch.dataset import writer
 from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.layout import Layout
 from aae_batch.dataset.storage import open_storage
-from aae_batch.errors import RowError
+from aae_batch.errors import ModelError, RowError
 from aae_batch.job.actor import Actor, Report
 from aae_batch.job.metrics import WorkerMetrics
 from aae_batch.job.plan import Piece
 from aae_batch.job.progress import Tally
+from aae_batch.job.settings import weights_digest
 from aae_batch.manifest import Part
 from aae_batch.request import Request, Result
 from aae_batch.row import Row
@@ -35,6 +36,7 @@ class WorkerSettings:
     """What every actor of a job is told.
 
     Attributes:
+        weights: the digest of the model's, as the run was begun with; None for one on the hub.
         root: the output root.
         layout, image_format: how pictures are stored.
         threads: torch's threads; None leaves them as they are.
@@ -50,6 +52,7 @@ class WorkerSettings:
     guidance: GuidanceConfig
     root: str
     fingerprint: str
+    weights: str | None = None
     layout: Layout = "files"
     image_format: ImageFormat = writer.PNG
     threads: int | None = None
@@ -85,6 +88,7 @@ class Worker(Actor):
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
+        super().__init__()
         self.settings = settings
         self.storage = open_storage(settings.root, settings.s3_endpoint)
         self._incoming: queue.SimpleQueue[tuple[_Open, Row]] = queue.SimpleQueue()
@@ -116,6 +120,11 @@ class Worker(Actor):
         from aae_batch.engine import Engine
 
         s = self.settings
+        if s.weights != weights_digest(s.model, s.s3_endpoint):
+            raise ModelError(
+                f"The model {s.model} is another one on this machine than the run was begun with; "
+                "give every machine the same, or name one in an object store."
+            )
         return Engine.from_pretrained(
             s.model,
             s.slots,

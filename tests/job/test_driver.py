@@ -13,12 +13,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from aae_batch.dataset.reader import Dataset, attention_map
 from aae_batch.errors import JobError, ModelError, OutputError, SettingsError
 from aae_batch.job.cluster import ActorPlan
 from aae_batch.job.driver import run_job
-from aae_batch.job.worker import Worker
+from aae_batch.job.worker import Worker, WorkerSettings
 from tests.job.conftest import STEPS, assert_same_but_for_rounding, assert_same_dataset, snapshot
 
 
@@ -76,6 +77,30 @@ def test_progress_moves_with_rows_and_ends_at_all(reference):
     done = [progress.done for progress in told]
     assert done == sorted(done)
     assert done[-1] == 12
+
+
+def test_actors_tell_of_their_shards_in_rays_logs(reference):
+    logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+    text = "".join(path.read_text() for path in logs.glob("worker-*.err"))
+    for shard in range(4):
+        assert f"INFO aae_batch.worker shard={shard} rows=3 done" in text
+
+
+def test_an_actor_whose_machine_has_another_model_refuses_it(settings):
+    job = settings()
+    mine = WorkerSettings(
+        model=job.model,
+        revision=None,
+        device="cpu",
+        dtype="float32",
+        slots=1,
+        guidance=job.guidance,
+        root=job.output,
+        fingerprint="",
+        weights="0" * 64,
+    )
+    with pytest.raises(ModelError, match="another one on this machine"):
+        Worker(mine).load_engine()
 
 
 def test_the_same_command_changes_nothing_when_all_is_done(reference):

@@ -32,10 +32,10 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def ray_with_credentials(s3_server):
-    """A Ray whose actors have a bucket's credentials, from their environment."""
+    """A Ray whose actors have a bucket's credentials from their environment, and hear from the driver
+    where it is."""
     with pytest.MonkeyPatch.context() as patch:
         set_credentials(patch)
-        patch.setenv("AWS_ENDPOINT_URL", s3_server)
         patch.setenv("AWS_MAX_ATTEMPTS", "6")
         start_ray(
             num_cpus=4,
