@@ -22,6 +22,10 @@ class Tokenizer(Protocol):
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]: ...
 
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]: ...
+
+    def decode(self, token_ids: list[int]) -> str: ...
+
 
 @dataclass(frozen=True)
 class Token:

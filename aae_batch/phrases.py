@@ -1,0 +1,168 @@
+"""From a prompt to the phrases that a method encodes by themselves: conjuncts, and noun phrases.
+
+There is no parser here: English prompts are cut at conjunctions, prepositions and determiners, and
+the subjects that a row names say which cuts matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from aae_batch.subjects import Subject, Token, Tokenizer, TokenTable, token_table
+
+CONJUNCTIONS = {"with": 1, ",": 1, "and": 2, "&": 2, "|": 3}
+"""Where a prompt is cut into conjuncts; of several between two subjects the strongest, then the last."""
+
+# fmt: off
+PREPOSITIONS = {
+    "about", "above", "across", "against", "around", "at", "behind", "below", "beneath", "beside",
+    "between", "by", "for", "from", "in", "inside", "into", "near", "next", "of", "on", "onto",
+    "over", "through", "to", "under", "without",
+}
+DETERMINERS = {
+    "a", "an", "the", "this", "that", "these", "those", "my", "your", "his", "her", "its", "our",
+    "their", "some", "several", "many", "two", "three", "four", "five", "six", "seven", "eight",
+    "nine", "ten",
+}
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A part of a prompt.
+
+    Attributes:
+        text: its words, as the tokenizer spells them.
+        positions: of its tokens in the prompt, as far as the text encoder sees them there. Encoded by
+            itself, the phrase has these tokens at 1, 2, ...
+    """
+
+    text: str
+    positions: range
+
+
+@dataclass(frozen=True)
+class _Word:
+    """A whole word: its tokens, and the position of the first had the prompt not been cut off."""
+
+    text: str
+    tokens: tuple[Token, ...]
+    start: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.tokens)
+
+
+def conjuncts(
+    tokenizer: Tokenizer, prompt: str, subjects: Sequence[Subject] = ()
+) -> tuple[Phrase, ...]:
+    """The conjuncts of "a cat and a dog": "a cat" and "a dog". Together they hold every subject.
+
+    With subjects, the prompt is cut once between any two that follow each other with a conjunction
+    ("and", "&", "with", ",", "|") between them, so that "a red and blue bird and a cat" is cut
+    before the cat only. Without, it is cut at every "|", or, if it has none, at every "and".
+
+    Returns:
+        At least one phrase. A prompt that is not cut is the only one, all of it.
+    """
+    table = token_table(tokenizer, prompt)
+    words = _words(table)
+    cuts = _between(words, subjects) if subjects else _everywhere(words)
+    pieces = [_trimmed(piece) for piece in _split(words, cuts)]
+    pieces = [piece for piece in pieces if piece]
+    if len(pieces) < 2:
+        return (Phrase(prompt, range(1, table.end)),)
+    return tuple(_phrase(tokenizer, table, piece) for piece in pieces)
+
+
+def noun_phrases(
+    tokenizer: Tokenizer, prompt: str, subjects: Sequence[Subject] = ()
+) -> tuple[Phrase, ...]:
+    """The noun phrases of "a red frog on a bench": "a red frog" and "a bench".
+
+    A phrase begins at a determiner or after a conjunction or preposition. With subjects only the
+    phrases that hold one count, each up to its last subject: "a cat sitting on a bench" with the
+    subject "cat" has "a cat". Without, all of them count.
+    """
+    table = token_table(tokenizer, prompt)
+    named = {index for subject in subjects for index in subject.token_indices}
+    phrases = []
+    for piece in _chunks(_words(table)):
+        if subjects:
+            held = [i for i, word in enumerate(piece) if named & {*range(word.start, word.stop)}]
+            piece = piece[: held[-1] + 1] if held else []
+        if piece and piece[0].start < table.end:
+            phrases.append(_phrase(tokenizer, table, piece))
+    return tuple(phrases)
+
+
+def _words(table: TokenTable) -> list[_Word]:
+    tokens = [token for token in table.tokens if token.kind in ("word", "truncated")]
+    stops = [i + 1 for i, token in enumerate(tokens) if token.ends_word or i + 1 == len(tokens)]
+    return [
+        _Word(
+            "".join(token.text for token in tokens[start:stop]),
+            tuple(tokens[start:stop]),
+            start + 1,
+        )
+        for start, stop in pairwise([0, *stops])
+    ]
+
+
+def _between(words: list[_Word], subjects: Sequence[Subject]) -> set[int]:
+    """The words at which to cut so that subjects part, at most one between two of them."""
+    spans = sorted((min(s.token_indices), max(s.token_indices)) for s in subjects)
+    cuts = set()
+    reached = spans[0][1]
+    for first, last in spans[1:]:
+        found = [
+            (CONJUNCTIONS[word.text], i)
+            for i, word in enumerate(words)
+            if reached < word.start < first and word.text in CONJUNCTIONS
+        ]
+        if found:
+            cuts.add(max(found)[1])
+        reached = max(reached, last)
+    return cuts
+
+
+def _everywhere(words: list[_Word]) -> set[int]:
+    strength = [CONJUNCTIONS.get(word.text, 0) for word in words]
+    strongest = max(strength, default=0)
+    return {i for i, value in enumerate(strength) if value == strongest and value >= 2}
+
+
+def _split(words: list[_Word], cuts: set[int]) -> list[list[_Word]]:
+    """The words between the cuts; a word at which is cut belongs to no piece."""
+    edges = [-1, *sorted(cuts), len(words)]
+    return [words[start + 1 : stop] for start, stop in pairwise(edges)]
+
+
+def _trimmed(piece: list[_Word]) -> list[_Word]:
+    """Without conjunctions at its ends, such as the comma before an "and"."""
+    while piece and piece[0].text in CONJUNCTIONS:
+        piece = piece[1:]
+    while piece and piece[-1].text in CONJUNCTIONS:
+        piece = piece[:-1]
+    return piece
+
+
+def _chunks(words: list[_Word]) -> list[list[_Word]]:
+    chunks: list[list[_Word]] = [[]]
+    for word in words:
+        if word.text in CONJUNCTIONS or word.text in PREPOSITIONS:
+            chunks.append([])
+        elif word.text in DETERMINERS:
+            chunks.append([word])
+        else:
+            chunks[-1].append(word)
+    return [chunk for chunk in chunks if chunk]
+
+
+def _phrase(tokenizer: Tokenizer, table: TokenTable, words: list[_Word]) -> Phrase:
+    tokens = [token.token for word in words for token in word.tokens]
+    text = tokenizer.decode(tokenizer.convert_tokens_to_ids(tokens))
+    return Phrase(text, range(min(words[0].start, table.end), min(words[-1].stop, table.end)))
