@@ -1,4 +1,5 @@
-"""Reads cross-attention maps out of a UNet, and stops its forward once they are known."""
+"""Reads cross-attention maps out of a UNet, stops its forward once they are known, and gives
+cross-attention values of another text than its keys."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
+
+from aae_batch.errors import ModelError
 
 
 class MapsComplete(Exception):
@@ -122,8 +125,35 @@ class _RecordingProcessor:
         return attn.to_out[1](attn.to_out[0](attended))
 
 
-def cross_attention_layers(unet: UNet2DConditionModel, level: int) -> list[Attention]:
-    """The cross-attention layers at `level`, in the order in which a forward runs them."""
+@contextmanager
+def values_from(unet: UNet2DConditionModel, text: Tensor) -> Iterator[None]:
+    """In every forward run inside, cross-attention makes its values of `text`, and its keys of the
+    forward's own `encoder_hidden_states` as ever.
+
+    Only what the layers' `to_v` is given changes, so whichever processor is at work stays there.
+
+    Args:
+        text: [batch, tokens, width].
+
+    Raises:
+        ModelError: keys and values are made by one fused projection.
+    """
+    layers = cross_attention_layers(unet)
+    if any(layer.fused_projections for layer in layers):
+        raise ModelError(
+            "The UNet makes keys and values of cross-attention in one fused projection, and "
+            "structure-diffusion needs two; call unfuse_qkv_projections() on the pipeline."
+        )
+    hooks = [layer.to_v.register_forward_pre_hook(lambda *_: (text,)) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def cross_attention_layers(unet: UNet2DConditionModel, level: int | None = None) -> list[Attention]:
+    """The cross-attention layers at `level`, or at all, in the order in which a forward runs them."""
     levels = len(unet.config.block_out_channels)
     found = []
     for name, module in unet.named_modules():
@@ -136,6 +166,6 @@ def cross_attention_layers(unet: UNet2DConditionModel, level: int) -> list[Atten
             "mid_block": (levels - 1, 1),
             "up_blocks": (levels - 1 - index, 2),
         }[stage]
-        if layer_level == level:
+        if level is None or layer_level == level:
             found.append((order, index, module))
     return [module for _, _, module in sorted(found, key=lambda entry: entry[:2])]

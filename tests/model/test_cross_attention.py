@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aae_batch.model.cross_attention import CrossAttentionRecorder, cross_attention_layers
+from aae_batch.errors import ModelError
+from aae_batch.model.cross_attention import (
+    CrossAttentionRecorder,
+    cross_attention_layers,
+    values_from,
+)
+from tests.conftest import small_pipeline
 
 
 def forward(pipe, batch: int = 2) -> torch.Tensor:
@@ -66,3 +72,44 @@ def test_maps_before_any_recording_are_an_error(sd1_pipeline):
     recorder.close()
     with pytest.raises(RuntimeError, match="recording"):
         _ = recorder.maps
+
+
+def test_values_of_the_same_text_change_nothing(sd1_pipeline):
+    text = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(1))
+    latents = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        plain = sd1_pipeline.unet(latents, 3, encoder_hidden_states=text).sample
+        with values_from(sd1_pipeline.unet, text.clone()):
+            same = sd1_pipeline.unet(latents, 3, encoder_hidden_states=text).sample
+        with values_from(sd1_pipeline.unet, text.flip(1)):
+            other = sd1_pipeline.unet(latents, 3, encoder_hidden_states=text).sample
+    assert torch.equal(plain, same)
+    assert not torch.allclose(plain, other, atol=1e-3)
+
+
+def test_values_of_another_text_leave_the_keys_as_they_are(sd1_pipeline):
+    (layer, *_) = cross_attention_layers(sd1_pipeline.unet, 0)
+    keys = []
+    hook = layer.to_k.register_forward_hook(lambda module, arguments, made: keys.append(made))
+    forward(sd1_pipeline)
+    with values_from(sd1_pipeline.unet, torch.zeros(2, 16, 32)):
+        forward(sd1_pipeline)
+    hook.remove()
+    assert torch.equal(*keys)
+
+
+def test_values_are_those_of_the_prompt_again_after_an_exception(sd1_pipeline):
+    plain = forward(sd1_pipeline)
+    with pytest.raises(KeyError), values_from(sd1_pipeline.unet, torch.zeros(2, 16, 32)):
+        raise KeyError("broken on the way")
+    assert torch.equal(forward(sd1_pipeline), plain)
+
+
+def test_fused_projections_are_refused_with_what_to_call():
+    pipe = small_pipeline()
+    pipe.fuse_qkv_projections(vae=False)
+    with (
+        pytest.raises(ModelError, match="unfuse_qkv_projections"),
+        values_from(pipe.unet, torch.zeros(2, 16, 32)),
+    ):
+        pass
