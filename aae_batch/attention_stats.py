@@ -15,6 +15,9 @@ from aae_batch.subjects import Subject
 class SubjectAttention:
     """One subject of one image. Per-step arrays are float32, one entry per denoising step.
 
+    Where a prompt is denoised conjunct by conjunct (composable-diffusion), the maps are those of the
+    subject's own conjunct, and "words" are that conjunct's.
+
     Attributes:
         subject: its words, as the tokens spell them.
         token_indices: its positions in the tokenizer's output.

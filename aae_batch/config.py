@@ -31,7 +31,8 @@ class GuidanceConfig(BaseModel):
 
     method: Method = Field(
         "attend-and-excite",
-        description="'attend-and-excite', or 'stable-diffusion' for no guidance.",
+        description="'attend-and-excite', 'stable-diffusion' for no guidance, or another way to "
+        "compose: 'composable-diffusion' or 'structure-diffusion'.",
     )
     num_inference_steps: int = Field(50, ge=1, description="Denoising steps.")
     guidance_scale: float = Field(

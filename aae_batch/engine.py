@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from aae_batch.attention_stats import describe
+from aae_batch.conditioning import Text, over_prompt
 from aae_batch.config import GuidanceConfig
 from aae_batch.errors import NonFiniteError, RowError, SettingsError
 from aae_batch.guidance.objectives import (
@@ -232,7 +233,7 @@ class Batch:
             maps = self.model.attend(
                 torch.stack(scaled),
                 torch.stack([sample.timestep for sample in samples]),
-                torch.stack([sample.text.prompt for sample in samples]),
+                torch.stack([sample.text.conditions[0].keys for sample in samples]),
             )
             loss = self._observe(samples, maps)
             (gradient,) = torch.autograd.grad(loss.sum(), latents)
@@ -253,33 +254,32 @@ class Batch:
         return sample.schedule.step_size(sample.step) if moves and loss != 0 else 0.0
 
     def _denoise(self, samples: list[Sample]) -> list[Result]:
-        """One forward with classifier-free guidance, and one scheduler step each."""
+        """One forward over all texts of the samples, and one scheduler step each."""
         if not samples:
             return []
-        guided = [sample for sample in samples if sample.text.negative is not None]
-        rows = guided + samples
         unseen = [
             i for i, sample in enumerate(samples) if sample.subjects and not sample.guided_now
         ]
+        rows: list[tuple[Sample, Text]] = []
+        rows += [(sample, sample.text.negative) for sample in samples if sample.text.negative]
+        negatives = len(rows)
+        rows += [(sample, text) for sample in samples for text in sample.text.conditions]
         with _fitting():
             predicted, maps = self.model.denoise(
-                torch.stack([sample.scaled(sample.latents) for sample in rows]),
-                torch.stack([sample.timestep for sample in rows]),
-                torch.stack(
-                    [sample.text.negative for sample in guided if sample.text.negative is not None]
-                    + [sample.text.prompt for sample in samples]
-                ),
-                record=slice(len(guided), None) if unseen else None,
+                torch.stack([sample.scaled(sample.latents) for sample, _ in rows]),
+                torch.stack([sample.timestep for sample, _ in rows]),
+                torch.stack([text.keys for _, text in rows]),
+                _values([text for _, text in rows]),
+                record=slice(negatives, None) if unseen else None,
             )
+        counts = [len(sample.text.conditions) for sample in samples]
         if maps is not None:
-            self._observe([samples[i] for i in unseen], maps[unseen])
-
-        unconditional = iter(predicted[: len(guided)])
-        for sample, conditional in zip(samples, predicted[len(guided) :], strict=True):
-            noise = conditional
-            if sample.text.negative is not None:
-                without = next(unconditional)
-                noise = without + sample.config.guidance_scale * (conditional - without)
+            by_sample = maps.split(counts)
+            self._observe([samples[i] for i in unseen], torch.cat([by_sample[i] for i in unseen]))
+        unconditional = iter(predicted[:negatives])
+        for sample, conditional in zip(samples, predicted[negatives:].split(counts), strict=True):
+            without = next(unconditional) if sample.text.negative else None
+            noise = sample.text.combine(without, conditional)
             sample.latents = sample.scheduler.step(  # type: ignore[attr-defined]
                 noise[None], sample.timestep, sample.latents[None], **sample.step_arguments
             ).prev_sample[0]
@@ -301,20 +301,23 @@ class Batch:
     # --- helpers ---
 
     def _observe(self, samples: list[Sample], maps: Tensor) -> Tensor:
-        """The loss of every sample, [batch], from its maps [batch, height, width, tokens].
+        """The loss of every sample, [batch], from the maps of its conditions, [conditions of all
+        samples, height, width, tokens].
 
         Notes the figures of every subject in the samples' traces on the way.
         """
+        texts = [sample.text for sample in samples]
+        ends = [condition.words_end for text in texts for condition in text.conditions]
         token_indices = [[s.token_indices for s in sample.subjects] for sample in samples]
         counts = torch.tensor([len(sample.subjects) for sample in samples], device=maps.device)
-        ends = torch.tensor([sample.words_end for sample in samples], device=maps.device)
         pooling = self.config.subject_pooling
-        by_subject = pool_subjects(normalize_over_words(maps, ends), token_indices, pooling)
+        words = normalize_over_words(maps, torch.tensor(ends, device=maps.device))
+        by_subject = pool_subjects(over_prompt(words, texts), token_indices, pooling)
         excitations = excitation(smooth(by_subject))
         loss = attend_and_excite_loss(excitations, counts)
         with torch.no_grad():
             figures = describe(by_subject, excitations).cpu()
-            raw = pool_subjects(maps.detach(), token_indices, pooling)
+            raw = pool_subjects(over_prompt(maps.detach(), texts), token_indices, pooling)
             for i, (sample, value) in enumerate(zip(samples, loss.tolist(), strict=True)):
                 n = len(sample.subjects)
                 sample.trace.observe(sample.step, figures[i, :n].float().numpy(), value, raw[i, :n])
@@ -343,3 +346,10 @@ class Batch:
                 )
                 failed.append(sample.fail(NonFiniteError(sample.request.name, reason)))
         return failed
+
+
+def _values(texts: list[Text]) -> Tensor | None:
+    """What cross-attention makes its values of, where for any of the texts that is not its keys."""
+    if all(text.values is text.keys for text in texts):
+        return None
+    return torch.stack([text.values for text in texts])

@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from aae_batch.attention_stats import AttentionRecord
     from aae_batch.errors import RowError
 
-Method = Literal["attend-and-excite", "stable-diffusion"]
+Method = Literal[
+    "stable-diffusion", "composable-diffusion", "structure-diffusion", "attend-and-excite"
+]
 METHODS: tuple[str, ...] = get_args(Method)
+"""In the order of the paper's comparison: its three baselines, and its own method."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,9 @@ class Request:
         guidance_scale: classifier-free guidance; 1 or less switches it off.
         num_inference_steps: denoising steps.
         height, width: in pixels; multiples of 8.
-        method: `"attend-and-excite"`, or `"stable-diffusion"` for the same without guidance.
+        method: `"attend-and-excite"`; `"stable-diffusion"` for the same without guidance;
+            `"composable-diffusion"` (Liu et al. 2022) or `"structure-diffusion"` (Feng et al. 2023),
+            which `aae_batch.conditioning` describes.
     """
 
     prompt: str

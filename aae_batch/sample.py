@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from aae_batch.attention_stats import AttentionTrace
+from aae_batch.conditioning import Conditioning, condition
 from aae_batch.config import GuidanceConfig
 from aae_batch.errors import PromptError, RequestError, RowError, SettingsError
 from aae_batch.guidance.schedule import GuidanceSchedule, Progress
-from aae_batch.model.unet import StableDiffusion, TextEmbeddings, step_arguments
+from aae_batch.model.unet import StableDiffusion, step_arguments
 from aae_batch.request import Request, Result
-from aae_batch.subjects import Subject, resolve_subjects, token_table
+from aae_batch.subjects import Subject, resolve_subjects
 
 
 @dataclass(eq=False)
@@ -23,7 +24,7 @@ class Sample:
 
     Attributes:
         latents: [channels, height, width].
-        words_end: the position at which the softmax over words ends.
+        text: what it is denoised under.
         scheduler: its own, since multistep solvers remember earlier steps.
         step: the denoising step it stands at.
         progress: how far the guidance of that step has come.
@@ -32,8 +33,7 @@ class Sample:
     request: Request
     config: GuidanceConfig
     subjects: tuple[Subject, ...]
-    words_end: int
-    text: TextEmbeddings
+    text: Conditioning
     latents: Tensor
     scheduler: object
     timesteps: Tensor
@@ -99,8 +99,7 @@ def admit(model: StableDiffusion, request: Request, config: GuidanceConfig) -> S
         request=request,
         config=config,
         subjects=subjects,
-        words_end=_words_end(model, request.prompt, config),
-        text=model.encode(request.prompt, config.negative_prompt, guided=config.guidance_scale > 1),
+        text=condition(model, request.prompt, config, subjects),
         latents=noise * scheduler.init_noise_sigma,
         scheduler=scheduler,
         timesteps=scheduler.timesteps,
@@ -128,12 +127,6 @@ def _config_of(request: Request, config: GuidanceConfig) -> GuidanceConfig:
         return config.updated(**own) if own else config
     except SettingsError as error:
         raise RequestError(request.name, str(error)) from error
-
-
-def _words_end(model: StableDiffusion, prompt: str, config: GuidanceConfig) -> int:
-    table = token_table(model.tokenizer, prompt)
-    trims = model.is_version_2 if config.normalize_eot is None else config.normalize_eot
-    return table.end if trims else table.length - 1
 
 
 def _latent_shape(

@@ -9,6 +9,7 @@ import pytest
 
 from aae_batch.errors import ManifestError, PromptError, RequestError
 from aae_batch.manifest import open_manifest
+from aae_batch.request import METHODS
 from aae_batch.row import Row, read_row, seed_of
 
 
@@ -70,7 +71,7 @@ def test_ids_and_seeds_have_defaults_that_depend_on_nothing_else(tmp_path):
         ({"prompt": 5}, "column prompt: 5 is not text"),
         ({"height": 100}, "column height: 100 is not a multiple of 8; use 96"),
         ({"width": -8}, "column width: -8 is not a multiple of 8"),
-        ({"method": "magic"}, "use attend-and-excite or stable-diffusion"),
+        ({"method": "magic"}, f"use {' or '.join(METHODS)}"),
         ({"num_inference_steps": 0}, "use 1 to 1000"),
         ({"guidance_scale": "much"}, "column guidance_scale: 'much' is not a number from 0"),
         ({"guidance_scale": float("inf")}, "is not a number from 0"),

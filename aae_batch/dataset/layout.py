@@ -21,6 +21,8 @@ from typing import Literal, TypedDict
 
 import pyarrow as pa
 
+from aae_batch.request import METHODS
+
 Layout = Literal["files", "webdataset", "parquet"]
 
 RUN = "run.json"
@@ -102,7 +104,7 @@ MANIFEST_COLUMNS: tuple[pa.Field, ...] = (
         "Subjects as positions in the tokenizer's output; 0 is the start token.",
     ),
     _column("seed", pa.int64(), "Of the initial noise. Default: from a hash of the id."),
-    _column("method", pa.string(), "attend-and-excite or stable-diffusion."),
+    _column("method", pa.string(), f"One of {', '.join(METHODS)}."),
     _column("negative_prompt", pa.string(), "What classifier-free guidance moves away from."),
     _column("guidance_scale", pa.float64(), "Strength of classifier-free guidance."),
     _column("num_inference_steps", pa.int32(), "Denoising steps."),
@@ -160,7 +162,12 @@ ATTENTION_SCHEMA = pa.schema(
         _column("map_scale", pa.float32(), "The probability that 255 stands for in map."),
     ]
 )
-"""One row per image and subject."""
+"""One row per image and subject.
+
+With composable-diffusion a subject's maps are those of its own conjunct, in which it competes with
+that conjunct's words alone: its figures are larger than with the other methods, and are not to be
+compared with theirs. Its positions are those in the prompt all the same.
+"""
 
 SCORED_COLUMNS: tuple[pa.Field, ...] = (
     _column("id", pa.string(), "The row's id, as in the metadata table."),

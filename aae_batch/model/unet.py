@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 
 import diffusers
@@ -18,18 +17,14 @@ from torch import Tensor
 
 from aae_batch.config import SCHEDULERS
 from aae_batch.errors import ModelError, SettingsError
-from aae_batch.model.cross_attention import CrossAttentionRecorder, cross_attention_layers
+from aae_batch.model.cross_attention import (
+    CrossAttentionRecorder,
+    cross_attention_layers,
+    values_from,
+)
 
 DEFAULT_LEVEL = 2
 """The maps' side is a quarter of the latents', as in the paper: 16 of 64."""
-
-
-@dataclass(frozen=True)
-class TextEmbeddings:
-    """`prompt` and `negative` are [tokens, width]; `negative` is None without classifier-free guidance."""
-
-    prompt: Tensor
-    negative: Tensor | None
 
 
 class StableDiffusion:
@@ -84,14 +79,12 @@ class StableDiffusion:
     # --- the four verbs ---
 
     @torch.no_grad()
-    def encode(self, prompt: str, negative_prompt: str | None, guided: bool) -> TextEmbeddings:
-        """Prompt and, for classifier-free guidance, negative prompt as the UNet takes them.
+    def encode(self, text: str) -> Tensor:
+        """A text as the UNet takes it, [tokens, width].
 
-        Each text is encoded on its own, so that the result does not depend on its neighbours.
+        Each is encoded on its own, so that the result does not depend on its neighbours.
         """
-        return TextEmbeddings(
-            self._encode_one(prompt), self._encode_one(negative_prompt or "") if guided else None
-        )
+        return self._encode_one(text)
 
     def attend(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         """Cross-attention maps, differentiable in the latents; the forward ends at the last map.
@@ -111,15 +104,28 @@ class StableDiffusion:
 
     @torch.no_grad()
     def denoise(
-        self, latents: Tensor, timesteps: Tensor, text: Tensor, record: slice | None = None
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        values: Tensor | None = None,
+        record: slice | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The UNet's prediction and, of the rows in `record`, the maps as `attend` gives them."""
-        if record is None:
-            return self.unet(latents, timesteps, encoder_hidden_states=text).sample, None
-        recorder = self._require_recorder()
-        with recorder.recording(keep=record):
-            predicted = self.unet(latents, timesteps, encoder_hidden_states=text).sample
-        return predicted, self._on_grid(recorder.maps, latents)
+        """The UNet's prediction and, of the rows in `record`, the maps as `attend` gives them.
+
+        Args:
+            latents, timesteps, text: as `attend` takes them.
+            values: [batch, tokens, width], what cross-attention makes its values of where that is
+                not `text`; its keys, and the maps with them, stay those of `text`.
+            record: rows of the batch whose maps are wanted.
+        """
+        with self._taking_values_from(values):
+            if record is None:
+                return self.unet(latents, timesteps, encoder_hidden_states=text).sample, None
+            recorder = self._require_recorder()
+            with recorder.recording(keep=record):
+                predicted = self.unet(latents, timesteps, encoder_hidden_states=text).sample
+            return predicted, self._on_grid(recorder.maps, latents)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Image:
@@ -209,6 +215,9 @@ class StableDiffusion:
 
     def _on_grid(self, maps: Tensor, latents: Tensor) -> Tensor:
         return maps.unflatten(1, self.map_size(latents))
+
+    def _taking_values_from(self, text: Tensor | None) -> AbstractContextManager[None]:
+        return nullcontext() if text is None else values_from(self.unet, text)
 
     def _encode_one(self, text: str) -> Tensor:
         embeddings, _ = self.pipe.encode_prompt(text, self.device, 1, False)

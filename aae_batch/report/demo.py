@@ -15,7 +15,6 @@ from aae_batch.job.driver import run_job
 from aae_batch.job.settings import JobSettings
 from aae_batch.model.loading import EMBEDDED, default_guidance
 from aae_batch.report.contact_sheet import Finding, Group, Picture, contact_sheet
-from aae_batch.request import METHODS
 from aae_batch.shapes.detector import Verdict, judge
 from aae_batch.shapes.score import SPLITS, Pair
 from aae_batch.shapes.world import Thing, caption
@@ -74,7 +73,7 @@ def _manifest(pairs: Sequence[Pair]) -> bytes:
             "method": method,
         }
         for i, pair in enumerate(pairs)
-        for method in METHODS
+        for method in LABELS
     ]
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
