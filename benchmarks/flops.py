@@ -45,6 +45,10 @@ class Passes:
     attend_backward: int
     denoise: int
     """Our forward with classifier-free guidance: two rows."""
+    composed: int
+    """The same of composable-diffusion with two conjuncts: three rows."""
+    structured: int
+    """The same of structure-diffusion: two rows, with values of another text."""
     upstream_forward: int
     """Diffusers' guided forward, with the objective."""
     upstream_backward: int
@@ -68,9 +72,9 @@ def count_passes() -> Passes:
     latents = torch.empty(1, 4, 64, 64, device="meta")
     timesteps = torch.empty(1, device="meta")
     text = torch.empty(1, 77, 768, device="meta")
-    attend, attend_backward, denoise = _ours(unet, latents, timesteps, text)
-    forward, backward, upstream_denoise = _upstream(unet, latents, timesteps, text)
-    return Passes(attend, attend_backward, denoise, forward, backward, upstream_denoise)
+    return Passes(
+        *_ours(unet, latents, timesteps, text), *_upstream(unet, latents, timesteps, text)
+    )
 
 
 def ours(passes: Passes, refinements: int) -> int:
@@ -93,7 +97,7 @@ def theirs(passes: Passes, refinements: int) -> int:
 
 def _ours(
     unet: UNet2DConditionModel, latents: Tensor, timesteps: Tensor, text: Tensor
-) -> tuple[int, int, int]:
+) -> tuple[int, int, int, int, int]:
     pipe = SimpleNamespace(
         unet=unet,
         vae=SimpleNamespace(config=SimpleNamespace(latent_channels=4)),
@@ -112,12 +116,15 @@ def _ours(
             excitation(smooth(subjects)), torch.empty(1, device="meta")
         ).sum()
 
+    def denoise(rows: int, values: Tensor | None = None) -> int:
+        several = [torch.cat([tensor] * rows) for tensor in (latents, timesteps, text)]
+        with FlopCounterMode(display=False) as counter:
+            model.denoise(several[0], several[1], several[2], values, record=slice(1, None))
+        return counter.get_total_flops()
+
     with model.recording_maps(None):
         forward, backward = _count_guided(loss, latents)
-        double = [torch.cat([tensor, tensor]) for tensor in (latents, timesteps, text)]
-        with FlopCounterMode(display=False) as counter:
-            model.denoise(double[0], double[1], double[2], record=slice(1, None))
-    return forward, backward, counter.get_total_flops()
+        return forward, backward, denoise(2), denoise(3), denoise(2, torch.cat([text] * 2))
 
 
 def _upstream(
@@ -179,6 +186,15 @@ def main() -> None:
     for refinements in REFINEMENTS:
         mine, other = ours(passes, refinements), theirs(passes, refinements)
         print(f"| {refinements} | {mine / 1e12:.1f} | {other / 1e12:.1f} | {mine / other:.3f} |")
+    print()
+    print("| method | this engine, TFLOP | times stable-diffusion |")
+    print("|---|---|---|")
+    for method, denoise in (
+        ("stable-diffusion", passes.denoise),
+        ("composable-diffusion, two conjuncts", passes.composed),
+        ("structure-diffusion", passes.structured),
+    ):
+        print(f"| {method} | {STEPS * denoise / 1e12:.1f} | {denoise / passes.denoise:.3f} |")
 
 
 if __name__ == "__main__":

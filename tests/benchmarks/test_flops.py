@@ -20,6 +20,11 @@ def test_an_image_costs_less_than_with_diffusers(passes, refinements, most):
     assert ours(passes, refinements) <= most * theirs(passes, refinements)
 
 
+def test_a_conjunct_costs_a_row_and_values_of_noun_phrases_cost_nothing(passes):
+    assert passes.composed == pytest.approx(1.5 * passes.denoise, rel=1e-3)
+    assert passes.structured == passes.denoise
+
+
 def test_both_make_as_many_passes_as_are_counted(sd1_pipeline):
     config = GuidanceConfig(num_inference_steps=5, max_iter_to_alter=3, thresholds={0: 0.5, 2: 0.6})
     request = Request("a red circle and a blue square", token_indices=[3, 7], seed=1)
