@@ -19,6 +19,7 @@ import torch
 
 from aae_batch import Engine, GuidanceConfig, Request, Result
 from aae_batch.engine import Batch
+from aae_batch.request import METHODS
 from aae_batch.sample import Sample
 from aae_batch.shapes.detector import judge
 from aae_batch.shapes.world import PAIRS, THINGS, Thing, caption
@@ -150,13 +151,16 @@ def score_results(results: Iterator[Result], things: dict[str, Sequence[Thing]])
 def compare(
     engine: Engine, config: GuidanceConfig, split: Split, ways: Sequence[str]
 ) -> dict[str, list[Score]]:
-    """Score each of `ways`, out of plain, guided and control, on the same prompts and seeds."""
+    """Score each of `ways` on the same prompts and seeds: plain, guided, control, or a method's name."""
     things: dict[str, Sequence[Thing]] = {caption(pair): pair for pair in split.pairs}
     requests = split.requests()
     scores = {}
     if "plain" in ways:
         plain = config.updated(method="stable-diffusion")
         scores["plain"] = score_results(engine.generate(requests, plain), things)
+    for method in [way for way in ways if way in METHODS]:
+        named = config.updated(method=method)
+        scores[method] = score_results(engine.generate(requests, named), things)
     if "guided" in ways or "control" in ways:
         with engine.model.recording_maps(config.attn_res):
             recording = _Recording(engine.model, config, engine.slots)
@@ -237,7 +241,11 @@ def main() -> None:
     parser.add_argument(
         "--split", default="report", choices=list(SPLITS), help="which prompts and seeds"
     )
-    parser.add_argument("--ways", default="single,plain,guided,control", help="what to measure")
+    parser.add_argument(
+        "--ways",
+        default="single,plain,guided,control",
+        help=f"what to measure, also by method: {', '.join(METHODS)}",
+    )
     parser.add_argument("--prompts", type=int, help="only so many prompts of the split")
     parser.add_argument("--slots", type=int, default=16, help="pictures at a time")
     parser.add_argument(
