@@ -130,9 +130,10 @@ def _between(words: list[_Word], subjects: Sequence[Subject]) -> set[int]:
 
 
 def _everywhere(words: list[_Word]) -> set[int]:
-    strength = [CONJUNCTIONS.get(word.text, 0) for word in words]
-    strongest = max(strength, default=0)
-    return {i for i, value in enumerate(strength) if value == strongest and value >= 2}
+    """The words at which to cut where no subject says which: no "with", and no comma."""
+    strength = {i: CONJUNCTIONS.get(word.text, 0) for i, word in enumerate(words)}
+    strongest = max([CONJUNCTIONS["and"], *strength.values()])
+    return {i for i, value in strength.items() if value == strongest}
 
 
 def _split(words: list[_Word], cuts: set[int]) -> list[list[_Word]]:
