@@ -80,6 +80,16 @@ def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(
     assert not out.exists()
 
 
+def test_a_dry_run_tells_the_phrases_that_a_method_takes_a_prompt_apart_into(
+    run, manifest, tokenizer_folder, tmp_path
+):
+    options = ["generate", manifest, tmp_path / "out", "--model", tokenizer_folder, "--dry-run"]
+    composed = run(*options, "--method", "composable-diffusion")
+    assert "  conjuncts: 'a red circle', 'a blue square'" in composed.output
+    structured = run(*options, "--method", "structure-diffusion")
+    assert "  noun phrases: 'a red circle', 'a blue square'" in structured.output
+
+
 def test_the_token_table_tells_what_can_be_guided(run, tokenizer_folder):
     result = run("tokens", "a red circle", "--model", tokenizer_folder)
     assert result.exit_code == 0

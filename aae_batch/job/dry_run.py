@@ -12,6 +12,7 @@ from aae_batch.job.records import make_plan
 from aae_batch.job.settings import JobSettings
 from aae_batch.manifest import open_manifest
 from aae_batch.model.loading import load_tokenizer
+from aae_batch.phrases import conjuncts, noun_phrases
 from aae_batch.row import Row
 from aae_batch.subjects import Tokenizer, resolve_subjects, token_table
 
@@ -44,6 +45,8 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
                 write(f"row {row.id}: {row.request.prompt!r}")
                 write(f"  tokens: {token_table(tokenizer, row.request.prompt)}")
             error = row.error or _trouble(tokenizer, row, settings)
+            if error is None and row.index < PROMPTS_SHOWN:
+                _tell_phrases(tokenizer, row, settings, write)
             if error is not None:
                 failures[type(error).__name__] += 1
                 if failures.total() <= FAILURES_SHOWN:
@@ -61,7 +64,25 @@ def _trouble(tokenizer: Tokenizer, row: Row, settings: JobSettings) -> RowError 
         subjects = resolve_subjects(tokenizer, row.request)
     except RowError as error:
         return error
-    method = row.request.method or settings.guidance.method
-    if method == "attend-and-excite" and not subjects:
+    if _method(row, settings) == "attend-and-excite" and not subjects:
         return PromptError(row.id, "no subject is named; give subjects or token_indices")
     return None
+
+
+def _tell_phrases(
+    tokenizer: Tokenizer, row: Row, settings: JobSettings, write: Callable[[str], None]
+) -> None:
+    """Say what a method that encodes phrases by themselves makes of the prompt."""
+    finders = {
+        "composable-diffusion": ("conjuncts", conjuncts),
+        "structure-diffusion": ("noun phrases", noun_phrases),
+    }
+    method = _method(row, settings)
+    if method in finders:
+        name, find = finders[method]
+        phrases = find(tokenizer, row.request.prompt, resolve_subjects(tokenizer, row.request))
+        write(f"  {name}: {', '.join(repr(phrase.text) for phrase in phrases)}")
+
+
+def _method(row: Row, settings: JobSettings) -> str:
+    return row.request.method or settings.guidance.method
