@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import math
-import tarfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +14,7 @@ import pyarrow.parquet as pq
 from aae_batch.dataset import layout as names
 from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.layout import Layout
+from aae_batch.dataset.webdataset import tar_of
 from aae_batch.errors import RowError
 
 if TYPE_CHECKING:
@@ -158,64 +155,15 @@ def commit(
         _sweep(storage, shard, {record.get("file_name") for record in records})
     elif layout == "webdataset":
         images = [outcome.image for outcome in outcomes]
-        storage.write_bytes(names.tar_name(shard), _tar(metadata, images, image_format.suffix))
+        described = metadata.drop_columns(list(_OF_THE_TABLE_ONLY))
+        tar = tar_of(described, images, image_format.suffix)
+        storage.write_bytes(names.tar_name(shard), tar)
     storage.write_bytes(names.attention_name(shard), _parquet(attention))
     storage.write_bytes(names.metadata_name(shard), _parquet(metadata))
 
 
 def _image_cell(row_id: str, image: bytes | None, suffix: str) -> dict[str, Any] | None:
     return None if image is None else {"bytes": image, "path": f"{row_id}{suffix}"}
-
-
-def _tar(metadata: pa.Table, images: Sequence[bytes | None], suffix: str) -> bytes:
-    """The pictures of a shard with what its table says of them, in order: `<id>.png`, `<id>.json`."""
-    described = [
-        column.name
-        for column in metadata.schema
-        if column.name not in _OF_THE_TABLE_ONLY and _is_json(column.type)
-    ]
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for row, image in zip(metadata.select(described).to_pylist(), images, strict=True):
-            if image is not None:
-                text = json.dumps(_finite(row), ensure_ascii=False).encode()
-                _add(tar, names.member_name(row["id"], suffix), image)
-                _add(tar, names.member_name(row["id"], ".json"), text)
-    return buffer.getvalue()
-
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # of no time and of no owner
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
-
-
-def _is_json(kind: pa.DataType) -> bool:
-    """Does JSON have the values of this type as they are?"""
-    if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _is_json(kind.value_type)
-    if pa.types.is_struct(kind):
-        fields = [kind.field(i) for i in range(kind.num_fields)]
-        unique = len({field.name for field in fields}) == len(fields)
-        return unique and all(_is_json(field.type) for field in fields)
-    return (
-        pa.types.is_null(kind)
-        or pa.types.is_boolean(kind)
-        or pa.types.is_integer(kind)
-        or pa.types.is_float32(kind)
-        or pa.types.is_float64(kind)
-        or pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-    )
-
-
-def _finite(value: Any) -> Any:
-    """`value` with None for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _sweep(storage: Storage, shard: int, wanted: set[str | None]) -> None:

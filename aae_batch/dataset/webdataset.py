@@ -1,0 +1,67 @@
+"""Pictures and what is said of them in one tar, as WebDataset reads it."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import tarfile
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from aae_batch.dataset.layout import member_name
+
+
+def tar_of(rows: pa.Table, images: Sequence[bytes | None], suffix: str) -> bytes:
+    """A tar of `<id>.png` and `<id>.json` for each row with a picture, in their order.
+
+    Args:
+        rows: has a column `id`; the JSON has those of its columns whose values JSON has.
+        images: a picture's bytes for each row, or None.
+        suffix: of the pictures' names, with its dot.
+    """
+    described = [column.name for column in rows.schema if _is_json(column.type)]
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for row, image in zip(rows.select(described).to_pylist(), images, strict=True):
+            if image is not None:
+                text = json.dumps(_finite(row), ensure_ascii=False).encode()
+                _add(tar, member_name(row["id"], suffix), image)
+                _add(tar, member_name(row["id"], ".json"), text)
+    return buffer.getvalue()
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # of no time and of no owner
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def _is_json(kind: pa.DataType) -> bool:
+    """Does JSON have the values of this type as they are?"""
+    if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _is_json(kind.value_type)
+    if pa.types.is_struct(kind):
+        fields = [kind.field(i) for i in range(kind.num_fields)]
+        unique = len({field.name for field in fields}) == len(fields)
+        return unique and all(_is_json(field.type) for field in fields)
+    return (
+        pa.types.is_null(kind)
+        or pa.types.is_boolean(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_float32(kind)
+        or pa.types.is_float64(kind)
+        or pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+    )
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None for what JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
