@@ -1,6 +1,6 @@
 """Image datasets with semantic guidance: Attend-and-Excite, in batches, on Ray.
 
->>> from aae_batch import Engine, GuidanceConfig, Request
+>>> from aae_batch import Engine, GuidanceConfig, Request, open_dataset
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from aae_batch.request import Request, Result
 
 if TYPE_CHECKING:
     from aae_batch.config import GuidanceConfig
+    from aae_batch.dataset.notebook import open_dataset
     from aae_batch.engine import Engine
 
 __version__ = "0.1.0"
-__all__ = ["Engine", "GuidanceConfig", "Request", "Result"]
+__all__ = ["Engine", "GuidanceConfig", "Request", "Result", "open_dataset"]
 
 
 def __getattr__(name: str):
-    """Import torch and pydantic when they are first needed, so that the command line starts at once."""
+    """Import torch, pydantic and pyarrow when they are first needed, so that the command line starts at once."""
     if name == "Engine":
         from aae_batch.engine import Engine
 
@@ -27,4 +28,8 @@ def __getattr__(name: str):
         from aae_batch.config import GuidanceConfig
 
         return GuidanceConfig
+    if name == "open_dataset":
+        from aae_batch.dataset.notebook import open_dataset
+
+        return open_dataset
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

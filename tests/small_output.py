@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,12 +43,21 @@ class Output:
 
 @pytest.fixture
 def make_output(tmp_path) -> Callable[..., Output]:
-    """Write a whole dataset of `ROWS` in some layout."""
+    """Write a whole dataset in some layout, by default of `ROWS` and into a folder.
 
-    def make(layout: str = "files") -> Output:
+    `losses` has the final losses, by id, of rows whose loss is not to be 0.5.
+    """
+
+    def make(
+        layout: str = "files",
+        root: str | Path = tmp_path / "out",
+        *,
+        rows: Sequence[Mapping[str, Any]] = ROWS,
+        losses: Mapping[str, float] | None = None,
+    ) -> Output:
         manifest = tmp_path / "manifest.jsonl"
-        manifest.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-        storage = open_storage(tmp_path / "out")
+        manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        storage = open_storage(root)
         guidance = GuidanceConfig(num_inference_steps=STEPS)
         settings = JobSettings(
             manifest=manifest, output=storage.root, guidance=guidance, layout=layout, shard_size=2
@@ -56,9 +66,14 @@ def make_output(tmp_path) -> Callable[..., Output]:
             plan = make_plan(settings, opened, storage)
             begin(storage, plan)
             for piece in list(plan.ledger().todo):
-                rows, extras = opened.read(piece.start, piece.stop)
+                read, extras = opened.read(piece.start, piece.stop)
                 form = (plan.layout, plan.image_format)
-                made = [_outcome(storage, piece.shard, row, guidance, *form) for row in rows]
+                made = [
+                    _outcome(
+                        storage, piece.shard, row, (losses or {}).get(row.id, 0.5), guidance, *form
+                    )
+                    for row in read
+                ]
                 fingerprint = plan.run["fingerprint"]
                 writer.commit(storage, piece.shard, made, extras, fingerprint, *form)
         storage.write_bytes(SUMMARY, as_json(summarize(Dataset(storage), None)))
@@ -67,7 +82,7 @@ def make_output(tmp_path) -> Callable[..., Output]:
     return make
 
 
-def _outcome(storage, shard, row, guidance, *form) -> writer.Outcome:
+def _outcome(storage, shard, row, final_loss, guidance, *form) -> writer.Outcome:
     if row.error is not None:
         return writer.failed(row, guidance)
     request = row.request
@@ -78,7 +93,7 @@ def _outcome(storage, shard, row, guidance, *form) -> writer.Outcome:
         subjects=tuple(_seen(name, indices) for name, indices in named),
         loss=np.zeros(STEPS, np.float32),
         num_refinements=row.index,
-        final_loss=0.5,
+        final_loss=final_loss,
     )
     result = Result(request, image=image, attention=seen, seconds=1.0)
     return writer.write_image(storage, shard, row, result, guidance, *form)

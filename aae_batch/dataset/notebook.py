@@ -1,0 +1,252 @@
+"""A dataset in a notebook: rows as tables, pictures by their ids, pairs side by side."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from aae_batch.dataset.heatmap import heatmap
+from aae_batch.dataset.reader import Dataset, attention_map
+from aae_batch.dataset.storage import open_storage
+from aae_batch.errors import OutputError, shown
+
+if TYPE_CHECKING:
+    import pandas
+
+_INDEX = ["id", "prompt", "seed", "method", "status", "shard"]
+_THUMBNAILS = 6
+_THUMBNAIL_SIDE = 128
+_NAMED = 10
+"""So many seeds or subjects are named in an error."""
+
+
+def open_dataset(root: str | os.PathLike[str], s3_endpoint: str | None = None) -> OpenDataset:
+    """Open what a run wrote, complete or not: a folder, `s3://bucket/prefix`, or another URL.
+
+    Args:
+        s3_endpoint: URL of an S3-compatible store; default: as the environment says, else AWS.
+
+    Raises:
+        OutputError: there is no run in `root`, or no way to read it.
+    """
+    dataset = Dataset(open_storage(root, s3_endpoint))
+    if dataset.run is None:
+        raise OutputError(f"There is no run in {os.fspath(root)}: check the path.")
+    return OpenDataset(dataset)
+
+
+class OpenDataset:
+    """What was committed when it was opened. Pictures are read when they are asked for; the tables of
+    the last shard that was asked for are held.
+
+    Args:
+        dataset: the same, shard by shard.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+        self._shards = dataset.shards()
+        self._held: dict[str, tuple[int, pa.Table]] = {}
+
+    def __len__(self) -> int:
+        return self._index.num_rows
+
+    def rows(self, columns: list[str] | None = None) -> pa.Table:
+        """The metadata of all rows, in the manifest's order; all columns, or `columns`."""
+        tables = [self.dataset.table(shard, columns) for shard in self._shards]
+        return pa.concat_tables(tables) if tables else pa.table({})
+
+    def to_pandas(self, columns: list[str] | None = None) -> pandas.DataFrame:
+        """The same for pandas, which must be installed."""
+        return self.rows(columns).to_pandas()
+
+    def image(self, id: str) -> Image.Image:
+        """The picture of a row.
+
+        Raises:
+            OutputError: there is no such row, it has no picture, or that cannot be read.
+        """
+        row = self._row(id)
+        if row["status"] == "failed":
+            raise OutputError(f"Row {id} has no picture: {row['error']}")
+        return self.dataset.image(row)
+
+    def attention(self, id: str) -> pa.Table:
+        """What was recorded of each subject of a row: its part of the attention table.
+
+        Raises:
+            OutputError: there is no such row.
+        """
+        table = self._of_shard("attention", self._shard_of(id))
+        return table.filter(pc.equal(table["id"], id))
+
+    def heatmap(self, id: str, subject: str) -> Image.Image:
+        """The attention to a subject at the last step, laid over the picture.
+
+        Raises:
+            OutputError: there is no such row or subject, or no picture.
+        """
+        seen = self.attention(id).to_pylist()
+        for row in seen:
+            if row["subject"] == subject:
+                return heatmap(self.image(id), attention_map(row))
+        subjects = [row["subject"] for row in seen[:_NAMED]]
+        names = f"its subjects are {', '.join(map(repr, subjects))}" if seen else "it has none"
+        raise OutputError(f"Row {id} has no subject {shown(subject)}: {names}.")
+
+    def compare(self, prompt: str, seed: int) -> Comparison:
+        """The pictures of a prompt from the same noise, one for each method.
+
+        Raises:
+            OutputError: no row has this prompt and seed.
+        """
+        of_prompt = self._index.filter(pc.equal(self._index["prompt"], prompt))
+        found = of_prompt.filter(pc.equal(of_prompt["seed"], seed)).to_pylist()
+        if not found:
+            seeds = of_prompt["seed"].unique().to_pylist()
+            more = ", ..." if len(seeds) > _NAMED else ""
+            raise OutputError(
+                f"No row has the prompt {shown(prompt)} and the seed {seed}: its seeds are "
+                f"{', '.join(map(str, seeds[:_NAMED]))}{more}."
+                if seeds
+                else f"No row has the prompt {shown(prompt)}: it must be the same to the letter."
+            )
+        times = Counter(row["method"] for row in found)
+        comparison = Comparison(prompt, seed)
+        for row in sorted(found, key=lambda row: (row["method"] or "", row["id"])):
+            method = row["method"] or "unknown"
+            label = method if times[row["method"]] == 1 else f"{method}, {row['id']}"
+            if row["status"] == "failed":
+                comparison.errors[label] = self._row(row["id"])["error"]
+            else:
+                comparison.images[label] = self.image(row["id"])
+        return comparison
+
+    def __repr__(self) -> str:
+        return f"<{self.dataset.storage.root}: {len(self)} of {self._planned} rows>"
+
+    def _repr_html_(self) -> str:
+        counts = self._index.group_by(["method", "status"]).aggregate([([], "count_all")])
+        lines = sorted(
+            (row["method"] or "", row["status"], row["count_all"]) for row in counts.to_pylist()
+        )
+        cells = "".join(
+            f"<tr><td>{escape(method)}</td><td>{escape(status)}</td><td>{count}</td></tr>"
+            for method, status, count in lines
+        )
+        return (
+            f"<div><b>{escape(self.dataset.storage.root)}</b>, {len(self)} of {self._planned} rows"
+            f"<table><tr><th>method</th><th>status</th><th>rows</th></tr>{cells}</table>"
+            f"{_figures(self._thumbnails())}</div>"
+        )
+
+    def _thumbnails(self) -> list[tuple[str, Image.Image]]:
+        """The first pictures of the first shard that has any, so that one shard is read."""
+        ok = self._index.filter(pc.equal(self._index["status"], "ok"))
+        shown_ones = ok.slice(0, _THUMBNAILS).to_pylist()
+        pictures = []
+        for row in shown_ones:
+            if row["shard"] == shown_ones[0]["shard"]:
+                image = self.image(row["id"])
+                image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+                pictures.append((row["prompt"], image))
+        return pictures
+
+    @cached_property
+    def _planned(self) -> int:
+        """Rows that the run is going to have."""
+        return (self.dataset.run or {}).get("rows", len(self))
+
+    @cached_property
+    def _index(self) -> pa.Table:
+        """Which shard a row is in, by id or by prompt and seed; all shards are read once for it."""
+        tables = [self.dataset.table(shard, _INDEX) for shard in self._shards]
+        empty = pa.table({name: pa.array([], pa.string()) for name in _INDEX})
+        return pa.concat_tables(tables) if tables else empty
+
+    def _shard_of(self, id: str) -> int:
+        place = pc.index(self._index["id"], id).as_py()
+        if place < 0:
+            raise OutputError(
+                f"There is no row {shown(id)} among the {len(self)} that are committed; "
+                "rows(['id']) has their ids."
+            )
+        return self._index["shard"][place].as_py()
+
+    def _row(self, id: str) -> dict[str, Any]:
+        """What is needed of a row to find its picture, or to say why there is none."""
+        table = self._of_shard("metadata", self._shard_of(id))
+        return table.slice(pc.index(table["id"], id).as_py(), 1).to_pylist()[0]
+
+    def _of_shard(self, kind: str, shard: int) -> pa.Table:
+        if kind not in self._held or self._held[kind][0] != shard:
+            columns = ["id", "shard", "file_name", "status", "error"]
+            table = (
+                self.dataset.attention_of(shard)
+                if kind == "attention"
+                else self.dataset.table(shard, columns)
+            )
+            self._held[kind] = (shard, table)
+        return self._held[kind][1]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Pictures of one prompt from the same noise.
+
+    Attributes:
+        images: by method, and by id too where a method has several.
+        errors: why there is none, in the same way.
+    """
+
+    prompt: str
+    seed: int
+    images: dict[str, Image.Image] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        failed = "".join(
+            f"<p>{escape(label)} failed: {escape(error)}</p>"
+            for label, error in self.errors.items()
+        )
+        figures = _figures(list(self.images.items()))
+        return f"<div><b>{escape(self.prompt)}</b>, seed {self.seed}{figures}{failed}</div>"
+
+    def _repr_png_(self) -> bytes | None:
+        """The pictures in a row, in the order of `images`; None where there are none."""
+        if not self.images:
+            return None
+        images = list(self.images.values())
+        size = (sum(image.width for image in images), max(image.height for image in images))
+        row = Image.new("RGB", size, "white")
+        left = 0
+        for image in images:
+            row.paste(image, (left, 0))
+            left += image.width
+        return _png(row)
+
+
+def _figures(pictures: list[tuple[str, Image.Image]]) -> str:
+    figures = "".join(
+        '<figure style="display: inline-block; margin: 4px; vertical-align: top">'
+        f'<img src="data:image/png;base64,{base64.b64encode(_png(image)).decode()}">'
+        f'<figcaption style="max-width: {image.width}px">{escape(label)}</figcaption></figure>'
+        for label, image in pictures
+    )
+    return f"<div>{figures}</div>"
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

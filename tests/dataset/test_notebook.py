@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aae_batch import open_dataset
+from aae_batch.dataset.heatmap import colour_map, heatmap
+from aae_batch.errors import OutputError
+
+
+@pytest.fixture(params=["files", "webdataset", "parquet"])
+def opened(request, make_output):
+    return open_dataset(make_output(request.param).storage.root)
+
+
+@pytest.fixture
+def pair(make_output):
+    """A prompt drawn by both methods from the same noise."""
+    methods = ("attend-and-excite", "stable-diffusion")
+    row = {"prompt": "<b>a cat</b>", "subjects": ["cat"], "seed": 3}
+    rows = [row | {"method": method} for method in methods]
+    return open_dataset(make_output(rows=rows).storage.root)
+
+
+def test_rows_are_those_of_the_manifest(opened):
+    assert opened.rows(["id", "status"]).to_pylist() == [
+        {"id": row_id, "status": "failed" if row_id == "bad" else "ok"}
+        for row_id in ("a", "b", "c", "bad", "d.1")
+    ]
+    assert "image" not in opened.rows().column_names
+    assert opened.to_pandas().set_index("id").loc["a", "prompt"] == "a cat and a dog"
+    assert (len(opened), repr(opened)) == (5, f"<{opened.dataset.storage.root}: 5 of 5 rows>")
+
+
+def test_a_picture_is_found_by_its_id(opened):
+    for place, row_id in [(4, "d.1"), (0, "a"), (2, "c")]:
+        assert opened.image(row_id).getpixel((0, 0)) == (40 * place, 0, 0)
+
+
+def test_tables_are_read_once_for_many_pictures(make_output, monkeypatch):
+    opened = open_dataset(make_output().storage.root)
+    read = []
+    read_bytes = type(opened.dataset.storage).read_bytes
+    monkeypatch.setattr(
+        type(opened.dataset.storage),
+        "read_bytes",
+        lambda storage, name: read.append(name) or read_bytes(storage, name),
+    )
+    for row_id in ("a", "b", "a", "b", "c"):
+        opened.image(row_id)
+    assert [name for name in read if name.startswith("metadata")] == [
+        "metadata/00000.parquet",
+        "metadata/00001.parquet",
+        "metadata/00002.parquet",  # the index
+        "metadata/00000.parquet",
+        "metadata/00001.parquet",
+    ]
+
+
+def test_what_is_not_there_is_said(opened):
+    with pytest.raises(OutputError, match="no row 'z' among the 5 that are committed"):
+        opened.image("z")
+    with pytest.raises(OutputError, match=r"Row bad has no picture: .*seed"):
+        opened.image("bad")
+    with pytest.raises(OutputError, match="no subject 'frog': its subjects are 'cat', 'dog'"):
+        opened.heatmap("a", "frog")
+    with pytest.raises(OutputError, match="seed 7: its seeds are"):
+        opened.compare("a cat", 7)
+    with pytest.raises(OutputError, match="the same to the letter"):
+        opened.compare("A cat", 7)
+
+
+def test_an_empty_place_is_no_dataset(tmp_path):
+    with pytest.raises(OutputError, match="There is no run in"):
+        open_dataset(tmp_path)
+
+
+def test_attention_is_that_of_the_row(opened):
+    assert opened.attention("a")["subject"].to_pylist() == ["cat", "dog"]
+    assert opened.attention("d.1").num_rows == 0
+    assert opened.heatmap("a", "dog").size == opened.image("a").size
+
+
+def test_a_heatmap_is_lightest_where_attention_is_largest():
+    attention = np.zeros((4, 4), np.float32)
+    attention[1, 2] = 0.01
+    laid = heatmap(Image.new("RGB", (64, 64), "grey"), attention).convert("L")
+    place = np.unravel_index(np.asarray(laid).argmax(), (64, 64))
+    assert (place[0] // 16, place[1] // 16) == (1, 2)
+
+
+def test_a_heatmap_of_no_attention_is_dark():
+    laid = heatmap(Image.new("RGB", (8, 8), "black"), np.zeros((4, 4)))
+    assert len(set(laid.get_flattened_data())) == 1
+
+
+def test_colours_grow_lighter_by_equal_steps():
+    srgb = colour_map() / 255
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    # L of OKLab, by its definition.
+    cones = linear @ np.array(
+        [
+            [0.4122214708, 0.2119034982, 0.0883024619],
+            [0.5363325363, 0.6806995451, 0.2817188376],
+            [0.0514459929, 0.1073969566, 0.6299787005],
+        ]
+    )
+    lightness = np.cbrt(cones) @ [0.2104542553, 0.7936177850, -0.0040720468]
+    assert np.allclose(lightness, np.linspace(0.2, 0.95, 256), atol=0.003)
+
+
+def test_methods_stand_side_by_side(pair):
+    comparison = pair.compare("<b>a cat</b>", 3)
+    assert list(comparison.images) == ["attend-and-excite", "stable-diffusion"]
+    html = comparison._repr_html_()
+    assert html.count("data:image/png;base64,") == 2
+    assert "&lt;b&gt;a cat&lt;/b&gt;</b>, seed 3" in html
+    png = Image.open(io.BytesIO(comparison._repr_png_()))
+    assert png.size == (32, 8)
+    assert (png.getpixel((0, 0)), png.getpixel((16, 0))) == ((0, 0, 0), (40, 0, 0))
+
+
+def test_rows_of_one_method_are_told_apart_and_failures_are_named(make_output):
+    row = {"prompt": "a cat", "subjects": ["cat"], "seed": 3}
+    rows = [row | {"id": "x"}, row | {"id": "y", "guidance_scale": 3.0}]
+    bad = row | {"id": "z", "method": "stable-diffusion", "height": -1}
+    comparison = open_dataset(make_output(rows=[*rows, bad]).storage.root).compare("a cat", 3)
+    assert list(comparison.images) == ["attend-and-excite, x", "attend-and-excite, y"]
+    assert list(comparison.errors) == ["stable-diffusion"]
+    assert "stable-diffusion failed: " in comparison._repr_html_()
+
+
+def test_a_dataset_shows_its_counts_and_first_pictures(opened):
+    html = opened._repr_html_()
+    assert "<td>attend-and-excite</td><td>ok</td><td>3</td>" in html
+    assert "<td>attend-and-excite</td><td>failed</td><td>1</td>" in html
+    assert html.count("data:image/png;base64,") == 2  # those of the first shard
+
+
+def test_text_of_a_dataset_is_no_html_of_the_page(pair):
+    assert "<b>a cat" not in pair._repr_html_()
+
+
+def test_a_dataset_in_s3_is_read_in_the_same_way(make_output, bucket):
+    output = make_output("webdataset", f"{bucket.url}/out")
+    opened = open_dataset(output.storage.root, s3_endpoint=bucket.endpoint)
+    assert opened.image("b").getpixel((0, 0)) == (40, 0, 0)
+
+
+def test_importing_the_package_imports_no_table_reader():
+    program = "import sys, aae_batch; print('pyarrow' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert output.stdout == "False\n"
