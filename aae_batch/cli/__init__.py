@@ -13,6 +13,7 @@ from aae_batch import __version__
 from aae_batch.cli.common import COMPLETE
 from aae_batch.cli.demo import demo
 from aae_batch.cli.evaluate import evaluate
+from aae_batch.cli.export import export
 from aae_batch.cli.generate import generate
 from aae_batch.cli.status import status
 from aae_batch.cli.tokens import tokens
@@ -26,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for command in (generate, verify, status, evaluate, tokens, demo):
+for command in (generate, verify, status, evaluate, export, tokens, demo):
     app.command()(command)
 
 

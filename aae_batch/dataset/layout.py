@@ -181,7 +181,7 @@ IMAGE_COLUMN = _column(
     "The picture as a file's bytes, and that file's name; null when failed. Layout parquet only.",
 )
 
-_HUGGING_FACE = {"huggingface": '{"info": {"features": {"image": {"_type": "Image"}}}}'}
+HUGGING_FACE = {"huggingface": '{"info": {"features": {"image": {"_type": "Image"}}}}'}
 """From this, Hugging Face's `datasets` knows that the column `image` is one of pictures."""
 
 RESERVED = frozenset(column.name for column in (*OUTCOME_COLUMNS, IMAGE_COLUMN))
@@ -192,7 +192,7 @@ def metadata_schema(extras: pa.Schema, layout: Layout = "files") -> pa.Schema:
     """The metadata table's schema: the manifest's columns, its own extra ones, what the run adds."""
     columns = [*MANIFEST_COLUMNS, *extras, *OUTCOME_COLUMNS]
     if layout == "parquet":
-        return pa.schema([*columns, IMAGE_COLUMN], metadata=_HUGGING_FACE)
+        return pa.schema([*columns, IMAGE_COLUMN], metadata=HUGGING_FACE)
     return pa.schema(columns)
 
 

@@ -1,0 +1,118 @@
+"""`aae-batch export`: a finished output as a dataset for others."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from aae_batch.cli.common import Output, S3Endpoint, complain, errors_in_a_sentence
+from aae_batch.errors import SettingsError
+
+BEST = "best-attention"
+
+
+def export(
+    output: Output,
+    destination: Annotated[
+        str,
+        typer.Argument(
+            metavar="DEST", help="An empty folder, or a URL: s3://..., hf://datasets/USER/NAME."
+        ),
+    ],
+    format: Annotated[
+        str,
+        typer.Option(
+            help="hf (Parquet with a column of pictures, as Hugging Face's hub shows it), parquet (the "
+            "same with a plain card), webdataset (tars) or imagefolder (a file per picture)."
+        ),
+    ] = "hf",
+    where: Annotated[
+        str | None,
+        typer.Option(
+            help="Only rows that this SQL expression is true of, over the columns of the metadata and of "
+            'scores, e.g. "final_loss < 0.5 AND neglected IS NOT TRUE".',
+            show_default="all with a picture",
+        ),
+    ] = None,
+    select: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{BEST}: of each prompt and method, only the picture with the lowest final loss, of "
+            "those that --where admits.",
+            show_default="all",
+        ),
+    ] = None,
+    of: Annotated[
+        int | None,
+        typer.Option(
+            help=f"With --select {BEST}: choose among so many seeds, the first of each prompt.",
+            show_default="all seeds of a prompt",
+        ),
+    ] = None,
+    partial: Annotated[
+        bool,
+        typer.Option("--partial", help="Take what is committed of an output that is not complete."),
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an earlier export in DEST.")
+    ] = False,
+    license: Annotated[
+        str | None,
+        typer.Option(
+            help="For the dataset card, as the hub spells it, e.g. cc-by-4.0.",
+            show_default="left to you, which the card says",
+        ),
+    ] = None,
+    rows_per_file: Annotated[
+        int, typer.Option(help="Of a Parquet file or a tar; so many pictures are held in memory.")
+    ] = 1000,
+    s3_endpoint: S3Endpoint = None,
+) -> None:
+    """Write the pictures of OUTPUT and what is known of them to DEST, in a format that other tools
+    load, with a dataset card and a page of samples.
+
+    Exit codes: 0 written, 2 wrong command or input.
+    """
+    with errors_in_a_sentence():
+        if select not in (None, BEST):
+            raise SettingsError(f"--select {select}: there is only {BEST}.")
+        if of is not None and select is None:
+            raise SettingsError(
+                f"--of {of} says among how many to choose: give --select {BEST}, too."
+            )
+        from aae_batch.dataset.reader import Dataset
+        from aae_batch.dataset.storage import open_storage
+        from aae_batch.export.condition import Condition
+        from aae_batch.export.export import ExportSettings
+        from aae_batch.export.export import export as write
+        from aae_batch.export.selection import Best
+        from aae_batch.terminal import shard_reporter
+
+        settings = ExportSettings(
+            format=format,
+            where=None if where is None else Condition(where),
+            best=None if select is None else Best(of),
+            partial=partial,
+            force=force,
+            license=license,
+            rows_per_file=rows_per_file,
+        )
+        dataset = Dataset(open_storage(output, s3_endpoint))
+        to = open_storage(destination, s3_endpoint)
+        with shard_reporter() as report:
+            written = write(dataset, to, settings, report, report)
+    for note in written.notes:
+        complain(note)
+    left_out = [
+        f"{count} {reason}"
+        for count, reason in (
+            (written.failed, "without a picture"),
+            (written.refused, "left out by --where"),
+            (written.beaten, "not the best of their prompt"),
+        )
+        if count
+    ]
+    print(f"{len(written)} of {written.rows} rows exported to {to.root}")
+    if left_out:
+        print(", ".join(left_out))

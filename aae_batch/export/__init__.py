@@ -1,0 +1,1 @@
+"""A finished output as a dataset for others."""

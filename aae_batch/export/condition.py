@@ -1,0 +1,78 @@
+"""`--where`: a condition on one row, in SQL, evaluated by DuckDB."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from aae_batch.errors import SettingsError, shown
+
+_PLACE = "the row's place"
+
+
+class Condition:
+    """An expression over the columns of a row, e.g. `final_loss < 0.5 AND neglected IS NOT TRUE`.
+
+    It is an expression and nothing else, by two parses that only a whole one passes, and it sees
+    neither files nor settings nor other tables.
+
+    Raises:
+        SettingsError: it is none, or DuckDB is not installed.
+    """
+
+    def __init__(self, text: str) -> None:
+        try:
+            import duckdb
+        except ImportError:
+            raise SettingsError("--where needs DuckDB: pip install 'aae-batch[sql]'.") from None
+        self.text = text
+        self._connection = duckdb.connect(
+            ":memory:",
+            config={
+                "enable_external_access": "false",
+                "python_enable_replacements": "false",
+                "lock_configuration": "true",
+            },
+        )
+        self._error = duckdb.Error
+        self._known: dict[pa.DataType, bool] = {}
+        try:
+            duckdb.SQLExpression(text)
+            # In brackets of lines of their own, so that a comment at its end does not hide one.
+            self._expression = duckdb.SQLExpression(f"(\n{text}\n)")
+        except duckdb.Error as error:
+            raise self._refused(error) from None
+
+    def admits(self, rows: pa.Table) -> np.ndarray:
+        """Which rows it is true of: bool [rows].
+
+        Raises:
+            SettingsError: it does not fit the columns.
+        """
+        held = np.zeros(rows.num_rows, bool)
+        places = pa.array(np.arange(rows.num_rows))
+        known = rows.select([column.name for column in rows.schema if self._knows(column)])
+        table = self._connection.from_arrow(known.append_column(_PLACE, places))
+        try:
+            found = table.filter(self._expression).project(f'"{_PLACE}"').fetchall()
+        except self._error as error:
+            raise self._refused(error) from None
+        held[[place for (place,) in found]] = True
+        return held
+
+    def _knows(self, column: pa.Field) -> bool:
+        """Does DuckDB have the type of a column? A manifest's own may be of any."""
+        if column.type not in self._known:
+            try:
+                self._connection.from_arrow(pa.schema([column]).empty_table())
+                self._known[column.type] = True
+            except self._error:
+                self._known[column.type] = False
+        return self._known[column.type]
+
+    def _refused(self, error: Exception) -> SettingsError:
+        reason = str(error).split("\n\nLINE")[0].replace("\n", " ")
+        return SettingsError(
+            f"--where {shown(self.text)} is no condition on a row's columns, such as \"final_loss < "
+            f'0.5 AND neglected IS NOT TRUE": {reason}'
+        )

@@ -1,0 +1,221 @@
+"""A finished output becomes a dataset for others: chosen rows, in their format, with a card."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from aae_batch.dataset.image_format import ImageFormat
+from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.storage import Storage
+from aae_batch.errors import OutputError, SettingsError
+from aae_batch.export.card import Facts, dataset_card, require_datasets
+from aae_batch.export.condition import Condition
+from aae_batch.export.formats import (
+    CARD,
+    FORMATS,
+    SAMPLES,
+    THREADS,
+    WRITTEN,
+    Piece,
+    open_format,
+)
+from aae_batch.export.samples import SAMPLES_SHOWN, samples_page
+from aae_batch.export.scores import Scores
+from aae_batch.export.selection import Best, Selection, choose
+
+ROWS_PER_FILE = 1000
+"""Some 400 MB of 512 x 512 PNG: what the hub likes a file to be, and what memory holds."""
+
+_LEFT_OUT = frozenset(
+    ["status", "error_type", "error", "file_name", "seconds", "shard", "fingerprint"]
+)
+"""Columns that tell of the job, or of the places in its output, and not of a picture."""
+
+_FIGURES = ("final_loss", "neglected", "num_refinements")
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What is exported, and how.
+
+    Attributes:
+        format: `hf`, `parquet`, `webdataset` or `imagefolder`.
+        where: only rows that this is true of.
+        best: of each prompt, only the best of these.
+        partial: take what is committed of an output that is not complete.
+        force: replace an earlier export in the destination.
+        license: for the card, as the hub spells it; None: left to the user.
+        rows_per_file: of a Parquet file or a tar; so many pictures are in memory.
+
+    Raises:
+        SettingsError: a value is unknown or out of range, or needs a package that is missing.
+    """
+
+    format: str = "hf"
+    where: Condition | None = None
+    best: Best | None = None
+    partial: bool = False
+    force: bool = False
+    license: str | None = None
+    rows_per_file: int = ROWS_PER_FILE
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise SettingsError(f"--format {self.format}: choose one of {', '.join(FORMATS)}.")
+        if self.rows_per_file < 1:
+            raise SettingsError(f"--rows-per-file {self.rows_per_file}: give at least 1.")
+        if self.format == "hf":
+            require_datasets()
+
+
+def export(
+    dataset: Dataset,
+    destination: Storage,
+    settings: ExportSettings,
+    choosing: Progress = lambda done, total: None,
+    writing: Progress = lambda done, total: None,
+) -> Selection:
+    """Write the rows of `dataset` that `settings` choose to `destination`, the card last: where it is,
+    the export is whole.
+
+    Args:
+        choosing, writing: are told how many shards are looked through, and then written.
+
+    Raises:
+        OutputError: the output is not complete, or cannot be read; the destination is not empty, or
+            cannot be written; no row is left.
+        SettingsError: the settings do not fit the rows.
+    """
+    run, shards = _opened(dataset, settings.partial)
+    stale = _stale(destination, settings.force)
+    selection = choose(dataset, settings.where, settings.best, choosing)
+    if not len(selection):
+        raise OutputError(
+            f"No row of {dataset.storage.root} is left to export: {selection.failed} of "
+            f"{selection.rows} have no picture, and --where leaves out {selection.refused}."
+        )
+    for name in stale:
+        destination.delete(name)
+    suffix = ImageFormat(**run["image_format"]).suffix
+    pieces = -(-len(selection) // settings.rows_per_file)
+    written = open_format(settings.format, destination, pieces, suffix)
+    columns = dataset.table(dataset.shards()[0]).column_names
+    scores = Scores(dataset, columns)
+    sampled = set(np.linspace(0, len(selection) - 1, SAMPLES_SHOWN).round().astype(int).tolist())
+    samples: list[tuple[dict, bytes]] = []
+    figures, place = [], 0
+    for piece in _pieces(dataset, selection, scores, settings.rows_per_file, writing):
+        written.write(piece)
+        figures.append(piece.rows.select(["method", *_FIGURES, *_averaged(piece.rows, scores)]))
+        shown = [i for i in range(len(piece.pictures)) if place + i in sampled]
+        described = piece.rows.select(["prompt", "method", "seed"]).take(shown).to_pylist()
+        samples += zip(described, (piece.pictures[i] for i in shown), strict=True)
+        place += len(piece.pictures)
+    written.close()
+    destination.write_bytes(SAMPLES, samples_page(samples))
+    facts = Facts(
+        title=destination.root.rstrip("/").rpartition("/")[2],
+        run=run,
+        shards=shards,
+        selection=selection,
+        schema=piece.rows.schema,
+        scored={
+            metric: [name for name, _ in columns] for metric, columns in scores.columns.items()
+        },
+        figures=pa.concat_tables(figures),
+    )
+    card = dataset_card(facts, settings, written)
+    destination.write_bytes(CARD, str(card).encode())
+    return selection
+
+
+def _opened(dataset: Dataset, partial: bool) -> tuple[dict, tuple[int, int]]:
+    """What `run.json` says, and how many shards there are and will be."""
+    run = dataset.run
+    root = dataset.storage.root
+    if run is None:
+        raise OutputError(f"There is no run in {root}: check the path.")
+    shards = (len(dataset.shards()), -(-run["rows"] // run["shard_size"]))
+    if not partial and (shards[0] < shards[1] or dataset.summary is None):
+        raise OutputError(
+            f"{root} is not complete, {shards[0]} of {shards[1]} shards are there: finish it by the "
+            "command that began it, or export what there is with --partial."
+        )
+    return run, shards
+
+
+def _stale(destination: Storage, force: bool) -> list[str]:
+    """What an earlier export has left in the destination, its card first."""
+    names = [name for name in destination.list("") if not name.startswith(".")]
+    foreign = next((name for name in names if not WRITTEN.fullmatch(name)), None)
+    if foreign is not None:
+        raise OutputError(
+            f"{destination.root} holds {foreign}, which is of no export: choose an empty destination."
+        )
+    if names and not force:
+        state = "an export" if CARD in names else "an export that was not finished"
+        raise OutputError(
+            f"{destination.root} holds {state}: choose another destination, or replace it with "
+            "--force."
+        )
+    return sorted(names, key=lambda name: name != CARD)
+
+
+def _pieces(
+    dataset: Dataset, selection: Selection, scores: Scores, size: int, progress: Progress
+) -> Iterator[Piece]:
+    """The chosen rows with their scores and pictures, `size` a piece and fewer in the last."""
+    held: list[pa.Table] = []
+    pictures: list[bytes] = []
+    index = 0
+    for done, (shard, places) in enumerate(selection.places.items()):
+        rows = scores.beside(dataset.table(shard), shard).take(places)
+        kept = rows.drop_columns([name for name in rows.column_names if name in _LEFT_OUT])
+        for start in range(0, rows.num_rows, size):  # a shard may have more rows than memory is for
+            part = rows.slice(start, size)
+            held.append(kept.slice(start, size))
+            pictures += _pictures(dataset, part)
+            while len(pictures) >= size:
+                table = pa.concat_tables(held)
+                yield Piece(index, table.slice(0, size).combine_chunks(), pictures[:size])
+                index += 1
+                held, pictures = [table.slice(size)], pictures[size:]
+        progress(done + 1, len(selection.places))
+    if pictures:
+        yield Piece(index, pa.concat_tables(held).combine_chunks(), pictures)
+
+
+def _pictures(dataset: Dataset, rows: pa.Table) -> list[bytes]:
+    """The pictures of rows of one shard, each held against its checksum."""
+    described = rows.select(["id", "shard", "file_name", "sha256"]).to_pylist()
+    if all(row["file_name"] is not None and "#" not in row["file_name"] for row in described):
+        with ThreadPoolExecutor(THREADS) as pool:
+            pictures = list(pool.map(dataset.image_bytes, described))
+    else:
+        pictures = [dataset.image_bytes(row) for row in described]
+    for row, picture in zip(described, pictures, strict=True):
+        if hashlib.sha256(picture).hexdigest() != row["sha256"]:
+            raise OutputError(
+                f"The picture of row {row['id']} is not the one that was made: see what "
+                f"`aae-batch verify {dataset.storage.root}` says."
+            )
+    return pictures
+
+
+def _averaged(rows: pa.Table, scores: Scores) -> list[str]:
+    """The scores that have a mean."""
+    return [
+        name
+        for name in scores.names
+        if pa.types.is_boolean(kind := rows.schema.field(name).type)
+        or pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+    ]

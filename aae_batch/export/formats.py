@@ -1,0 +1,156 @@
+"""How a dataset for others is laid out: pieces of rows with their pictures, one file or many."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from aae_batch.dataset import layout
+from aae_batch.dataset.storage import Storage
+from aae_batch.dataset.webdataset import tar_of
+
+FORMATS = ("hf", "parquet", "webdataset", "imagefolder")
+
+CARD = "README.md"
+SAMPLES = "samples.png"
+
+WRITTEN = re.compile(
+    r"README\.md|samples\.png|data/train-\d{5,}-of-\d{5,}\.parquet|train-\d{5,}\.tar|train/[^/]+"
+)
+"""Every name that an export can have under its destination."""
+
+ROWS_A_GROUP = 100
+"""Of a Parquet file: what a reader who wants one picture must fetch."""
+
+THREADS = 8
+"""Files that are written at once where each picture is one."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows and their pictures, encoded, in the same order. `index` counts the pieces from 0."""
+
+    index: int
+    rows: pa.Table
+    pictures: Sequence[bytes]
+
+
+class Format(Protocol):
+    """Writes pieces to a destination.
+
+    Attributes:
+        data_files: the pattern that its files match, for the dataset card.
+        num_bytes: written so far.
+    """
+
+    data_files: str
+    num_bytes: int
+
+    def write(self, piece: Piece) -> None: ...
+
+    def close(self) -> None:
+        """Write what can only be written at the end."""
+
+
+def open_format(name: str, destination: Storage, pieces: int, suffix: str) -> Format:
+    """The format of a name.
+
+    Args:
+        pieces: how many there are going to be.
+        suffix: of picture files, with its dot.
+    """
+    if name == "imagefolder":
+        return ImageFolder(destination, suffix)
+    if name == "webdataset":
+        return WebDataset(destination, suffix)
+    return Parquet(destination, pieces, suffix)
+
+
+class Parquet:
+    """`data/train-00000-of-00005.parquet`: a file a piece, with a column `image`."""
+
+    data_files = "data/train-*.parquet"
+
+    def __init__(self, destination: Storage, pieces: int, suffix: str) -> None:
+        self._destination = destination
+        self._pieces = pieces
+        self._suffix = suffix
+        self.num_bytes = 0
+        self.memory_bytes = 0
+        """The rows in Arrow's format, which Hugging Face calls the dataset's size."""
+        self.schema: pa.Schema | None = None
+
+    def write(self, piece: Piece) -> None:
+        ids = piece.rows["id"].to_pylist()
+        cells = [
+            {"bytes": picture, "path": f"{row_id}{self._suffix}"}
+            for row_id, picture in zip(ids, piece.pictures, strict=True)
+        ]
+        images = pa.array(cells, layout.IMAGE_COLUMN.type)
+        rows = piece.rows.add_column(0, layout.IMAGE_COLUMN.name, images)
+        rows = rows.replace_schema_metadata(layout.HUGGING_FACE)
+        self.schema = rows.schema
+        self.memory_bytes += rows.nbytes
+        name = f"data/train-{piece.index:05d}-of-{self._pieces:05d}.parquet"
+        data = _parquet(rows)
+        self._destination.write_bytes(name, data)
+        self.num_bytes += len(data)
+
+    def close(self) -> None: ...
+
+
+class WebDataset:
+    """`train-00000.tar`: a file a piece, with `<id>.png` and `<id>.json` of each row."""
+
+    data_files = "train-*.tar"
+
+    def __init__(self, destination: Storage, suffix: str) -> None:
+        self._destination = destination
+        self._suffix = suffix
+        self.num_bytes = 0
+
+    def write(self, piece: Piece) -> None:
+        data = tar_of(piece.rows, piece.pictures, self._suffix)
+        self._destination.write_bytes(f"train-{piece.index:05d}.tar", data)
+        self.num_bytes += len(data)
+
+    def close(self) -> None: ...
+
+
+class ImageFolder:
+    """`train/<id>.png`, and `train/metadata.parquet` with all rows, which are in memory until then."""
+
+    data_files = "train/**"
+
+    def __init__(self, destination: Storage, suffix: str) -> None:
+        self._destination = destination
+        self._suffix = suffix
+        self._rows: list[pa.Table] = []
+        self.num_bytes = 0
+
+    def write(self, piece: Piece) -> None:
+        names = [f"{row_id}{self._suffix}" for row_id in piece.rows["id"].to_pylist()]
+        with ThreadPoolExecutor(THREADS) as pool:
+            paths = [f"train/{name}" for name in names]
+            list(pool.map(self._destination.write_bytes, paths, piece.pictures))
+        self._rows.append(piece.rows.add_column(0, "file_name", pa.array(names, pa.string())))
+        self.num_bytes += sum(map(len, piece.pictures))
+
+    def close(self) -> None:
+        data = _parquet(pa.concat_tables(self._rows), rows_a_group=10_000)
+        self._destination.write_bytes("train/metadata.parquet", data)
+        self.num_bytes += len(data)
+
+
+def _parquet(rows: pa.Table, rows_a_group: int = ROWS_A_GROUP) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        rows, sink, row_group_size=rows_a_group, compression="zstd", write_page_index=True
+    )
+    return sink.getvalue().to_pybytes()

@@ -1,0 +1,40 @@
+"""A page of some of the pictures, for the dataset card."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from aae_batch.dataset.writer import PNG
+from aae_batch.report.contact_sheet import Group, Picture, contact_sheet
+
+SAMPLES_SHOWN = 12
+_COLUMNS = 4
+_LETTERS = 26
+"""Of a prompt: what fits over its picture."""
+
+
+def samples_page(samples: Sequence[tuple[Mapping[str, Any], bytes]]) -> bytes:
+    """A PNG of pictures under their prompts.
+
+    Args:
+        samples: rows with their encoded pictures.
+    """
+    groups = [
+        Group(_short(row["prompt"]), (Picture(f"{row['method']}, seed {row['seed']}", _rgb(data)),))
+        for row, data in samples
+    ]
+    title = f"{len(groups)} pictures, evenly spaced over the dataset"
+    return PNG.encode(contact_sheet(title, groups, columns=min(_COLUMNS, len(groups))))
+
+
+def _short(prompt: str) -> str:
+    prompt = " ".join(prompt.split())
+    return prompt if len(prompt) <= _LETTERS else f"{prompt[: _LETTERS - 3]}..."
+
+
+def _rgb(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data)).convert("RGB")

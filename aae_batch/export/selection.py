@@ -1,0 +1,162 @@
+"""Which rows of an output are exported, decided from its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from aae_batch.dataset.reader import Dataset
+from aae_batch.errors import SettingsError, shown
+from aae_batch.export.condition import Condition
+from aae_batch.export.scores import Scores
+
+_NAMED = 3
+"""So many prompts are named in a note."""
+
+_COLUMNS = ["prompt", "method", "seed", "final_loss", "status"]
+
+
+@dataclass(frozen=True)
+class Best:
+    """Keep one picture for each prompt and method: that with the lowest final loss, of equals that of
+    the lower seed.
+
+    Attributes:
+        of: choose among so many rows of a prompt, its first in the manifest; None: among all.
+    """
+
+    of: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.of is not None and self.of < 1:
+            raise SettingsError(f"--of {self.of}: give how many seeds a prompt has, at least 1.")
+
+
+@dataclass
+class Selection:
+    """Rows that are exported.
+
+    Attributes:
+        places: of each shard, which of its rows, in order.
+        rows: of the shards that are committed.
+        failed: rows without a picture, among those that the condition is true of.
+        refused: rows that the condition is not true of.
+        beaten: rows with a picture that another one of the same prompt was preferred to, or that could
+            not be compared.
+        notes: sentences on what is less than was asked for.
+    """
+
+    places: dict[int, np.ndarray] = field(default_factory=dict)
+    rows: int = 0
+    failed: int = 0
+    refused: int = 0
+    beaten: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(len(places) for places in self.places.values())
+
+
+def choose(
+    dataset: Dataset,
+    where: Condition | None = None,
+    best: Best | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Selection:
+    """The rows with a picture that `where` is true of, and of these the best.
+
+    Reads the tables shard by shard; memory holds eight bytes a row, with `best` some hundred.
+
+    Raises:
+        SettingsError: the condition does not fit the columns, or no prompt has as many rows as the
+            best is to be chosen from.
+    """
+    selection = Selection()
+    shards = dataset.shards()
+    scores = Scores(dataset, dataset.table(shards[0]).column_names) if where and shards else None
+    admitted = []
+    for done, shard in enumerate(shards):
+        table = dataset.table(shard, None if where else _COLUMNS)
+        places = np.arange(table.num_rows)
+        if where is not None and scores is not None:
+            places = np.flatnonzero(where.admits(scores.beside(table, shard)))
+        selection.rows += table.num_rows
+        selection.refused += table.num_rows - len(places)
+        table = table.select(_COLUMNS).take(places)
+        ok = pc.equal(table["status"], "ok").to_numpy()
+        selection.failed += int((~ok).sum())
+        selection.places[shard] = places if best else places[ok]
+        if best is not None:
+            admitted.append(table)
+        progress(done + 1, len(shards))
+    if best is not None and admitted:
+        _keep_the_best(selection, pa.concat_tables(admitted), best)
+    return selection
+
+
+def _keep_the_best(selection: Selection, admitted: pa.Table, best: Best) -> None:
+    """Narrow `selection` to the best.
+
+    Args:
+        admitted: the rows of `selection`, in its order.
+    """
+    ok = pc.equal(admitted["status"], "ok").to_numpy()
+    groups, prompts = _groups(admitted)
+    asked = np.ones(len(groups), bool) if best.of is None else _rank(groups) < best.of
+    losses = admitted["final_loss"].to_numpy()
+    seeds = pc.fill_null(admitted["seed"], 0).to_numpy()
+    candidates = np.flatnonzero(asked & ok & np.isfinite(losses))
+    order = np.lexsort((seeds[candidates], losses[candidates], groups[candidates]))
+    _, firsts = np.unique(groups[candidates][order], return_index=True)
+    kept = np.zeros(len(groups), bool)
+    kept[candidates[order][firsts]] = True
+    selection.beaten = int((ok & ~kept).sum())
+    lengths = [len(places) for places in selection.places.values()]
+    parts = np.split(kept, np.cumsum(lengths)[:-1])
+    for (shard, places), part in zip(selection.places.items(), parts, strict=True):
+        selection.places[shard] = places[part]
+    sizes = np.bincount(groups[asked])
+    if best.of is not None and sizes.size:
+        if sizes.max() < best.of:
+            raise SettingsError(
+                f"--of {best.of}: no prompt has so many rows of one method to choose from; the most "
+                f"is {sizes.max()}."
+            )
+        short = np.flatnonzero(sizes < best.of)
+        if len(short):
+            named = ", ".join(f"{shown(prompts[i])} ({sizes[i]})" for i in short[:_NAMED])
+            selection.notes.append(
+                f"{len(short)} of {len(sizes)} prompts have fewer than {best.of} rows to choose "
+                f"from: {named}{', ...' if len(short) > _NAMED else ''}."
+            )
+    empty = np.setdiff1d(np.arange(len(prompts)), groups[kept])
+    if len(empty):
+        named = ", ".join(shown(prompts[i]) for i in empty[:_NAMED])
+        selection.notes.append(
+            f"{len(empty)} of {len(prompts)} prompts have no picture with a final loss, and are left "
+            f"out: {named}{', ...' if len(empty) > _NAMED else ''}."
+        )
+
+
+def _groups(rows: pa.Table) -> tuple[np.ndarray, list[str]]:
+    """The number of each row's prompt and method, int64 [rows], and the prompts of the numbers."""
+    prompts = rows["prompt"].combine_chunks().dictionary_encode("encode")
+    methods = rows["method"].combine_chunks().dictionary_encode("encode")
+    pairs = prompts.indices.to_numpy() * len(methods.dictionary) + methods.indices.to_numpy()
+    used, groups = np.unique(pairs, return_inverse=True)
+    names = prompts.dictionary.to_pylist()
+    return groups, [names[pair // len(methods.dictionary)] for pair in used.tolist()]
+
+
+def _rank(groups: np.ndarray) -> np.ndarray:
+    """How many rows of the same group stand before each row."""
+    order = np.argsort(groups, kind="stable")
+    sizes = np.bincount(groups)
+    starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    rank = np.empty(len(groups), np.int64)
+    rank[order] = np.arange(len(groups)) - starts
+    return rank

@@ -1,0 +1,386 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import DatasetCard
+from PIL import Image
+from typer.testing import CliRunner
+
+from aae_batch import cli
+from aae_batch.dataset import layout
+from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.storage import open_storage
+from aae_batch.errors import OutputError, SettingsError
+from aae_batch.export.condition import Condition
+from aae_batch.export.export import ExportSettings, export
+from aae_batch.export.formats import FORMATS
+from aae_batch.export.selection import Best
+
+OK = ["a", "b", "c", "d.1"]
+REDS = [0, 40, 80, 160]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """Of the library `datasets`, which would keep what it has read in the home folder."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """`aae-batch export` of an output."""
+
+    def run(output, *options, to=tmp_path / "dest"):
+        arguments = ["export", output.storage.root, to, *options]
+        return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+    return run
+
+
+def load(folder: Path, *kind: str) -> datasets.Dataset:
+    if kind:
+        return datasets.load_dataset(*kind, data_dir=str(folder), split="train")
+    return datasets.load_dataset(str(folder), split="train")
+
+
+def score(output, shard: int, metric: str = "clip", **columns) -> None:
+    """Write scores of the pictures of a shard, as `aae-batch evaluate` would."""
+    rows = Dataset(output.storage).table(shard, ["id", "sha256", "status"])
+    rows = rows.filter(pa.compute.equal(rows["status"], "ok")).select(["id", "sha256"])
+    for name, values in columns.items():
+        rows = rows.append_column(name, pa.array(values[: rows.num_rows], pa.float32()))
+    buffer = io.BytesIO()
+    pq.write_table(rows, buffer)
+    output.storage.write_bytes(layout.metric_name(metric, shard), buffer.getvalue())
+
+
+# --- every format, from every layout -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["files", "webdataset", "parquet"])
+def test_every_layout_becomes_a_dataset_of_the_hub(make_output, run, tmp_path, source):
+    result = run(make_output(source), "--rows-per-file", 3)
+    assert (result.exit_code, result.output.splitlines()[0]) == (
+        0,
+        f"4 of 5 rows exported to {tmp_path / 'dest'}",
+    )
+    files = sorted(path.name for path in (tmp_path / "dest" / "data").iterdir())
+    assert files == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
+    rows = load(tmp_path / "dest")
+    assert rows["id"][:] == OK
+    assert [image.getpixel((0, 0))[0] for image in rows["image"]] == REDS
+    assert rows[0]["subjects"] == ["cat", "dog"]
+    assert rows[1]["token_indices"] == [[1, 2]]
+    assert rows.column_names[:3] == ["image", "id", "prompt"]
+    assert not {"status", "error", "file_name", "shard"} & set(rows.column_names)
+
+
+def test_tars_are_those_of_webdataset(make_output, run, tmp_path):
+    import webdataset
+
+    assert run(make_output(), "--format", "webdataset", "--rows-per-file", 3).exit_code == 0
+    tars = sorted(str(path) for path in (tmp_path / "dest").glob("train-*.tar"))
+    samples = list(webdataset.WebDataset(tars, shardshuffle=False).decode("pil"))
+    assert len(tars) == 2
+    assert [sample["json"]["id"] for sample in samples] == OK
+    rows = load(tmp_path / "dest")
+    assert [row["id"] for row in rows["json"]] == OK
+    assert [image.getpixel((0, 0))[0] for image in rows["png"]] == REDS
+
+
+@pytest.mark.parametrize("kind", [(), ("imagefolder",)])
+def test_a_folder_of_images_has_their_columns(make_output, run, tmp_path, kind):
+    result = run(make_output("webdataset"), "--format", "imagefolder", "--rows-per-file", 3)
+    assert result.exit_code == 0
+    rows = load(tmp_path / "dest", *kind).sort("id")
+    assert rows["id"][:] == OK
+    assert [image.getpixel((0, 0))[0] for image in rows["image"]] == REDS
+    assert rows[0]["subjects"] == ["cat", "dog"]
+
+
+def test_plain_parquet_is_loaded_as_pictures(make_output, run, tmp_path):
+    assert run(make_output(), "--format", "parquet").exit_code == 0
+    rows = load(tmp_path / "dest", "parquet")
+    assert [image.getpixel((0, 0))[0] for image in rows["image"]] == REDS
+
+
+@pytest.mark.parametrize("where", ["s3", "memory"])
+def test_a_dataset_goes_from_store_to_store(make_output, run, request, where):
+    bucket = request.getfixturevalue("bucket")
+    to = f"{bucket.url}/dest" if where == "s3" else f"memory://{bucket.name}/dest"
+    output = make_output("files", f"{bucket.url}/out")
+    assert run(output, to=to).exit_code == 0
+    found = open_storage(to)
+    assert found.list("") == [
+        "README.md",
+        "data/train-00000-of-00001.parquet",
+        "samples.png",
+    ]
+    table = pq.read_table(io.BytesIO(found.read_bytes("data/train-00000-of-00001.parquet")))
+    assert table["id"].to_pylist() == OK
+
+
+# --- which rows ----------------------------------------------------------------------------------
+
+
+def exported(folder: Path) -> list[str]:
+    return pq.read_table(folder / "data", columns=["id"])["id"].to_pylist()
+
+
+def test_where_is_a_condition_on_the_columns(make_output, run, tmp_path):
+    output = make_output(losses={"a": 0.4, "c": 0.3, "d.1": 0.9})
+    result = run(output, "--where", "final_loss < 0.5 AND neglected IS NOT TRUE")
+    assert result.exit_code == 0
+    assert exported(tmp_path / "dest") == ["a", "c"]
+    assert "3 left out by --where" in result.output
+
+
+def test_scores_are_columns_too(make_output, run, tmp_path):
+    output = make_output()
+    score(output, 0, clip_full=[0.1, 0.3])
+    score(output, 2, clip_full=[0.4])
+    assert run(output, "--where", "clip_full > 0.2").exit_code == 0
+    rows = load(tmp_path / "dest")
+    assert rows["id"][:] == ["b", "d.1"]
+    assert rows["clip_full"][:] == pytest.approx([0.3, 0.4])
+    assert "mean clip_full" in (tmp_path / "dest" / "README.md").read_text()
+
+
+def test_scores_of_a_picture_that_was_made_again_are_none(make_output, run, tmp_path):
+    output = make_output()
+    score(output, 0, clip_full=[0.1, 0.3])
+    name = layout.metric_name("clip", 0)
+    scores = pq.read_table(io.BytesIO(output.storage.read_bytes(name)))
+    stale = scores.set_column(1, "sha256", pa.array(["0" * 64, scores["sha256"][1].as_py()]))
+    buffer = io.BytesIO()
+    pq.write_table(stale, buffer)
+    output.storage.write_bytes(name, buffer.getvalue())
+    assert run(output).exit_code == 0
+    assert load(tmp_path / "dest")["clip_full"][:] == [None, pytest.approx(0.3), None, None]
+
+
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [
+        ("final_loss <", "syntax error"),
+        ("nothing = 1", "not found"),
+        ("true; DROP TABLE x", "--where"),
+        ("true) UNION SELECT (1", "--where"),
+        ("true FROM elsewhere", "--where"),
+        ("1 = 1, 2 = 2", "--where"),
+        ("(SELECT count(*) FROM read_text('pyproject.toml')) > 0", "disabled by configuration"),
+        ("EXISTS (SELECT 1 FROM 'pyproject.toml')", "does not exist"),
+        ("final_loss < avg(final_loss)", "aggregates"),
+        ("", "--where"),
+    ],
+)
+def test_where_is_an_expression_and_sees_the_row_alone(make_output, run, tmp_path, where, reason):
+    result = run(make_output(), "--where", where)
+    assert result.exit_code == 2
+    assert "is no condition on a row's columns" in result.output
+    assert reason in result.output
+    assert not (tmp_path / "dest").exists()
+
+
+def test_columns_that_duckdb_cannot_read_are_left_alone():
+    table = pa.table({"id": ["a", "b"], "half": pa.array([1.0, 2.0], pa.float16())})
+    assert Condition("id = 'b'").admits(table).tolist() == [False, True]
+
+
+def test_a_comment_hides_nothing():
+    table = pa.table({"id": ["a", "b"]})
+    assert Condition("id = 'b' -- or not").admits(table).tolist() == [False, True]
+
+
+def test_no_row_left_is_an_error_and_nothing_is_written(make_output, run, tmp_path):
+    result = run(make_output(), "--where", "id = 'z'")
+    assert result.exit_code == 2
+    assert "--where leaves out 5" in result.output
+    assert not (tmp_path / "dest").exists()
+
+
+# --- best of -------------------------------------------------------------------------------------
+
+SEEDS = [
+    {"id": f"{prompt[-3:]}-{seed}-{method[0]}", "prompt": prompt, "subjects": [prompt[-3:]]}
+    | {"seed": seed, "method": method}
+    for prompt in ("a cat", "a dog")
+    for seed in (5, 4, 3)
+    for method in ("attend-and-excite", "stable-diffusion")
+]
+LOSSES = {"cat-4-a": 0.1, "cat-3-s": 0.2, "dog-3-a": 0.3, "dog-5-s": 0.4}
+
+
+def test_the_best_seed_of_each_prompt_and_method_is_kept(make_output, run, tmp_path):
+    result = run(make_output(rows=SEEDS, losses=LOSSES), "--select", "best-attention", "--of", 3)
+    assert result.exit_code == 0
+    assert exported(tmp_path / "dest") == ["cat-4-a", "cat-3-s", "dog-5-s", "dog-3-a"]
+    assert "8 not the best of their prompt" in result.output
+
+
+def test_the_best_of_two_is_among_the_first_two(make_output, run, tmp_path):
+    output = make_output(rows=SEEDS, losses=LOSSES)
+    assert run(output, "--select", "best-attention", "--of", 2).exit_code == 0
+    # Where losses are equal the lower seed is taken.
+    assert exported(tmp_path / "dest") == ["cat-4-a", "cat-4-s", "dog-5-s", "dog-4-a"]
+
+
+def test_the_best_are_chosen_from_what_where_admits(make_output, run, tmp_path):
+    output = make_output(rows=SEEDS, losses=LOSSES)
+    options = ("--select", "best-attention", "--where", "final_loss > 0.15 AND method LIKE 'att%'")
+    assert run(output, *options).exit_code == 0
+    assert exported(tmp_path / "dest") == ["cat-3-a", "dog-3-a"]
+
+
+def test_prompts_with_fewer_seeds_are_named(make_output, run):
+    rows = [row for row in SEEDS if row["id"] != "dog-3-s"]
+    result = run(make_output(rows=rows), "--select", "best-attention", "--of", 3)
+    assert result.exit_code == 0
+    assert "1 of 4 prompts have fewer than 3 rows to choose from: 'a dog' (2)." in result.output
+
+
+def test_prompts_without_a_final_loss_are_named(make_output, run, tmp_path):
+    output = make_output(rows=SEEDS, losses={"cat-4-a": 0.2} | dict.fromkeys(ALL_DOGS, None))
+    result = run(output, "--select", "best-attention")
+    assert "2 of 4 prompts have no picture with a final loss" in result.output
+    assert exported(tmp_path / "dest") == ["cat-4-a", "cat-3-s"]
+
+
+ALL_DOGS = [row["id"] for row in SEEDS if row["prompt"] == "a dog"]
+
+
+def test_more_seeds_than_any_prompt_has_are_refused(make_output, run):
+    result = run(make_output(rows=SEEDS), "--select", "best-attention", "--of", 4)
+    assert result.exit_code == 2
+    assert "no prompt has so many rows of one method to choose from; the most is 3" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--of", 3), "give --select best-attention, too"),
+        (("--select", "worst"), "there is only best-attention"),
+        (("--select", "best-attention", "--of", 0), "at least 1"),
+        (("--format", "zip"), "choose one of hf, parquet, webdataset, imagefolder"),
+        (("--rows-per-file", 0), "at least 1"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(make_output, run, options, reason):
+    result = run(make_output(), *options)
+    assert (result.exit_code, reason in result.output) == (2, True)
+
+
+# --- the destination -----------------------------------------------------------------------------
+
+
+def test_an_incomplete_output_is_exported_only_when_asked(make_output, run, tmp_path):
+    output = make_output()
+    output.storage.delete("summary.json")
+    output.storage.delete(layout.metadata_name(2))
+    assert "2 of 3 shards are there: finish it" in run(output).output
+    assert run(output, "--partial").exit_code == 0
+    assert exported(tmp_path / "dest") == ["a", "b", "c"]
+    card = (tmp_path / "dest" / "README.md").read_text()
+    assert "not complete: 2 of its 3 shards" in card
+
+
+def test_an_earlier_export_is_replaced_only_when_asked(make_output, run, tmp_path):
+    output = make_output()
+    assert run(output, "--rows-per-file", 1).exit_code == 0
+    assert "holds an export: choose another" in run(output, "--format", "webdataset").output
+    assert run(output, "--format", "webdataset", "--force").exit_code == 0
+    names = open_storage(tmp_path / "dest").list("")
+    assert names == ["README.md", "samples.png", "train-00000.tar"]
+
+
+def test_an_export_that_was_cut_off_has_no_card(make_output, run, tmp_path):
+    output = make_output()
+    image = tmp_path / "out" / "images" / "00001" / "c.png"
+    image.write_bytes(b"damaged")
+    result = run(output, "--rows-per-file", 1)
+    assert "The picture of row c is not the one that was made" in result.output
+    assert not (tmp_path / "dest" / "README.md").exists()
+    assert "an export that was not finished" in run(output).output
+
+
+def test_files_of_others_are_never_replaced(make_output, run, tmp_path):
+    (tmp_path / "dest").mkdir()
+    (tmp_path / "dest" / "thesis.tex").write_text("")
+    assert "holds thesis.tex, which is of no export" in run(make_output(), "--force").output
+
+
+def test_a_place_without_a_run_is_said(tmp_path):
+    with pytest.raises(OutputError, match="There is no run in"):
+        export(Dataset(tmp_path), open_storage(tmp_path / "dest"), ExportSettings())
+
+
+# --- the card ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def card_of():
+    return lambda folder: DatasetCard.load(folder / "README.md")
+
+
+def test_the_card_s_header_is_the_hub_s(make_output, run, tmp_path, card_of):
+    assert run(make_output(), "--license", "cc-by-4.0").exit_code == 0
+    header = card_of(tmp_path / "dest").data.to_dict()
+    assert header["license"] == "cc-by-4.0"
+    assert header["task_categories"] == ["text-to-image"]
+    assert header["size_categories"] == ["n<1K"]
+    assert header["pretty_name"] == "dest"
+    assert header["configs"][0]["data_files"] == [
+        {"split": "train", "path": "data/train-*.parquet"}
+    ]
+    info = header["dataset_info"]
+    size = (tmp_path / "dest" / "data" / "train-00000-of-00001.parquet").stat().st_size
+    assert info["splits"][0]["num_examples"] == 4
+    assert (info["download_size"], info["splits"][0]["num_bytes"] > 0) == (size, True)
+    assert {"name": "image", "dtype": "image"} in info["features"]
+    rows = load(tmp_path / "dest")
+    assert datasets.Features._from_yaml_list(info["features"]) == rows.features
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_licence_is_left_to_the_user(make_output, run, tmp_path, card_of, format):
+    assert run(make_output(), "--format", format).exit_code == 0
+    card = card_of(tmp_path / "dest")
+    assert "license" not in card.data.to_dict()
+    assert "None has been chosen" in card.text
+
+
+def test_the_card_tells_what_it_holds(make_output, run, tmp_path, card_of):
+    rows = [*SEEDS, {"id": "bad", "prompt": "a cat", "seed": "x"}]
+    output = make_output(rows=rows, losses=LOSSES)
+    where = "final_loss < 2 AND id <> '`|`'"
+    assert run(output, "--where", where, "--select", "best-attention").exit_code == 0
+    text = card_of(tmp_path / "dest").text
+    assert "| attend-and-excite | 2 | 0.200 |" in text
+    assert "| stable-diffusion | 2 | 0.300 |" in text
+    assert f"left out by the condition ``{where}``." in text
+    assert "lowest final loss among all of its rows" in text
+    assert '"scale_factor": 20.0' in text
+    assert "| `final_loss` | `float` | 1 - the attention of the worst subject" in text
+    sample = Image.open(tmp_path / "dest" / "samples.png")
+    assert sample.width > 200
+
+
+def test_a_format_without_its_package_is_explained(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(SettingsError, match=r"pip install 'aae-batch\[hf\]'"):
+        ExportSettings(format="hf")
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    with pytest.raises(SettingsError, match=r"pip install 'aae-batch\[sql\]'"):
+        Condition("true")
+
+
+def test_the_best_of_none_is_an_error():
+    with pytest.raises(SettingsError, match="at least 1"):
+        Best(0)
