@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.storage import open_storage
+from aae_batch.export.export import ExportSettings, export
+from aae_batch.export.formats import FORMATS
+
 LOADING = Path(__file__).parents[2] / "docs" / "loading.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", LOADING.read_text(encoding="utf-8"), re.DOTALL)
 LAYOUTS = ("files", "webdataset", "parquet")
@@ -31,7 +36,7 @@ def output_of(make_output):
 
 
 def test_every_block_is_run_here():
-    assert len(BLOCKS) == 9
+    assert len(BLOCKS) == 10
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -91,3 +96,12 @@ def test_arrow_is_told_of_another_store(output_of, bucket, monkeypatch):
     output = output_of("files", f"{bucket.url}/out")
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     assert run(8, output=output, endpoint=bucket.endpoint)["rows"].count_rows() == 5
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_datasets_loads_an_export(output_of, tmp_path, format):
+    to = tmp_path / "exported"
+    export(Dataset(output_of("files")), open_storage(to), ExportSettings(format=format))
+    rows = run(9, exported=str(to))["rows"]
+    assert rows.num_rows == len(OK)
+    assert rows[0]["png" if format == "webdataset" else "image"].size == (16, 8)
