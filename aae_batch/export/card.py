@@ -157,7 +157,11 @@ def _summary(facts: Facts) -> str:
 
 def _counts(figures: pa.Table) -> str:
     """A table of each method's pictures, and the means of its figures."""
-    names = [name for name in figures.column_names if name != "method"]
+    names = [
+        name
+        for name in figures.column_names
+        if name != "method" and figures[name].null_count < figures.num_rows
+    ]
     lines = []
     for method in sorted(figures["method"].unique().to_pylist()):
         of_method = figures.filter(pc.equal(figures["method"], method))
@@ -176,16 +180,15 @@ def _mean(values: pa.ChunkedArray) -> str:
 def _choice(facts: Facts, settings: ExportSettings) -> str:
     selection = facts.selection
     done, planned = facts.shards
-    sentences = [
-        f"Of {selection.rows:,} rows {selection.failed:,} have no picture, since their generation "
-        "failed."
-    ]
+    sentences = [f"The output has {selection.rows:,} rows."]
     if done < planned:
-        sentences.append(f"The output was not complete: {done} of its {planned} shards were there.")
+        sentences.append(f"It was not complete: {done} of its {planned} shards were there.")
     if settings.where is not None:
         sentences.append(
             f"{selection.refused:,} were left out by the condition {_code(settings.where.text)}."
         )
+    if selection.failed:
+        sentences.append(f"{selection.failed:,} have no picture, since their generation failed.")
     if settings.best is not None:
         among = "all" if settings.best.of is None else f"the first {settings.best.of}"
         sentences.append(

@@ -107,30 +107,21 @@ def export(
     suffix = ImageFormat(**run["image_format"]).suffix
     pieces = -(-len(selection) // settings.rows_per_file)
     written = open_format(settings.format, destination, pieces, suffix)
-    columns = dataset.table(dataset.shards()[0]).column_names
-    scores = Scores(dataset, columns)
-    sampled = set(np.linspace(0, len(selection) - 1, SAMPLES_SHOWN).round().astype(int).tolist())
-    samples: list[tuple[dict, bytes]] = []
-    figures, place = [], 0
+    scores = Scores(dataset, dataset.table(dataset.shards()[0]).column_names)
+    seen = _Seen(len(selection), scores)
     for piece in _pieces(dataset, selection, scores, settings.rows_per_file, writing):
         written.write(piece)
-        figures.append(piece.rows.select(["method", *_FIGURES, *_averaged(piece.rows, scores)]))
-        shown = [i for i in range(len(piece.pictures)) if place + i in sampled]
-        described = piece.rows.select(["prompt", "method", "seed"]).take(shown).to_pylist()
-        samples += zip(described, (piece.pictures[i] for i in shown), strict=True)
-        place += len(piece.pictures)
+        seen.add(piece)
     written.close()
-    destination.write_bytes(SAMPLES, samples_page(samples))
+    destination.write_bytes(SAMPLES, samples_page(seen.samples))
     facts = Facts(
         title=destination.root.rstrip("/").rpartition("/")[2],
         run=run,
         shards=shards,
         selection=selection,
         schema=piece.rows.schema,
-        scored={
-            metric: [name for name, _ in columns] for metric, columns in scores.columns.items()
-        },
-        figures=pa.concat_tables(figures),
+        scored=scores.of_metrics,
+        figures=pa.concat_tables(seen.figures),
     )
     card = dataset_card(facts, settings, written)
     destination.write_bytes(CARD, str(card).encode())
@@ -176,7 +167,8 @@ def _pieces(
     held: list[pa.Table] = []
     pictures: list[bytes] = []
     index = 0
-    for done, (shard, places) in enumerate(selection.places.items()):
+    chosen = {shard: places for shard, places in selection.places.items() if len(places)}
+    for done, (shard, places) in enumerate(chosen.items()):
         rows = scores.beside(dataset.table(shard), shard).take(places)
         kept = rows.drop_columns([name for name in rows.column_names if name in _LEFT_OUT])
         for start in range(0, rows.num_rows, size):  # a shard may have more rows than memory is for
@@ -188,7 +180,7 @@ def _pieces(
                 yield Piece(index, table.slice(0, size).combine_chunks(), pictures[:size])
                 index += 1
                 held, pictures = [table.slice(size)], pictures[size:]
-        progress(done + 1, len(selection.places))
+        progress(done + 1, len(chosen))
     if pictures:
         yield Piece(index, pa.concat_tables(held).combine_chunks(), pictures)
 
@@ -210,12 +202,26 @@ def _pictures(dataset: Dataset, rows: pa.Table) -> list[bytes]:
     return pictures
 
 
-def _averaged(rows: pa.Table, scores: Scores) -> list[str]:
-    """The scores that have a mean."""
-    return [
-        name
-        for name in scores.names
-        if pa.types.is_boolean(kind := rows.schema.field(name).type)
-        or pa.types.is_integer(kind)
-        or pa.types.is_floating(kind)
-    ]
+class _Seen:
+    """What the card shows of the rows that go by: the figures of all, and pictures that are evenly
+    spaced over them."""
+
+    def __init__(self, rows: int, scores: Scores) -> None:
+        self.samples: list[tuple[dict, bytes]] = []
+        self.figures: list[pa.Table] = []
+        self._scores = scores
+        self._places = np.unique(np.linspace(0, rows - 1, SAMPLES_SHOWN).round().astype(np.int64))
+        self._rows = 0
+
+    def add(self, piece: Piece) -> None:
+        averaged = [name for name in self._scores.names if _has_mean(piece.rows[name].type)]
+        self.figures.append(piece.rows.select(["method", *_FIGURES, *averaged]))
+        places = self._places - self._rows
+        places = places[(places >= 0) & (places < piece.rows.num_rows)]
+        described = piece.rows.select(["prompt", "method", "seed"]).take(places).to_pylist()
+        self.samples += zip(described, (piece.pictures[i] for i in places), strict=True)
+        self._rows += piece.rows.num_rows
+
+
+def _has_mean(kind: pa.DataType) -> bool:
+    return pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)

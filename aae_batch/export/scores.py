@@ -36,8 +36,13 @@ class Scores:
                 names.update(name for name, _ in self.columns[metric])
 
     @property
+    def of_metrics(self) -> dict[str, list[str]]:
+        """The columns' names here, by metric."""
+        return {metric: [name for name, _ in columns] for metric, columns in self.columns.items()}
+
+    @property
     def names(self) -> list[str]:
-        return [name for columns in self.columns.values() for name, _ in columns]
+        return [name for names in self.of_metrics.values() for name in names]
 
     def beside(self, rows: pa.Table, shard: int) -> pa.Table:
         """The rows of a shard, with its scores; null where a picture has none, or was made again

@@ -69,7 +69,7 @@ def choose(
 ) -> Selection:
     """The rows with a picture that `where` is true of, and of these the best.
 
-    Reads the tables shard by shard; memory holds eight bytes a row, with `best` some hundred.
+    Reads the tables shard by shard; memory holds eight bytes a row, with `best` some 300.
 
     Raises:
         SettingsError: the condition does not fit the columns, or no prompt has as many rows as the

@@ -370,6 +370,15 @@ def test_the_card_tells_what_it_holds(make_output, run, tmp_path, card_of):
     assert sample.width > 200
 
 
+def test_samples_are_spread_over_many_files(make_output, run, tmp_path):
+    rows = [{"prompt": "a cat", "method": "stable-diffusion"} for _ in range(30)]
+    assert run(make_output(rows=rows), "--rows-per-file", 1).exit_code == 0
+    assert len(list((tmp_path / "dest" / "data").iterdir())) == 30
+    four_across_and_three_down = Image.open(tmp_path / "dest" / "samples.png")
+    one = 208 + 3 * 14
+    assert four_across_and_three_down.width == 4 * one + 14
+
+
 def test_a_format_without_its_package_is_explained(monkeypatch):
     import sys
 
