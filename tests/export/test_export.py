@@ -97,7 +97,7 @@ def test_tars_are_those_of_webdataset(make_output, run, tmp_path):
 def test_a_folder_of_images_has_their_columns(make_output, run, tmp_path, kind):
     result = run(make_output("webdataset"), "--format", "imagefolder", "--rows-per-file", 3)
     assert result.exit_code == 0
-    rows = load(tmp_path / "dest", *kind).sort("id")
+    rows = load(tmp_path / "dest", *kind)
     assert rows["id"][:] == OK
     assert [image.getpixel((0, 0))[0] for image in rows["image"]] == REDS
     assert rows[0]["subjects"] == ["cat", "dog"]
@@ -149,6 +149,15 @@ def test_scores_are_columns_too(make_output, run, tmp_path):
     assert rows["id"][:] == ["b", "d.1"]
     assert rows["clip_full"][:] == pytest.approx([0.3, 0.4])
     assert "mean clip_full" in (tmp_path / "dest" / "README.md").read_text()
+
+
+def test_a_score_whose_name_is_taken_is_called_by_its_metric_too(make_output, run, tmp_path):
+    output = make_output()
+    score(output, 0, "attention", neglected=[0.0, 1.0], min_max_attention=[0.8, 0.2])
+    assert (
+        run(output, "--where", "attention_neglected = 1 AND min_max_attention < 0.5").exit_code == 0
+    )
+    assert exported(tmp_path / "dest") == ["b"]
 
 
 def test_scores_of_a_picture_that_was_made_again_are_none(make_output, run, tmp_path):
