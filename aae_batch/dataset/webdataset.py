@@ -28,12 +28,13 @@ def tar_of(rows: pa.Table, images: Sequence[bytes | None], suffix: str) -> bytes
         for row, image in zip(rows.select(described).to_pylist(), images, strict=True):
             if image is not None:
                 text = json.dumps(_finite(row), ensure_ascii=False).encode()
-                _add(tar, member_name(row["id"], suffix), image)
-                _add(tar, member_name(row["id"], ".json"), text)
+                add_member(tar, member_name(row["id"], suffix), image)
+                add_member(tar, member_name(row["id"], ".json"), text)
     return buffer.getvalue()
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Add a file to a tar: the same bytes for the same file, whenever and by whomever it is added."""
     member = tarfile.TarInfo(name)  # of no time and of no owner
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))

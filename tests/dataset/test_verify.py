@@ -12,7 +12,7 @@ import pytest
 from aae_batch.dataset import layout, verify
 from aae_batch.dataset.reader import Dataset, tar_members
 from aae_batch.dataset.verify import Problem
-from aae_batch.dataset.writer import _add
+from aae_batch.dataset.webdataset import add_member
 from aae_batch.manifest import open_manifest
 
 LAYOUTS = ["files", "webdataset", "parquet"]
@@ -99,7 +99,7 @@ def rewrite_tar(change):
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for name, data in members.items():
-                _add(tar, name, data)
+                add_member(tar, name, data)
         storage.write_bytes("images/00001.tar", buffer.getvalue())
 
     return damage
