@@ -15,6 +15,7 @@ from aae_batch.cli.demo import demo
 from aae_batch.cli.evaluate import evaluate
 from aae_batch.cli.export import export
 from aae_batch.cli.generate import generate
+from aae_batch.cli.report import report
 from aae_batch.cli.status import status
 from aae_batch.cli.tokens import tokens
 from aae_batch.cli.verify import verify
@@ -27,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for command in (generate, verify, status, evaluate, export, tokens, demo):
+for command in (generate, verify, status, report, evaluate, export, tokens, demo):
     app.command()(command)
 
 

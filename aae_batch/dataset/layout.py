@@ -10,6 +10,7 @@ progress.json                how far the job was when it last said so; every 15 
 summary.json                 counts, throughput, failures by reason; written when complete
 metrics/clip/run.json        what `aae-batch evaluate --metric clip` ran with; written first
 metrics/clip/00012.parquet   one row per picture of shard 12: its id, and what the metric says of it
+report.html                  the page of `aae-batch report`; it may be deleted and made again
 
 The suffix is that of the run's image format: .png, .webp or .jpg.
 """
@@ -28,6 +29,7 @@ Layout = Literal["files", "webdataset", "parquet"]
 RUN = "run.json"
 PROGRESS = "progress.json"
 SUMMARY = "summary.json"
+REPORT = "report.html"
 METADATA = "metadata/"
 ATTENTION = "attention/"
 IMAGES = "images/"

@@ -1,0 +1,71 @@
+"""`aae-batch report`: a page to look at a dataset by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aae_batch.cli.common import Output, S3Endpoint, errors_in_a_sentence
+
+
+def report(
+    output: Output,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the page to this file of this machine.",
+            show_default="report.html in OUTPUT",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Show so many rows, the first of the manifest; the figures are of all rows.",
+            show_default="10000, or 2000 where pictures are embedded",
+        ),
+    ] = None,
+    embed: Annotated[
+        bool,
+        typer.Option(
+            "--embed",
+            help="Put small pictures into the page, so that it can be sent to someone. Otherwise it "
+            "shows those of OUTPUT, in the layout 'files'; other layouts, and a page outside "
+            "of a bucket, always embed.",
+        ),
+    ] = False,
+    thumbnail: Annotated[
+        int, typer.Option(min=16, max=2048, help="Longer side of an embedded picture, in pixels.")
+    ] = 256,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    s3_endpoint: S3Endpoint = None,
+) -> None:
+    """Make a page to look at OUTPUT by, while its job runs or afterwards.
+
+    It shows the methods side by side from the same noise, each subject's attention laid over the
+    picture and step by step, scores of `aae-batch evaluate`, filters, sorting, and figures. It needs
+    no server and no network.
+    """
+    with errors_in_a_sentence():
+        place = _report(output, html, limit, embed, thumbnail, s3_endpoint)
+        print(place)
+        if open_page:
+            typer.launch(place)
+
+
+def _report(
+    output: str,
+    html: Path | None,
+    limit: int | None,
+    embed: bool,
+    side: int,
+    endpoint: str | None,
+) -> str:
+    from aae_batch.dataset.storage import open_storage
+    from aae_batch.report.write import write_report
+    from aae_batch.terminal import shard_reporter
+
+    with shard_reporter() as tell:
+        return write_report(open_storage(output, endpoint), html, limit, embed, side, tell)

@@ -1,0 +1,167 @@
+"""From a dataset, complete or not, to one page that needs nothing else but its pictures.
+
+The dataset is read shard by shard, and no shard is held: the figures are of all rows, the cards of the
+first ones.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from aae_batch.dataset import layout
+from aae_batch.dataset.reader import Dataset
+from aae_batch.errors import OutputError
+from aae_batch.report.figures import Figures, method_order
+from aae_batch.report.rows import COLUMNS, Rows, linked
+from aae_batch.report.scores import Scores
+from aae_batch.report.thumbnails import Thumbnails
+
+LIMIT_LINKED, LIMIT_EMBEDDED = 10_000, 2_000
+"""Rows shown by default. A picture in the page is 5 to 20 KB of it."""
+
+_PICTURES_A_BLOCK = 64
+_NOT_PIXELS = ("rows", "manifest", "shard_size", "layout", "started")
+
+
+@dataclass
+class Report:
+    """What a page is made of.
+
+    Attributes:
+        run: what `run.json` says.
+        figures: over all rows that are committed.
+        rows: those that are shown.
+        pictures: those that the page holds, as WebP in base64; none where it links to them.
+        unreadable: pictures that could not be read.
+    """
+
+    run: dict[str, Any]
+    figures: Figures = field(default_factory=Figures)
+    rows: Rows = field(default_factory=Rows)
+    pictures: list[str] = field(default_factory=list)
+    unreadable: int = 0
+
+
+def collect(
+    dataset: Dataset,
+    limit: int | None = None,
+    embed: bool = False,
+    side: int = 256,
+    prefix: str = "",
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> Report:
+    """Read what the page shows.
+
+    Args:
+        limit: rows to show, the first of the manifest; default: fewer where pictures are embedded.
+        embed: put pictures into the page, and not links to them. Layouts other than `files` have
+            nothing to link to: theirs always are.
+        side: pixels of an embedded picture's longer side.
+        prefix: from the page's folder to the output root, empty or ending in `/`.
+        tell: is told how many shards of how many are read.
+
+    Raises:
+        OutputError: there is no run, or a table cannot be read.
+    """
+    run = dataset.run
+    if run is None:
+        raise OutputError(
+            f"There is no run in {dataset.storage.root}: check the path, or wait until it begins."
+        )
+    embed = embed or run["layout"] != "files"
+    limit = limit if limit is not None else (LIMIT_EMBEDDED if embed else LIMIT_LINKED)
+    report = Report(run)
+    thumbnails = Thumbnails(dataset, side)
+    scores = Scores(dataset)
+    shards = dataset.shards()
+    for done, shard in enumerate(shards, 1):
+        table = dataset.table(shard, COLUMNS)
+        scored = scores.of(shard, table)
+        report.figures.add(table, scored.columns)
+        report.figures.stale += scored.stale
+        shown = table.slice(0, limit - len(report.rows))
+        if shown.num_rows:
+            attention = dataset.attention_of(shard)
+            report.rows.add(shown, attention, scored, thumbnails if embed else linked(prefix))
+        tell(done, len(shards))
+    report.pictures, report.unreadable = thumbnails.held, thumbnails.unreadable
+    return report
+
+
+def render(report: Report, name: str) -> bytes:
+    """The page as HTML.
+
+    Args:
+        name: what the dataset is called, e.g. its root.
+    """
+    page = Environment(
+        loader=PackageLoader("aae_batch.report", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    source = page.loader.get_source  # type: ignore[union-attr]
+    script, style = (source(page, name)[0] for name in ("page.js", "page.css"))
+    figures, run = report.figures, report.run
+    text = page.get_template("page.html").render(
+        name=name,
+        run=run,
+        settings=list(_flat({k: v for k, v in run.items() if k not in _NOT_PIXELS})),
+        figures=figures,
+        failures=sorted(figures.failures.items(), key=lambda item: -item[1].count),
+        scores=[score for score in figures.scores if not score.is_text],
+        shown=len(report.rows),
+        unreadable=report.unreadable,
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        style=Markup(style),
+        data=_packed(json.dumps(_data(report), separators=(",", ":"), allow_nan=False).encode()),
+        maps=_packed(bytes(report.rows.curves + report.rows.maps)),
+        pictures=[
+            Markup(json.dumps(report.pictures[i : i + _PICTURES_A_BLOCK]))
+            for i in range(0, len(report.pictures), _PICTURES_A_BLOCK)
+        ],
+    )
+    return text.encode()
+
+
+def _data(report: Report) -> dict[str, Any]:
+    """What the page's script reads; `page.js` says how."""
+    rows = report.rows
+    methods = sorted(set(rows.columns["method"]) - {None}, key=method_order)
+    thresholds = report.run["settings"]["guidance"]["thresholds"]
+    return {
+        "rows": rows.columns,
+        "attention": rows.attention,
+        "scores": [
+            {"label": score.label, "text": score.is_text, "values": values}
+            for score, values in rows.scores.items()
+        ],
+        "methods": methods,
+        "thresholds": [[int(step), share] for step, share in thresholds.items()],
+        "embedded": bool(report.pictures) or report.run["layout"] != "files",
+        "picturesABlock": _PICTURES_A_BLOCK,
+    }
+
+
+def _packed(data: bytes) -> str:
+    return base64.b64encode(gzip.compress(data, 6, mtime=0)).decode()
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Settings by name and as text; those that are not set are left out."""
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        elif value is not None:
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,108 @@
+"""The figures at the top of the page: counts and means over all rows of a dataset."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from aae_batch.report.scores import Columns, Score
+from aae_batch.request import METHODS
+
+BASELINE = "stable-diffusion"
+"""The method that the others are compared with: it comes first."""
+
+_OWN = ("final_loss", "neglected", "num_refinements", "seconds")
+
+
+def method_order(method: str | None) -> tuple[int, str]:
+    """Sorts methods: the baseline, then as `METHODS` has them."""
+    if method == BASELINE:
+        return -1, method
+    known = METHODS.index(method) if method in METHODS else len(METHODS)
+    return known, method or ""
+
+
+@dataclass
+class Failures:
+    """Rows that failed for one reason: how many, and the first of them."""
+
+    count: int
+    row: str
+    error: str
+
+
+@dataclass
+class Figures:
+    """Counts and sums that grow shard by shard.
+
+    Attributes:
+        rows, failed, neglected: how many.
+        images: pictures by method.
+        failures: by `error_type`.
+        scores: all scores that were seen, in their order.
+        stale: scores of pictures that have been made anew since.
+    """
+
+    rows: int = 0
+    failed: int = 0
+    neglected: int = 0
+    images: Counter[str] = field(default_factory=Counter)
+    failures: dict[str, Failures] = field(default_factory=dict)
+    scores: dict[Score, None] = field(default_factory=dict)
+    stale: int = 0
+    _sums: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    _counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+
+    def add(self, table: pa.Table, scores: Columns) -> None:
+        """Take in a shard.
+
+        Args:
+            table: its metadata.
+            scores: of its rows.
+        """
+        self.scores.update(dict.fromkeys(scores))
+        ok = pc.equal(table["status"], "ok")
+        self._add_failures(table.filter(pc.invert(ok)))
+        numbers = {_name(score): values for score, values in scores.items() if not score.is_text}
+        part = table.select(["method", *_OWN])
+        for name, values in numbers.items():
+            part = part.append_column(name, pa.array(values, pa.float64()))
+        part = part.filter(ok)
+        names = [*_OWN, *numbers]
+        totals = part.group_by("method").aggregate(
+            [("method", "count"), *((name, how) for name in names for how in ("sum", "count"))]
+        )
+        self.rows += table.num_rows
+        for total in totals.to_pylist():
+            method = total["method"]
+            self.images[method] += total["method_count"]
+            self.neglected += total["neglected_sum"] or 0
+            for name in names:
+                self._sums[method][name] += total[f"{name}_sum"] or 0
+                self._counts[method][name] += total[f"{name}_count"]
+
+    def methods(self) -> list[str]:
+        """Those that have pictures, the baseline first."""
+        return sorted(self.images, key=method_order)
+
+    def mean(self, method: str, of: str | Score) -> float | None:
+        """The mean over a method's pictures of a metadata column or a score; None without values."""
+        name = _name(of) if isinstance(of, Score) else of
+        count = self._counts[method][name]
+        return self._sums[method][name] / count if count else None
+
+    def _add_failures(self, failed: pa.Table) -> None:
+        self.failed += failed.num_rows
+        for row in failed.select(["id", "error_type", "error"]).to_pylist():
+            known = self.failures.get(row["error_type"])
+            if known:
+                known.count += 1
+            else:
+                self.failures[row["error_type"]] = Failures(1, row["id"], row["error"])
+
+
+def _name(score: Score) -> str:
+    return f"{score.metric}/{score.column}"

@@ -1,0 +1,606 @@
+// The pictures of a dataset as cards: filters, sorting, attention maps and curves.
+//
+// `data` has the rows as columns, and a column per figure of each row and subject; `maps` has the
+// curves of all subjects as uint16, then their maps as uint8, in the order of `data.attention`.
+
+const CARDS_A_PAGE = 48;
+const UNIT = 65535; // an attention of 1 in a curve
+const HUES = 6; // --subject-0 ... in page.css
+
+const { rows, attention, scores, methods, thresholds, embedded, picturesABlock } = JSON.parse(
+  new TextDecoder().decode(await unpacked("data")),
+);
+const [curves, maps] = parted(await unpacked("maps"));
+const cards = gathered();
+const found = new Map(rows.id.map((id, row) => [row, searchable(row)]));
+
+// --- data ----------------------------------------------------------------------------------------
+
+/** The bytes of a script element: gzip in base64. */
+async function unpacked(id) {
+  const text = byId(id).textContent.trim();
+  const packed = Uint8Array.fromBase64?.(text) ?? Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).arrayBuffer();
+}
+
+/** Of each row of `attention`: its curve in [0, 1], and its map as uint8. */
+function parted(buffer) {
+  const view = new DataView(buffer);
+  const curves = [];
+  const maps = [];
+  let at = 0;
+  for (const steps of attention.steps) {
+    curves.push(Float32Array.from({ length: steps }, (_, i) => view.getUint16(at + 2 * i, true) / UNIT));
+    at += 2 * steps;
+  }
+  attention.height.forEach((height, i) => {
+    maps.push(new Uint8Array(buffer, at, height * attention.width[i]));
+    at += height * attention.width[i];
+  });
+  return [curves, maps];
+}
+
+/** The rows of each card, those of the first method first. */
+function gathered() {
+  const cards = [];
+  rows.card.forEach((card, row) => (cards[card] ??= []).push(row));
+  const rank = (row) => methods.indexOf(rows.method[row]);
+  return cards.map((card) => card.sort((a, b) => rank(a) - rank(b)));
+}
+
+/** The rows of `attention` that are of a row of the dataset. */
+function attendedOf(row) {
+  return Array.from({ length: rows.attended[row] }, (_, i) => rows.first[row] + i);
+}
+
+/** The subjects of some rows, each once: those that attention was recorded of, else those asked for. */
+function subjectsOf(card) {
+  const seen = card.flatMap((row) => attendedOf(row).map((i) => attention.subject[i]));
+  return [...new Set(seen.length ? seen : card.flatMap((row) => rows.subjects[row] ?? []))];
+}
+
+function searchable(row) {
+  return {
+    text: `${rows.prompt[row] ?? ""} ${rows.id[row]}`.toLowerCase(),
+    subjects: subjectsOf([row]).map((subject) => subject.toLowerCase()),
+  };
+}
+
+const blocks = document.getElementsByClassName("pictures");
+const opened = new Map();
+
+/** Where the picture of a row is: a URL, relative to the page or of its bytes. */
+function pictureOf(row) {
+  const picture = rows.picture[row];
+  if (typeof picture !== "number") return picture;
+  const block = Math.floor(picture / picturesABlock);
+  if (!opened.has(block)) {
+    const scripts = [...blocks].filter((script) => script.tagName === "SCRIPT");
+    opened.set(block, JSON.parse(scripts[block].textContent));
+  }
+  return `data:image/webp;base64,${opened.get(block)[picture % picturesABlock]}`;
+}
+
+// --- elements ------------------------------------------------------------------------------------
+
+function byId(id) {
+  return document.getElementById(id);
+}
+
+/** An element with attributes and children. Text is only ever text: nothing here is parsed as HTML. */
+function el(tag, attributes = {}, ...children) {
+  return dressed(document.createElement(tag), attributes, children);
+}
+
+function svg(tag, attributes = {}, ...children) {
+  return dressed(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+}
+
+function dressed(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value);
+  }
+  node.append(...children.filter((child) => child !== null));
+  return node;
+}
+
+function told(value, digits = 3) {
+  if (value === null || value === undefined) return "–";
+  if (typeof value === "boolean") return value ? "yes" : "no";
+  if (typeof value !== "number" || Number.isInteger(value)) return String(value);
+  return value.toFixed(digits);
+}
+
+function counted(count, one, many) {
+  return `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
+}
+
+// --- the state, which the URL's hash holds -------------------------------------------------------
+
+const DEFAULTS = { q: "", subject: "", method: "", show: "", set: "", sort: "", order: "", page: "1", card: "" };
+const form = byId("filters");
+let state = fromHash();
+let shown = [];
+
+function fromHash() {
+  const given = new URLSearchParams(location.hash.slice(1));
+  return Object.fromEntries(Object.entries(DEFAULTS).map(([k, value]) => [k, given.get(k) ?? value]));
+}
+
+/** Change the state, and the page with it. Typing replaces the history's last entry. */
+function change(values) {
+  state = { ...state, ...values };
+  const kept = Object.entries(state).filter(([k, value]) => value !== DEFAULTS[k]);
+  const hash = new URLSearchParams(kept).toString();
+  history.replaceState(null, "", hash ? `#${hash}` : location.pathname + location.search);
+  show();
+}
+
+// --- filters and sorting -------------------------------------------------------------------------
+
+const SORTS = {
+  loss: ["final loss", rows.final_loss],
+  refinements: ["refinements", rows.num_refinements],
+  seconds: ["seconds", rows.seconds],
+  ...Object.fromEntries(
+    scores.filter((score) => !score.text).map((score, i) => [`score${i}`, [score.label, score.values]]),
+  ),
+};
+const SHOWS = {
+  ok: (row) => rows.error_type[row] === null,
+  failed: (row) => rows.error_type[row] !== null,
+  neglected: (row) => rows.neglected[row] === true,
+  attended: (row) => rows.neglected[row] === false,
+};
+
+/** The rows of a card that the method's filter leaves. */
+function visible(card) {
+  return state.method ? card.filter((row) => rows.method[row] === state.method) : card;
+}
+
+function matches() {
+  const words = state.q.toLowerCase().split(/\s+/).filter(Boolean);
+  const subject = state.subject.trim().toLowerCase();
+  const reason = state.show.startsWith("failed:") ? state.show.slice(7) : null;
+  const test = reason === null ? SHOWS[state.show] : (row) => rows.error_type[row] === reason;
+  const fits = (row) =>
+    (!test || test(row)) &&
+    (!state.set || rows.set[row] === state.set) &&
+    (!subject || found.get(row).subjects.some((one) => one.includes(subject))) &&
+    words.every((word) => found.get(row).text.includes(word));
+  return cards.filter((card) => visible(card).some(fits));
+}
+
+/** Sort by the highest figure of a card's rows, or by the lowest; cards without come last. */
+function sorted(cards) {
+  const up = state.order === "up";
+  const values = SORTS[state.sort]?.[1];
+  if (!values) return up ? cards.reverse() : cards;
+  const best = (card) => {
+    const numbers = visible(card).map((row) => values[row]).filter((value) => value !== null);
+    return numbers.length ? (up ? Math.min(...numbers) : -Math.max(...numbers)) : Infinity;
+  };
+  const keyed = cards.map((card, i) => [best(card), i, card]);
+  return keyed.sort((a, b) => (a[0] === b[0] ? a[1] - b[1] : a[0] - b[0])).map(([, , card]) => card);
+}
+
+// --- attention maps ------------------------------------------------------------------------------
+
+const RAMP = Array.from({ length: 256 }, (_, i) => shade(i / 255));
+
+/** A colour of even steps in lightness, violet to yellow, as sRGB bytes: a path through OKLCH. */
+function shade(t) {
+  const hue = ((300 + 165 * t) * Math.PI) / 180;
+  const chroma = 0.06 + 0.44 * t * (1 - t) + 0.05 * t;
+  const [L, a, b] = [0.16 + 0.78 * t, chroma * Math.cos(hue), chroma * Math.sin(hue)];
+  const l = (L + 0.3963377774 * a + 0.2158037573 * b) ** 3;
+  const m = (L - 0.1055613458 * a - 0.0638541728 * b) ** 3;
+  const s = (L - 0.0894841775 * a - 1.291485548 * b) ** 3;
+  const linear = [
+    4.0767416621 * l - 3.3077115913 * m + 0.2309699292 * s,
+    -1.2684380046 * l + 2.6097574011 * m - 0.3413193965 * s,
+    -0.0041960863 * l - 0.7034186147 * m + 1.707614701 * s,
+  ];
+  return linear.map((x) => {
+    const value = Math.min(1, Math.max(0, x));
+    return Math.round(255 * (value <= 0.0031308 ? 12.92 * value : 1.055 * value ** (1 / 2.4) - 0.055));
+  });
+}
+
+document.documentElement.style.setProperty(
+  "--ramp",
+  [0, 51, 102, 153, 204, 255].map((i) => `rgb(${RAMP[i].join(" ")})`).join(", "),
+);
+
+/** Draw a map over its picture: bilinear between its cells, more opaque where there is more of it. */
+function draw(canvas, i) {
+  const [map, height, width] = [maps[i], attention.height[i], attention.width[i]];
+  const times = Math.max(1, Math.round(160 / Math.max(height, width)));
+  canvas.width = width * times;
+  canvas.height = height * times;
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(canvas.width, canvas.height);
+  for (let y = 0, at = 0; y < canvas.height; y++) {
+    const [top, bottom, down] = between(y, times, height);
+    for (let x = 0; x < canvas.width; x++, at += 4) {
+      const [left, right, along] = between(x, times, width);
+      const upper = map[top * width + left] * (1 - along) + map[top * width + right] * along;
+      const lower = map[bottom * width + left] * (1 - along) + map[bottom * width + right] * along;
+      const value = upper * (1 - down) + lower * down;
+      image.data.set(RAMP[Math.round(value)], at);
+      image.data[at + 3] = 110 + 0.47 * value;
+    }
+  }
+  context.putImageData(image, 0, 0);
+}
+
+/** The two cells whose centres a pixel lies between, and how far along it is. */
+function between(pixel, times, cells) {
+  const at = Math.min(cells - 1, Math.max(0, (pixel + 0.5) / times - 0.5));
+  const low = Math.floor(at);
+  return [low, Math.min(cells - 1, low + 1), at - low];
+}
+
+/** Buttons that lay a subject's map over the pictures: while pointed at or focused, or once pressed. */
+function chips(card, subjects, figures) {
+  let pressed = null;
+  const overlay = (subject) => {
+    card.forEach((row, i) => lay(figures[i], attendedOf(row).find((at) => attention.subject[at] === subject)));
+  };
+  const press = (subject) => {
+    pressed = subject;
+    for (const button of bar.children) button.setAttribute("aria-pressed", button.subject === pressed);
+    overlay(pressed);
+  };
+  const buttons = subjects.map((subject, i) => {
+    const button = el("button", { type: "button", class: "chip", style: `--hue: ${hue(i)}` });
+    button.append(el("span", { dir: "auto" }, subject));
+    button.setAttribute("aria-pressed", "false");
+    button.title = "Lay its attention over the pictures";
+    button.subject = subject;
+    button.addEventListener("click", () => press(pressed === subject ? null : subject));
+    button.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && overlay(subject));
+    button.addEventListener("pointerleave", () => overlay(pressed));
+    button.addEventListener("focus", () => button.matches(":focus-visible") && overlay(subject));
+    button.addEventListener("blur", () => overlay(pressed));
+    return button;
+  });
+  const bar = el("div", { class: "chips", role: "group", "aria-label": "Attention of" }, ...buttons);
+  bar.clear = () => press(null);
+  return bar;
+}
+
+function lay(figure, i) {
+  const canvas = figure.querySelector("canvas");
+  figure.querySelector(".scale")?.remove();
+  canvas?.classList.toggle("on", i !== undefined);
+  if (!canvas || i === undefined) return;
+  draw(canvas, i);
+  const most = attention.scale[i];
+  const scale = el("span", { class: "scale" }, "0 ", el("i"), ` ${most.toPrecision(2)}`);
+  figure.querySelector(".frame").append(scale);
+}
+
+function hue(i) {
+  return `var(--subject-${i % HUES})`;
+}
+
+// --- curves --------------------------------------------------------------------------------------
+
+/** The highest value to be drawn of some rows, rounded up, so that their charts can be compared. */
+function ceiling(card) {
+  const most = card.flatMap(attendedOf).reduce((high, i) => Math.max(high, ...curves[i]), 0);
+  const top = Math.max(most, ...thresholds.map(([, share]) => share)) * 1.05;
+  return [0.05, 0.1, 0.2, 0.4, 0.6, 0.8].find((value) => top <= value) ?? 1;
+}
+
+/** Max attention per step of each subject, and the thresholds; null without any. */
+function chart(row, subjects, top, large) {
+  const attended = attendedOf(row).filter((i) => curves[i].length);
+  if (!attended.length) return null;
+  const steps = curves[attended[0]].length;
+  const [width, height] = [320, large ? 150 : 42];
+  const [left, bottom] = large ? [34, 22] : [0, 0];
+  const x = (step) => left + ((width - left) * step) / Math.max(1, steps - 1);
+  const y = (value) => 4 + (height - bottom - 5) * (1 - value / top);
+  const path = (values) => values.map(([step, value]) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
+  const parts = [svg("path", { class: "axis", d: `M${left} ${y(0)}H${width}` })];
+  if (large) {
+    for (const value of [0, top / 2, top]) {
+      parts.push(svg("path", { class: "axis", d: `M${left} ${y(value)}H${width}` }));
+      parts.push(svg("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, told(value, 2)));
+    }
+    parts.push(svg("text", { x: left, y: height - 5 }, "step 1"));
+    parts.push(svg("text", { x: width, y: height - 5, "text-anchor": "end" }, String(steps)));
+  }
+  thresholds.forEach(([step, share], n) => {
+    if (step >= steps) return;
+    const end = Math.min(steps - 1, thresholds[n + 1]?.[0] ?? steps - 1);
+    parts.push(svg("path", { class: "threshold", d: `M${x(step)} ${y(share)}H${x(end)}` }));
+  });
+  for (const i of attended) {
+    const points = path([...curves[i]].map((value, step) => [step, value]));
+    const style = `--hue: ${hue(subjects.indexOf(attention.subject[i]))}`;
+    parts.push(svg("polyline", { class: "curve", style, points }));
+  }
+  const spoken = attended.map((i) => {
+    const curve = curves[i];
+    return `${attention.subject[i]} from ${told(curve[0], 2)} to ${told(curve[curve.length - 1], 2)}`;
+  });
+  const label = `Largest attention over ${steps} steps: ${spoken.join("; ")}`;
+  const fit = large ? "xMidYMid meet" : "none";
+  const box = { class: "chart", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: fit };
+  return svg("svg", { ...box, role: "img", "aria-label": label }, ...parts);
+}
+
+// --- a card --------------------------------------------------------------------------------------
+
+function figureOf(row, subjects, top, large) {
+  const picture = pictureOf(row);
+  const name = rows.method[row] ?? "no method";
+  const [width, height] = [rows.width[row] ?? 1, rows.height[row] ?? 1];
+  const frame = el("div", { class: "frame", style: `aspect-ratio: ${width} / ${height}` });
+  if (picture !== null) {
+    const alt = `${rows.prompt[row]} (${name})`;
+    const image = el("img", { alt, width, height, loading: "lazy", decoding: "async" });
+    image.addEventListener("error", () => {
+      frame.classList.add("lost");
+      frame.append(el("span", { class: "none" }, "The picture is not beside this page: --embed puts it in."));
+    });
+    image.src = picture;
+    frame.append(image, el("canvas", { "aria-hidden": "true" }));
+  } else if (rows.error_type[row] !== null) {
+    frame.append(el("span", { class: "none bad" }, rows.error_type[row]));
+  } else {
+    frame.append(el("span", { class: "none" }, "The picture could not be read."));
+  }
+  const method = el("span", { class: "method" }, name);
+  if (rows.error_type[row] !== null) method.append(el("span", { class: "badge bad" }, "failed"));
+  if (rows.neglected[row]) method.append(el("span", { class: "badge" }, "neglected"));
+  const verdicts = attendedOf(row).filter((i) => attention.found[i] !== null);
+  for (const i of verdicts) {
+    const [mark, style] = attention.found[i] ? ["✓", "found"] : ["✗", "missed"];
+    const said = `${attention.subject[i]} ${attention.found[i] ? "found" : "not found"}`;
+    method.append(el("span", { class: style, title: said, role: "img", "aria-label": said }, mark));
+  }
+  const caption = el("figcaption", {}, method);
+  if (rows.error_type[row] === null) {
+    const refined = counted(rows.num_refinements[row] ?? 0, "refinement", "refinements");
+    const loss = el("b", {}, told(rows.final_loss[row]));
+    caption.append(el("span", { class: "figures" }, "loss ", loss, ` · ${refined}`));
+  }
+  return el("figure", {}, frame, caption, chart(row, subjects, top, large));
+}
+
+function cardOf(card) {
+  const [first] = card;
+  const left = visible(card);
+  const subjects = subjectsOf(card);
+  const top = ceiling(card);
+  const figures = left.map((row) => figureOf(row, subjects, top, false));
+  const attended = subjects.filter((one) => left.some((row) => attendedOf(row).some((i) => attention.subject[i] === one)));
+  const bar = chips(left, attended, figures);
+  const title = el("button", { type: "button", dir: "auto", "aria-haspopup": "dialog" }, rows.prompt[first] ?? "(no prompt)");
+  const pictures = el("div", { class: "pictures" }, ...figures);
+  const node = el("article", { class: "card" }, el("h2", {}, title), el("p", { class: "under", dir: "auto" }, facts(first)), bar, pictures);
+  node.clear = bar.clear;
+  const open = () => change({ card: rows.id[first] });
+  title.addEventListener("click", open);
+  pictures.addEventListener("click", (event) => event.target.closest(".frame") && open());
+  return node;
+}
+
+function facts(row) {
+  const set = rows.set[row] ? ` · ${rows.set[row]}` : "";
+  return `seed ${rows.seed[row] ?? "–"}${set}`;
+}
+
+// --- details of a card ---------------------------------------------------------------------------
+
+const dialog = byId("details");
+
+function details(card) {
+  const subjects = subjectsOf(card);
+  const top = ceiling(card);
+  const figures = card.map((row) => figureOf(row, subjects, top, true));
+  const attended = subjects.filter((one) => card.some((row) => attendedOf(row).some((i) => attention.subject[i] === one)));
+  const bar = chips(card, attended, figures);
+  const title = el("h2", { id: "details-title", dir: "auto" }, rows.prompt[card[0]] ?? "(no prompt)");
+  const steps = thresholds.map(([step, share]) => `${told(share, 2)} at step ${step + 1}`).join(", ");
+  const legend = `Curves: the largest value of each subject's map, step by step; the loss is one minus the lowest.${
+    steps ? ` Dashed: what refinement aims at, ${steps}.` : ""
+  }`;
+  byId("details-body").replaceChildren(
+    title,
+    el("p", { class: "under" }, facts(card[0])),
+    bar,
+    el("div", { class: "pictures" }, ...figures),
+    attended.length ? el("p", { class: "legend" }, legend) : "",
+    comparison(card),
+  );
+  dialog.clear = bar.clear;
+}
+
+function comparison(card) {
+  const lines = [
+    ["id", rows.id],
+    ["error", rows.error],
+    ["negative prompt", rows.negative_prompt],
+    ["final loss", rows.final_loss],
+    ["refinements", rows.num_refinements],
+    ["neglected", rows.neglected],
+    ["seconds", rows.seconds],
+    ["denoising steps", rows.num_inference_steps],
+    ["guidance scale", rows.guidance_scale],
+    ...scores.map((score) => [score.label, score.values]),
+  ].filter(([, values]) => card.some((row) => values[row] !== null));
+  const head = card.map((row) => el("th", { scope: "col" }, rows.method[row] ?? "–"));
+  const body = lines.map(([label, values]) =>
+    el(
+      "tr",
+      {},
+      el("th", { scope: "row" }, label),
+      ...card.map((row) => el("td", { dir: typeof values[row] === "string" ? "auto" : null }, told(values[row]))),
+    ),
+  );
+  return el(
+    "div",
+    { class: "scroll compare", tabindex: "0", role: "region", "aria-label": "Figures of each picture" },
+    el("table", {}, el("thead", {}, el("tr", {}, el("td"), ...head)), el("tbody", {}, ...body)),
+  );
+}
+
+/** Open the card before or after the one that is open. */
+function step(by) {
+  const next = shown[shown.findIndex((card) => rows.id[card[0]] === state.card) + by];
+  if (next) change({ card: rows.id[next[0]] });
+}
+
+// --- the page ------------------------------------------------------------------------------------
+
+const grid = byId("grid");
+let drawn = "";
+
+function show() {
+  const { card, ...view } = state;
+  if (JSON.stringify(view) !== drawn) {
+    drawn = JSON.stringify(view);
+    showCards();
+  }
+  const open = card && cards.find((rowsOfCard) => rows.id[rowsOfCard[0]] === card);
+  if (open) {
+    details(open);
+    const at = shown.indexOf(open);
+    byId("before").disabled = at < 1;
+    byId("after").disabled = at < 0 || at === shown.length - 1;
+    if (!dialog.open) dialog.showModal();
+  } else if (dialog.open) {
+    dialog.close();
+  }
+}
+
+function showCards() {
+  for (const input of form.elements) {
+    if (input.name && input.value !== state[input.name]) input.value = state[input.name];
+  }
+  shown = sorted(matches());
+  const pages = Math.max(1, Math.ceil(shown.length / CARDS_A_PAGE));
+  const page = Math.min(pages, Math.max(1, Number.parseInt(state.page, 10) || 1));
+  const nodes = shown.slice((page - 1) * CARDS_A_PAGE, page * CARDS_A_PAGE).map(cardOf);
+  const none = cards.length ? "Nothing fits these filters." : "There are no rows yet.";
+  grid.replaceChildren(...(nodes.length ? nodes : [el("p", { class: "empty" }, none)]));
+  const across = Math.max(1, ...shown.slice(0, 500).map((card) => visible(card).length));
+  grid.style.setProperty("--card-width", `${Math.min(4, across) * 10.5 + 5}rem`);
+  const total = shown.reduce((sum, card) => sum + visible(card).length, 0);
+  const all = shown.length === cards.length ? "" : ` of ${cards.length.toLocaleString("en")}`;
+  byId("count").textContent = `${shown.length.toLocaleString("en")}${all} ${
+    cards.length === 1 ? "card" : "cards"
+  }, ${counted(total, "row", "rows")}`;
+  byId("pager").hidden = pages === 1;
+  byId("page").textContent = `${page} of ${pages}`;
+  byId("previous").disabled = page === 1;
+  byId("next").disabled = page === pages;
+}
+
+function turn(by) {
+  change({ page: String((Number.parseInt(state.page, 10) || 1) + by) });
+  byId("cards").scrollIntoView();
+  grid.querySelector("h2 button")?.focus({ preventScroll: true });
+}
+
+/** Fill a select with options; a reason is what follows the colon. */
+function offer(select, options) {
+  select.append(...options.map(([value, text]) => el("option", { value }, text)));
+}
+
+function offerAll() {
+  const { method, show, set, sort } = form.elements;
+  offer(method, methods.map((name) => [name, name]));
+  const reasons = [...new Set(rows.error_type)].filter((reason) => reason !== null);
+  offer(show, reasons.map((reason) => [`failed:${reason}`, `failed: ${reason}`]));
+  const sets = [...new Set(rows.set)].filter((name) => name !== null);
+  offer(set, sets.map((name) => [name, name]));
+  byId("sets").hidden = !sets.length;
+  offer(sort, Object.entries(SORTS).filter(([, [, values]]) => values.some((v) => v !== null)).map(([value, [text]]) => [value, text]));
+  const often = new Map();
+  cards.flatMap(subjectsOf).forEach((subject) => often.set(subject, (often.get(subject) ?? 0) + 1));
+  const most = [...often].sort((a, b) => b[1] - a[1]).slice(0, 300);
+  offer(byId("subjects"), most.map(([subject]) => [subject, ""]));
+}
+
+form.addEventListener("input", (event) => change({ [event.target.name]: event.target.value, page: "1" }));
+form.addEventListener("submit", (event) => event.preventDefault());
+form.addEventListener("reset", () => change({ ...DEFAULTS }));
+byId("previous").addEventListener("click", () => turn(-1));
+byId("next").addEventListener("click", () => turn(1));
+byId("before").addEventListener("click", () => step(-1));
+byId("after").addEventListener("click", () => step(1));
+byId("close").addEventListener("click", () => change({ card: "" }));
+dialog.addEventListener("close", () => state.card && change({ card: "" }));
+dialog.addEventListener("click", (event) => event.target === dialog && change({ card: "" }));
+window.addEventListener("hashchange", () => {
+  state = fromHash();
+  show();
+});
+
+// --- keys ----------------------------------------------------------------------------------------
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const typing = event.target.matches("input, select");
+  if (dialog.open) {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (by && !event.target.closest(".scroll")) step(by);
+  } else if (event.key === "/" && !typing) {
+    event.preventDefault();
+    form.elements.q.focus();
+  } else if (event.key === "Escape") {
+    for (const card of grid.children) card.clear?.();
+  } else if (!typing && grid.contains(event.target)) {
+    move(event);
+  }
+});
+
+/** Arrows go to the card beside, above or below. */
+function move(event) {
+  const all = [...grid.children];
+  const columns = all.filter((card) => card.offsetTop === all[0].offsetTop).length;
+  const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
+  const next = by && all[all.indexOf(event.target.closest(".card")) + by];
+  if (!next) return;
+  event.preventDefault();
+  next.querySelector("h2 button").focus();
+  next.scrollIntoView({ block: "nearest" });
+}
+
+// --- light and dark ------------------------------------------------------------------------------
+
+const THEME = "aae-batch-theme";
+
+function remembered() {
+  try {
+    return localStorage.getItem(THEME);
+  } catch {
+    return null; // a page from a file may have no storage
+  }
+}
+
+function light(theme) {
+  document.documentElement.dataset.theme = theme;
+  try {
+    localStorage.setItem(THEME, theme);
+  } catch {
+    // it is forgotten with the page
+  }
+}
+
+if (remembered()) light(remembered());
+byId("theme").addEventListener("click", () => {
+  const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  light((document.documentElement.dataset.theme ?? system) === "dark" ? "light" : "dark");
+});
+
+offerAll();
+show();
+document.documentElement.dataset.ready = "true";

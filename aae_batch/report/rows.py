@@ -1,0 +1,157 @@
+"""The rows that the page shows: their columns, the curves and maps of their subjects, as it reads
+them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+
+from aae_batch.report.scores import Score, ShardScores
+
+COLUMNS = [
+    "id",
+    "prompt",
+    "subjects",
+    "seed",
+    "method",
+    "negative_prompt",
+    "guidance_scale",
+    "num_inference_steps",
+    "height",
+    "width",
+    "status",
+    "error_type",
+    "error",
+    "file_name",
+    "sha256",
+    "num_refinements",
+    "final_loss",
+    "neglected",
+    "seconds",
+    "shard",
+    "set",
+]
+"""What is read of the metadata; `set` is there in benchmarks alone."""
+
+_AS_THEY_ARE = [name for name in COLUMNS if name not in ("status", "file_name", "sha256", "shard")]
+_DIGITS = {"final_loss": 4, "seconds": 2}
+UNIT = 65535
+"""An attention of 1 in a curve."""
+
+Picture = Callable[[dict[str, Any]], str | int | None]
+"""From a metadata row with a picture to its URL, or its place among those that the page holds; None
+where there is none."""
+
+
+def linked(prefix: str = "") -> Picture:
+    """Pictures by their URL relative to the page: `prefix` and the file's name."""
+    return lambda row: quote(prefix + row["file_name"])
+
+
+class Rows:
+    """Rows as columns, which grow shard by shard.
+
+    A card of the page is the rows of one prompt, seed and set, each made by another method; a second
+    row of the same method begins another card.
+
+    Attributes:
+        columns: of every row, by name; `card` numbers the cards, `picture` is None without one,
+            `first` and `attended` are the place and the number of its rows in `attention`.
+        attention: of every row and subject, by name: `subject`, `steps` of its curve, `height`,
+            `width` and `scale` of its map, and `found`, what a detector says.
+        scores: of every row, by score.
+        curves: max attention per step, uint16, little-endian, 65535 for 1, one after the other.
+        maps: uint8, row by row, one after the other.
+    """
+
+    def __init__(self) -> None:
+        self.columns: dict[str, list] = {
+            name: [] for name in (*_AS_THEY_ARE, "card", "picture", "first", "attended")
+        }
+        self.attention: dict[str, list] = {
+            name: [] for name in ("subject", "steps", "height", "width", "scale", "found")
+        }
+        self.scores: dict[Score, list] = {}
+        self.curves = bytearray()
+        self.maps = bytearray()
+        self._cards: dict[tuple, int] = {}
+        self._seen: dict[tuple, int] = defaultdict(int)
+
+    def __len__(self) -> int:
+        return len(self.columns["id"])
+
+    def add(
+        self, table: pa.Table, attention: pa.Table, scores: ShardScores, picture: Picture
+    ) -> None:
+        """Take in a shard, or the first rows of one.
+
+        Args:
+            table: its metadata; the columns of `COLUMNS` are used.
+            attention: its attention table, whole.
+            scores: of its rows, whole.
+        """
+        before = len(self)
+        rows = table.to_pylist()
+        wanted = {row["id"] for row in rows}
+        of_row: dict[str, list[dict]] = defaultdict(list)
+        for seen in _columns_of(attention, wanted):
+            of_row[seen["id"]].append(seen)
+        for row, found in zip(rows, scores.found, strict=False):
+            self._add_row(row, picture)
+            self._add_attention(of_row[row["id"]], row, found)
+        for score, values in scores.columns.items():
+            column = self.scores.setdefault(score, [None] * before)
+            column.extend(_short(value) for value in values[: len(rows)])
+        for column in self.scores.values():
+            column.extend([None] * (len(self) - len(column)))
+
+    def _add_row(self, row: dict[str, Any], picture: Picture) -> None:
+        for name in _AS_THEY_ARE:
+            value = row.get(name)
+            self.columns[name].append(_short(value, _DIGITS.get(name, 4)))
+        self.columns["card"].append(self._card(row))
+        self.columns["picture"].append(picture(row) if row["status"] == "ok" else None)
+
+    def _card(self, row: dict[str, Any]) -> int:
+        key = (row["prompt"], row["seed"], row.get("set"))
+        if row["prompt"] is None or row["seed"] is None or row["method"] is None:
+            key = (row["id"], len(self._cards), None)
+        nth = self._seen[*key, row["method"]]
+        self._seen[*key, row["method"]] += 1
+        return self._cards.setdefault((*key, nth), len(self._cards))
+
+    def _add_attention(
+        self, seen: list[dict], row: dict[str, Any], found: list[bool] | None
+    ) -> None:
+        self.columns["first"].append(len(self.attention["subject"]))
+        self.columns["attended"].append(len(seen))
+        verdicts = dict(zip(row["subjects"] or (), found or (), strict=False))
+        for one in seen:
+            curve = np.nan_to_num(np.asarray(one["max_attention"], np.float32))
+            self.curves += np.rint(curve.clip(0, 1) * UNIT).astype("<u2").tobytes()
+            self.maps += one["map"]
+            self.attention["subject"].append(one["subject"])
+            self.attention["steps"].append(len(curve))
+            self.attention["height"].append(one["map_height"])
+            self.attention["width"].append(one["map_width"])
+            self.attention["scale"].append(_short(one["map_scale"]))
+            self.attention["found"].append(verdicts.get(one["subject"]))
+
+
+_ATTENTION = ["id", "subject", "max_attention", "map", "map_height", "map_width", "map_scale"]
+
+
+def _columns_of(attention: pa.Table, wanted: set[str]) -> Iterable[dict[str, Any]]:
+    return (row for row in attention.select(_ATTENTION).to_pylist() if row["id"] in wanted)
+
+
+def _short(value: Any, digits: int = 4) -> Any:
+    """Floats with the digits that a person looks at; NaN and infinity, which JSON has not, as None."""
+    if not isinstance(value, float):
+        return value
+    return round(value, digits) if np.isfinite(value) else None

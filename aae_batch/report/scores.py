@@ -1,0 +1,120 @@
+"""What metrics say of a shard's pictures, row by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from aae_batch.dataset import layout
+from aae_batch.dataset.reader import Dataset
+
+FOUND = "found"
+"""The column that says of each subject whether a detector found it."""
+
+_LABELS = {
+    "clip_full": "CLIP, prompt",
+    "clip_min_subject": "CLIP, weakest subject",
+    "clip_caption": "CLIP, caption",
+    "caption": "caption of the picture",
+    "subjects_named": "subjects named",
+    "subjects_found": "subjects found",
+    "all_found": "all subjects found",
+    "min_max_attention": "attention of the weakest subject",
+    "thresholds_met": "thresholds met",
+    "num_thresholds": "thresholds",
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric's column.
+
+    Attributes:
+        label: what a person calls it.
+        is_text: whether its values are words; they are numbers or truths otherwise.
+    """
+
+    metric: str
+    column: str
+    is_text: bool
+
+    @property
+    def label(self) -> str:
+        return _LABELS.get(self.column, f"{self.metric}: {self.column.replace('_', ' ')}")
+
+
+Columns = dict[Score, list]
+"""Of each score: a value per metadata row; None where there is none."""
+
+
+@dataclass(frozen=True)
+class ShardScores:
+    """The scores of one shard, in the order of its metadata rows.
+
+    Attributes:
+        columns: the values.
+        found: per row, whether each subject was found; None where no detector has looked.
+        stale: scores of pictures that are there no more.
+    """
+
+    columns: Columns
+    found: list[list[bool] | None]
+    stale: int = 0
+
+
+class Scores:
+    """The scores of a dataset.
+
+    Args:
+        dataset: its metrics are listed once, here.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self._shards = {m: frozenset(dataset.scored_shards(m)) for m in dataset.metrics()}
+
+    def of(self, shard: int, metadata: pa.Table) -> ShardScores:
+        """The scores of a shard. One whose picture has another `sha256` now is left out.
+
+        Args:
+            metadata: its columns `id` and `sha256` are used.
+        """
+        keys = list(zip(metadata["id"].to_pylist(), metadata["sha256"].to_pylist(), strict=True))
+        columns: Columns = {}
+        found: list[list[bool] | None] = [None] * len(keys)
+        stale = 0
+        for metric in self._metrics_of(shard):
+            table = self._dataset.scores_of(metric, shard)
+            places = {
+                key: place
+                for place, key in enumerate(
+                    zip(table["id"].to_pylist(), table["sha256"].to_pylist(), strict=True)
+                )
+            }
+            stale += len(places.keys() - set(keys))
+            order = [places.get(key) for key in keys]
+            for score in _scores(metric, table.schema):
+                columns[score] = _in_order(table[score.column], order)
+            if FOUND in table.column_names:
+                found = _in_order(table[FOUND], order)
+        return ShardScores(columns, found, stale)
+
+    def _metrics_of(self, shard: int) -> list[str]:
+        return [metric for metric, shards in self._shards.items() if shard in shards]
+
+
+def _scores(metric: str, schema: pa.Schema) -> list[Score]:
+    own = {column.name for column in layout.SCORED_COLUMNS}
+    return [
+        Score(metric, field.name, is_text=pa.types.is_string(field.type))
+        for field in schema
+        if field.name not in own and not pa.types.is_nested(field.type)
+    ]
+
+
+def _in_order(column: pa.ChunkedArray, order: list[int | None]) -> list:
+    return pc.take(column, pa.array(order, pa.int64())).to_pylist()
+
+

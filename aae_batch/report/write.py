@@ -1,0 +1,45 @@
+"""Write the page of a dataset, into its root or elsewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from aae_batch.dataset import layout
+from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.storage import LocalStorage, Storage, is_url
+from aae_batch.report.build import collect, render
+
+
+def write_report(
+    storage: Storage,
+    html: Path | None = None,
+    limit: int | None = None,
+    embed: bool = False,
+    side: int = 256,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> str:
+    """Write the page; returns the URL that it opens by.
+
+    Args:
+        html: a file of this machine; default: `report.html` in the root.
+        limit, embed, side, tell: as `collect` takes them.
+
+    Raises:
+        OutputError: there is no run, something cannot be read, or the page cannot be written.
+    """
+    prefix = ""
+    if html is not None:
+        if is_url(storage.root):
+            embed = True
+        else:
+            prefix = Path(os.path.relpath(storage.root, html.absolute().parent)).as_posix() + "/"
+    report = collect(Dataset(storage), limit, embed, side, prefix, tell)
+    page = render(report, storage.root.rstrip("/").rsplit("/", 1)[-1])
+    target, name = storage, layout.REPORT
+    if html is not None:
+        target, name = LocalStorage(str(html.absolute().parent)), html.name
+    target.write_bytes(name, page)
+    place = target.place(name)
+    return place if is_url(place) else Path(place).as_uri()
