@@ -40,6 +40,7 @@ class Figures:
 
     Attributes:
         rows, failed, neglected: how many.
+        judged: pictures of which it is known whether a subject was neglected.
         images: pictures by method.
         failures: by `error_type`.
         scores: all scores that were seen, in their order.
@@ -49,6 +50,7 @@ class Figures:
     rows: int = 0
     failed: int = 0
     neglected: int = 0
+    judged: int = 0
     images: Counter[str] = field(default_factory=Counter)
     failures: dict[str, Failures] = field(default_factory=dict)
     scores: dict[Score, None] = field(default_factory=dict)
@@ -80,6 +82,7 @@ class Figures:
             method = total["method"]
             self.images[method] += total["method_count"]
             self.neglected += total["neglected_sum"] or 0
+            self.judged += total["neglected_count"]
             for name in names:
                 self._sums[method][name] += total[f"{name}_sum"] or 0
                 self._counts[method][name] += total[f"{name}_count"]

@@ -39,7 +39,9 @@ COLUMNS = [
 """What is read of the metadata; `set` is there in benchmarks alone."""
 
 _AS_THEY_ARE = [name for name in COLUMNS if name not in ("status", "file_name", "sha256", "shard")]
-_DIGITS = {"final_loss": 4, "seconds": 2}
+_AS_TEXT = ("seed", "set")
+"""A seed may be longer than a number of JavaScript; a manifest's own column may be anything."""
+_DIGITS = {"seconds": 2}
 UNIT = 65535
 """An attention of 1 in a curve."""
 
@@ -111,9 +113,10 @@ class Rows:
             column.extend([None] * (len(self) - len(column)))
 
     def _add_row(self, row: dict[str, Any], picture: Picture) -> None:
+        for name in _AS_TEXT:
+            row[name] = None if row.get(name) is None else str(row[name])
         for name in _AS_THEY_ARE:
-            value = row.get(name)
-            self.columns[name].append(_short(value, _DIGITS.get(name, 4)))
+            self.columns[name].append(_short(row.get(name), _DIGITS.get(name, 4)))
         self.columns["card"].append(self._card(row))
         self.columns["picture"].append(picture(row) if row["status"] == "ok" else None)
 

@@ -116,5 +116,3 @@ def _scores(metric: str, schema: pa.Schema) -> list[Score]:
 
 def _in_order(column: pa.ChunkedArray, order: list[int | None]) -> list:
     return pc.take(column, pa.array(order, pa.int64())).to_pylist()
-
-

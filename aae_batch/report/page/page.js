@@ -176,7 +176,7 @@ function matches() {
 function sorted(cards) {
   const up = state.order === "up";
   const values = SORTS[state.sort]?.[1];
-  if (!values) return up ? cards.reverse() : cards;
+  if (!values) return cards;
   const best = (card) => {
     const numbers = visible(card).map((row) => values[row]).filter((value) => value !== null);
     return numbers.length ? (up ? Math.min(...numbers) : -Math.max(...numbers)) : Infinity;
@@ -229,7 +229,7 @@ function draw(canvas, i) {
       const lower = map[bottom * width + left] * (1 - along) + map[bottom * width + right] * along;
       const value = upper * (1 - down) + lower * down;
       image.data.set(RAMP[Math.round(value)], at);
-      image.data[at + 3] = 110 + 0.47 * value;
+      image.data[at + 3] = 95 + 0.53 * value;
     }
   }
   context.putImageData(image, 0, 0);
@@ -305,7 +305,10 @@ function chart(row, subjects, top, large) {
   const x = (step) => left + ((width - left) * step) / Math.max(1, steps - 1);
   const y = (value) => 4 + (height - bottom - 5) * (1 - value / top);
   const path = (values) => values.map(([step, value]) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
-  const parts = [svg("path", { class: "axis", d: `M${left} ${y(0)}H${width}` })];
+  const parts = [
+    svg("title", {}, "Largest attention of each subject, step by step"),
+    svg("path", { class: "axis", d: `M${left} ${y(0)}H${width}` }),
+  ];
   if (large) {
     for (const value of [0, top / 2, top]) {
       parts.push(svg("path", { class: "axis", d: `M${left} ${y(value)}H${width}` }));
@@ -419,7 +422,7 @@ function details(card) {
     attended.length ? el("p", { class: "legend" }, legend) : "",
     comparison(card),
   );
-  dialog.clear = bar.clear;
+  dialog.style.setProperty("--across", Math.max(2, card.length));
 }
 
 function comparison(card) {
@@ -484,6 +487,7 @@ function showCards() {
   for (const input of form.elements) {
     if (input.name && input.value !== state[input.name]) input.value = state[input.name];
   }
+  form.elements.order.disabled = !state.sort;
   shown = sorted(matches());
   const pages = Math.max(1, Math.ceil(shown.length / CARDS_A_PAGE));
   const page = Math.min(pages, Math.max(1, Number.parseInt(state.page, 10) || 1));
