@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.aae-batch-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow chaos test-gpu lint format bench clean
+.PHONY: help install demo browser test test-slow chaos test-gpu lint format bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,7 +22,19 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install ## make a small dataset with the embedded model, and look at it
 	$(BIN)/aae-batch demo
 
-test: install ## everything but the slow tests and those that need a GPU
+browser: ## install Chromium for the page's tests, where there is none and apt-get may
+	@for name in "$$AAE_BATCH_CHROMIUM" chromium chromium-browser google-chrome google-chrome-stable; do \
+	  command -v "$$name" >/dev/null && exit 0; \
+	done; \
+	if test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+	  echo "Installing Chromium, for the page's tests"; \
+	  apt-get update >/dev/null 2>&1; \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium \
+	    >/dev/null 2>&1 && exit 0; \
+	fi; \
+	echo "There is no Chromium: the page's tests will be skipped"
+
+test: install browser ## everything but the slow tests and those that need a GPU
 	$(BIN)/python -m pytest
 
 test-slow: install ## the slow tests

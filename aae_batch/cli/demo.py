@@ -14,7 +14,7 @@ def demo(
     output: Annotated[Path, typer.Argument(help="Folder for the pictures.")] = Path("demo-output"),
 ) -> None:
     """Make a small dataset with the embedded model, plain and guided from the same noise, and a
-    contact sheet of both."""
+    page to look at both."""
     with errors_in_a_sentence():
         from aae_batch.report.demo import run_demo
 

@@ -17,7 +17,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from aae_batch.dataset import layout
 from aae_batch.dataset.reader import Dataset
 from aae_batch.errors import OutputError
 from aae_batch.report.figures import Figures, method_order

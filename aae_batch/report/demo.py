@@ -15,6 +15,7 @@ from aae_batch.job.driver import run_job
 from aae_batch.job.settings import JobSettings
 from aae_batch.model.loading import EMBEDDED, default_guidance
 from aae_batch.report.contact_sheet import Finding, Group, Picture, contact_sheet
+from aae_batch.report.write import write_report
 from aae_batch.shapes.detector import Verdict, judge
 from aae_batch.shapes.score import SPLITS, Pair
 from aae_batch.shapes.world import Thing, caption
@@ -22,6 +23,7 @@ from aae_batch.terminal import progress_reporter
 
 PROMPTS = 12
 LABELS = {"stable-diffusion": "plain", "attend-and-excite": "guided"}
+"""The methods that the demo compares, and what it calls them."""
 MANIFEST = "manifest.jsonl"
 SHEET = "contact_sheet.png"
 
@@ -54,12 +56,13 @@ def run_demo(
         summary = run_job(settings, report)
     dataset = Dataset(storage)
     drawn = _drawn(dataset, pairs)
-    page = contact_sheet(_title(pairs, drawn), [_group(pair, drawn[pair]) for pair in pairs])
-    storage.write_bytes(SHEET, PNG.encode(page))
+    sheet = contact_sheet(_title(pairs, drawn), [_group(pair, drawn[pair]) for pair in pairs])
+    storage.write_bytes(SHEET, PNG.encode(sheet))
     for line in _table(pairs, drawn, dataset):
         write(line)
-    write(f"contact sheet: {storage.place(SHEET)}")
     write(f"images, attention, metadata: {storage.root}")
+    write(f"contact sheet: {storage.place(SHEET)}")
+    write(f"page to look at: {write_report(storage)}")
     return summary["failed"]
 
 

@@ -124,8 +124,8 @@ class Rows:
         key = (row["prompt"], row["seed"], row.get("set"))
         if row["prompt"] is None or row["seed"] is None or row["method"] is None:
             key = (row["id"], len(self._cards), None)
-        nth = self._seen[*key, row["method"]]
-        self._seen[*key, row["method"]] += 1
+        nth = self._seen[(*key, row["method"])]
+        self._seen[(*key, row["method"])] += 1
         return self._cards.setdefault((*key, nth), len(self._cards))
 
     def _add_attention(

@@ -24,3 +24,5 @@ def test_the_demo_makes_pairs_from_the_same_noise_and_a_page_of_them(
     text = "\n".join(said)
     assert "both shapes" in text
     assert str(tmp_path / "contact_sheet.png") in text
+    assert said[-1] == f"page to look at: {(tmp_path / 'report.html').as_uri()}"
+    assert "attend-and-excite" in (tmp_path / "report.html").read_text()

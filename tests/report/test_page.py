@@ -1,0 +1,318 @@
+"""The page in a browser: what it shows, how it is filtered, that it is for everyone, that it is fast."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.report.page_data import COLOUR, HOSTILE, RIGHT_TO_LEFT, SIDE
+
+PHONE = {"viewport": {"width": 375, "height": 812}, "has_touch": True, "is_mobile": True}
+
+
+def prompts(page) -> list[str]:
+    return page.locator(".card h2").all_text_contents()
+
+
+def labelled(page, name: str):
+    """A field of the filters."""
+    fields = (page.get_by_role(role, name=name, exact=True) for role in ("searchbox", "combobox"))
+    return next(fields).or_(next(fields))
+
+
+def colour_of(page, image, x: float, y: float) -> list[int]:
+    """The colour at a place of an element, as the browser shows it."""
+    import io
+
+    from PIL import Image
+
+    shot = Image.open(io.BytesIO(image.screenshot())).convert("RGB")
+    return list(shot.getpixel((int(x * shot.width), int(y * shot.height))))
+
+
+def is_near(colour: list[int], wanted: tuple[int, ...]) -> bool:
+    return all(abs(a - b) <= 12 for a, b in zip(colour, wanted, strict=True))
+
+
+# --- what it shows -------------------------------------------------------------------------------
+
+
+def test_pairs_stand_side_by_side_under_their_prompt(look, small_page):
+    page = look(small_page)
+    assert prompts(page)[:2] == ["a cat and a frog", "a bear and a red bow"]
+    card = page.locator(".card").first
+    assert card.locator(".method").all_text_contents() == [
+        "stable-diffusionneglected✓✗",
+        "attend-and-excite✓✓",
+    ]
+    boxes = [figure.bounding_box() for figure in card.locator("figure").all()]
+    assert boxes[0]["y"] == boxes[1]["y"]
+    assert boxes[0]["x"] < boxes[1]["x"]
+    assert card.locator("img").evaluate_all("all => all.map((image) => image.naturalWidth)") == [
+        SIDE,
+        SIDE,
+    ]
+    assert card.locator("img").first.get_attribute("alt") == "a cat and a frog (stable-diffusion)"
+    assert card.locator(".chart .curve").count() == 4
+    assert card.locator(".chart .threshold").count() == 4
+
+
+def test_pictures_of_other_layouts_are_in_the_page(look, embedded_page):
+    page = look(embedded_page)
+    image = page.locator(".card img").first
+    image.evaluate("(image) => image.decode()")
+    assert image.evaluate("(image) => image.naturalWidth") == SIDE
+    assert is_near(colour_of(page, image, 0.5, 0.5), COLOUR)
+
+
+def test_the_figures_of_each_method_and_the_reasons_of_failure_stand_at_the_top(look, small_page):
+    page = look(small_page)
+    table = page.get_by_role("region", name="Figures by method")
+    assert table.locator("th[scope=row]").all_text_contents() == [
+        "stable-diffusion",
+        "attend-and-excite",
+    ]
+    assert table.locator("tbody tr").nth(0).locator("td").nth(2).text_content() == "100.0 %"
+    page.get_by_text("Why 1 rows failed").click()
+    assert "RequestError" in page.get_by_role("region", name="Reasons of failure").inner_text()
+
+
+def test_hostile_prompts_are_text(look, small_page):
+    page = look(small_page)
+    assert prompts(page)[2:4] == [HOSTILE, RIGHT_TO_LEFT]
+    assert page.title() == "out · aae_batch"
+    assert page.locator(".card h2 img, .card h2 script").count() == 0
+    title = page.locator(".card h2 button").nth(3)
+    assert title.evaluate("(node) => getComputedStyle(node).direction") == "rtl"
+
+
+# --- attention -----------------------------------------------------------------------------------
+
+
+def test_a_subject_s_map_lies_over_the_picture_while_it_is_pointed_at(look, small_page):
+    page = look(small_page, reduced_motion="reduce")
+    card = page.locator(".card").first
+    image = card.locator(".frame").first
+    assert is_near(colour_of(page, image, 0.05, 0.5), COLOUR)
+    card.get_by_role("button", name="cat", exact=True).hover()
+    assert card.locator("canvas.on").count() == 2
+    left, right = (colour_of(page, image, x, 0.5) for x in (0.05, 0.95))
+    assert sum(left) > sum(right) + 100
+    card.get_by_role("button", name="frog", exact=True).hover()
+    left, right = (colour_of(page, image, x, 0.5) for x in (0.05, 0.95))
+    assert sum(right) > sum(left) + 100
+    page.mouse.move(0, 0)
+    assert card.locator("canvas.on").count() == 0
+
+
+def test_a_tap_keeps_the_map_until_the_next(look, small_page):
+    page = look(small_page, **PHONE)
+    chip = page.locator(".card").first.get_by_role("button", name="cat", exact=True)
+    chip.tap()
+    assert chip.get_attribute("aria-pressed") == "true"
+    assert page.locator("canvas.on").count() == 2
+    chip.tap()
+    assert page.locator("canvas.on").count() == 0
+
+
+# --- filters -------------------------------------------------------------------------------------
+
+
+def test_filters_leave_the_cards_that_fit(look, small_page):
+    page = look(small_page)
+    labelled(page, "Search").fill("RED bear")
+    assert prompts(page) == ["a bear and a red bow"]
+    page.get_by_role("button", name="Clear").click()
+    assert len(prompts(page)) == 5
+    labelled(page, "Subject").fill("frog")
+    assert prompts(page) == ["a cat and a frog"]
+    labelled(page, "Subject").fill("")
+    labelled(page, "Set").select_option("animals-objects")
+    assert prompts(page) == ["a bear and a red bow"]
+    labelled(page, "Set").select_option("")
+    labelled(page, "Show").select_option("failed")
+    assert prompts(page) == ["a cat"]
+    labelled(page, "Show").select_option("failed: RequestError")
+    assert prompts(page) == ["a cat"]
+    labelled(page, "Show").select_option("neglected")
+    assert len(prompts(page)) == 4
+    labelled(page, "Method").select_option("attend-and-excite")
+    assert page.locator(".empty").count() == 1
+    assert page.locator("#count").text_content() == "0 of 5 cards, 0 rows"
+
+
+def test_sorting_is_by_the_figures_of_the_pictures_that_are_shown(look, small_page):
+    page = look(small_page)
+    labelled(page, "Method").select_option("attend-and-excite")
+    labelled(page, "Sort by").select_option("refinements")
+    assert prompts(page)[0] == RIGHT_TO_LEFT
+    labelled(page, "Order").select_option("lowest first")
+    assert prompts(page)[0] == "a cat and a frog"
+    labelled(page, "Sort by").select_option("subjects found")
+    assert prompts(page)[:2] == ["a bear and a red bow", "a cat and a frog"]
+
+
+def test_the_url_holds_the_view(look, small_page):
+    page = look(small_page)
+    labelled(page, "Search").fill("bear & bow")
+    labelled(page, "Search").fill("bear")
+    labelled(page, "Method").select_option("stable-diffusion")
+    page.locator(".card h2 button").click()
+    again = look(small_page, page.url[page.url.index("#") :])
+    assert prompts(again) == ["a bear and a red bow"]
+    assert again.locator(".card figure").count() == 1
+    assert again.locator("dialog[open]").count() == 1
+    assert labelled(again, "Search").input_value() == "bear"
+
+
+# --- details -------------------------------------------------------------------------------------
+
+
+def test_details_compare_the_pictures_of_a_card(look, small_page):
+    page = look(small_page)
+    page.locator(".card .frame").first.click()
+    dialog = page.get_by_role("dialog", name="a cat and a frog")
+    chart = dialog.get_by_role("img", name="Largest attention").nth(1)
+    assert chart.get_attribute("aria-label") == (
+        "Largest attention over 4 steps: cat from 0.10 to 0.80; frog from 0.10 to 0.70"
+    )
+    assert "0.10 at step 1, 0.50 at step 3" in dialog.inner_text()
+    row = dialog.get_by_role("row", name="refinements")
+    assert row.get_by_role("cell").all_text_contents() == ["0", "10"]
+    row = dialog.get_by_role("row", name="subjects found")
+    assert row.get_by_role("cell").all_text_contents() == ["1", "2"]
+    dialog.get_by_role("button", name="The card after").click()
+    assert page.get_by_role("dialog", name="a bear and a red bow").is_visible()
+    page.mouse.click(3, 3)
+    assert page.locator("dialog[open]").count() == 0
+
+
+# --- for everyone --------------------------------------------------------------------------------
+
+
+def test_all_can_be_reached_by_keyboard(look, small_page):
+    page = look(small_page)
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.name") == "q"
+    page.locator(".card h2 button").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Tab")
+    focused = page.evaluate("document.activeElement.textContent")
+    assert focused == "bear"
+    assert page.locator(".card").nth(1).locator("canvas.on").count() == 2
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    assert page.locator("canvas.on").count() == 2
+    page.keyboard.press("Escape")
+    assert page.locator("canvas.on").count() == 0
+    page.locator(".card h2 button").nth(1).focus()
+    page.keyboard.press("Enter")
+    assert page.locator("dialog[open]").count() == 1
+    page.keyboard.press("ArrowLeft")
+    assert page.get_by_role("dialog", name="a cat and a frog").is_visible()
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+    assert page.evaluate("document.activeElement.textContent") == "a bear and a red bow"
+
+
+CONTRAST = """() => {
+  const parse = (text) => {
+    const canvas = Object.assign(document.createElement("canvas"), { width: 1, height: 1 });
+    const context = canvas.getContext("2d");
+    context.fillStyle = text;
+    context.fillRect(0, 0, 1, 1);
+    return [...context.getImageData(0, 0, 1, 1).data];
+  };
+  const light = (rgb) => {
+    const [r, g, b] = rgb.slice(0, 3).map((v) => v / 255)
+      .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const ground = (node) => {
+    for (let at = node; at; at = at.parentElement) {
+      const colour = parse(getComputedStyle(at).backgroundColor);
+      if (colour[3] > 200) return colour;
+    }
+    return [255, 255, 255, 255];
+  };
+  const low = [];
+  for (const node of document.querySelectorAll("body *")) {
+    const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim());
+    if (!own || !node.checkVisibility() || node.matches(":disabled, script, style, option")) continue;
+    const style = getComputedStyle(node);
+    const [a, b] = [light(parse(node.closest("svg") ? style.fill : style.color)), light(ground(node))];
+    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (contrast < 4.5) low.push(`${node.tagName}.${node.className} ${contrast.toFixed(2)}`);
+  }
+  return low;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_light_and_dark(look, small_page, scheme):
+    page = look(small_page, color_scheme=scheme)
+    paper = page.evaluate("getComputedStyle(document.body.parentElement).backgroundColor")
+    assert (paper == "rgb(246, 246, 244)") == (scheme == "light")
+    page.get_by_text("Why 1 rows failed").click()
+    page.locator(".chip").first.click()
+    assert page.evaluate(CONTRAST) == []
+    page.get_by_label("Dark or light").click()
+    assert page.evaluate(CONTRAST) == []
+    assert paper != page.evaluate("getComputedStyle(document.body.parentElement).backgroundColor")
+    page.locator(".card h2 button").first.click()
+    assert page.evaluate(CONTRAST) == []
+
+
+def test_on_a_phone_there_is_one_column_and_nothing_jumps(look, small_page):
+    page = look(small_page, **PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") == 375
+    lefts = page.locator(".card").evaluate_all("all => all.map((card) => card.offsetLeft)")
+    assert len(set(lefts)) == 1
+    page.evaluate(
+        """() => {
+          window.jumps = 0;
+          new PerformanceObserver((list) => {
+            for (const entry of list.getEntries()) window.jumps += entry.value;
+          }).observe({ type: "layout-shift", buffered: true });
+        }"""
+    )
+    heights = page.locator(".frame").evaluate_all("all => all.map((frame) => frame.offsetHeight)")
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    page.wait_for_function("[...document.images].slice(0, 6).every((image) => image.complete)")
+    assert heights == page.locator(".frame").evaluate_all(
+        "all => all.map((frame) => frame.offsetHeight)"
+    )
+    assert page.evaluate("window.jumps") < 0.1
+    page.locator(".card h2 button").first.tap()
+    assert page.evaluate("document.documentElement.scrollWidth") == 375
+
+
+# --- size ----------------------------------------------------------------------------------------
+
+
+def test_ten_thousand_rows_stay_fluid(look, large_page, capsys):
+    before = time.perf_counter()
+    page = look(large_page)
+    opened = time.perf_counter() - before
+    assert page.locator(".card").count() == 48
+    assert page.locator("#page").text_content() == "1 of 105"
+    page.get_by_role("button", name="Next").click()
+    assert prompts(page)[0].endswith(", 48")
+    before = time.perf_counter()
+    labelled(page, "Search").fill("suitcase 4")
+    searched = time.perf_counter() - before
+    assert 0 < page.locator(".card").count() <= 48
+    assert all("suitcase" in prompt and "4" in prompt for prompt in prompts(page))
+    before = time.perf_counter()
+    labelled(page, "Search").fill("")
+    labelled(page, "Sort by").select_option("final loss")
+    ordered = time.perf_counter() - before
+    assert page.locator("#count").text_content() == "5,000 cards, 10,000 rows"
+    assert page.evaluate("document.querySelectorAll('*').length") < 5000
+    with capsys.disabled():
+        print(
+            f"\n10,000 rows, {large_page.stat().st_size / 1e6:.1f} MB: opened in {opened:.2f} s, "
+            f"searched in {searched:.2f} s, sorted in {ordered:.2f} s"
+        )
