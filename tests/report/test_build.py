@@ -142,7 +142,7 @@ def test_an_output_in_a_bucket_has_its_page_there_and_one_here_holds_its_picture
     here = tmp_path / "page.html"
     result = CliRunner().invoke(cli.app, ["report", f"{bucket.url}/out", "--html", str(here)])
     assert result.exit_code == 0
-    assert 'class="pictures">["UklGR' in here.read_text()
+    assert 'data-pictures>["UklGR' in here.read_text()
 
 
 def test_the_page_of_nothing_is_one_sentence(tmp_path):

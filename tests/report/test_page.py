@@ -8,7 +8,7 @@ import pytest
 
 from tests.report.page_data import COLOUR, HOSTILE, RIGHT_TO_LEFT, SIDE
 
-PHONE = {"viewport": {"width": 375, "height": 812}, "has_touch": True, "is_mobile": True}
+PHONE = {"viewport": {"width": 375, "height": 812}, "has_touch": True}
 
 
 def prompts(page) -> list[str]:
@@ -43,9 +43,10 @@ def test_pairs_stand_side_by_side_under_their_prompt(look, small_page):
     assert prompts(page)[:2] == ["a cat and a frog", "a bear and a red bow"]
     card = page.locator(".card").first
     assert card.locator(".method").all_text_contents() == [
-        "stable-diffusionneglected✓✗",
-        "attend-and-excite✓✓",
+        "stable-diffusionneglected",
+        "attend-and-excite",
     ]
+    assert card.locator(".verdicts").all_inner_texts() == ["✓ cat ✗ frog", "✓ cat ✓ frog"]
     boxes = [figure.bounding_box() for figure in card.locator("figure").all()]
     assert boxes[0]["y"] == boxes[1]["y"]
     assert boxes[0]["x"] < boxes[1]["x"]
@@ -64,6 +65,8 @@ def test_pictures_of_other_layouts_are_in_the_page(look, embedded_page):
     image.evaluate("(image) => image.decode()")
     assert image.evaluate("(image) => image.naturalWidth") == SIDE
     assert is_near(colour_of(page, image, 0.5, 0.5), COLOUR)
+    page.set_viewport_size(PHONE["viewport"])
+    assert page.evaluate("document.documentElement.scrollWidth") == 375
 
 
 def test_the_figures_of_each_method_and_the_reasons_of_failure_stand_at_the_top(look, small_page):
@@ -74,7 +77,7 @@ def test_the_figures_of_each_method_and_the_reasons_of_failure_stand_at_the_top(
         "attend-and-excite",
     ]
     assert table.locator("tbody tr").nth(0).locator("td").nth(2).text_content() == "100.0 %"
-    page.get_by_text("Why 1 rows failed").click()
+    page.get_by_text("Why 1 row failed").click()
     assert "RequestError" in page.get_by_role("region", name="Reasons of failure").inner_text()
 
 
@@ -255,7 +258,7 @@ def test_text_stands_out_in_light_and_dark(look, small_page, scheme):
     page = look(small_page, color_scheme=scheme)
     paper = page.evaluate("getComputedStyle(document.body.parentElement).backgroundColor")
     assert (paper == "rgb(246, 246, 244)") == (scheme == "light")
-    page.get_by_text("Why 1 rows failed").click()
+    page.get_by_text("Why 1 row failed").click()
     page.locator(".chip").first.click()
     assert page.evaluate(CONTRAST) == []
     page.get_by_label("Dark or light").click()

@@ -67,7 +67,7 @@ function searchable(row) {
   };
 }
 
-const blocks = document.getElementsByClassName("pictures");
+const blocks = document.querySelectorAll("script[data-pictures]");
 const opened = new Map();
 
 /** Where the picture of a row is: a URL, relative to the page or of its bytes. */
@@ -75,10 +75,7 @@ function pictureOf(row) {
   const picture = rows.picture[row];
   if (typeof picture !== "number") return picture;
   const block = Math.floor(picture / picturesABlock);
-  if (!opened.has(block)) {
-    const scripts = [...blocks].filter((script) => script.tagName === "SCRIPT");
-    opened.set(block, JSON.parse(scripts[block].textContent));
-  }
+  if (!opened.has(block)) opened.set(block, JSON.parse(blocks[block].textContent));
   return `data:image/webp;base64,${opened.get(block)[picture % picturesABlock]}`;
 }
 
@@ -361,17 +358,18 @@ function figureOf(row, subjects, top, large) {
   const method = el("span", { class: "method" }, name);
   if (rows.error_type[row] !== null) method.append(el("span", { class: "badge bad" }, "failed"));
   if (rows.neglected[row]) method.append(el("span", { class: "badge" }, "neglected"));
-  const verdicts = attendedOf(row).filter((i) => attention.found[i] !== null);
-  for (const i of verdicts) {
+  const verdicts = el("span", { class: "verdicts" });
+  for (const i of attendedOf(row).filter((i) => attention.found[i] !== null)) {
     const [mark, style] = attention.found[i] ? ["✓", "found"] : ["✗", "missed"];
     const said = `${attention.subject[i]} ${attention.found[i] ? "found" : "not found"}`;
-    method.append(el("span", { class: style, title: said, role: "img", "aria-label": said }, mark));
+    verdicts.append(el("span", { class: style, title: said }, `${mark} ${attention.subject[i]}`), " ");
   }
-  const caption = el("figcaption", {}, method);
+  const caption = el("figcaption", {}, method, verdicts.childElementCount ? verdicts : null);
   if (rows.error_type[row] === null) {
-    const refined = counted(rows.num_refinements[row] ?? 0, "refinement", "refinements");
+    const refinements = rows.num_refinements[row];
+    const refined = refinements ? ` · ${counted(refinements, "refinement", "refinements")}` : "";
     const loss = el("b", {}, told(rows.final_loss[row]));
-    caption.append(el("span", { class: "figures" }, "loss ", loss, ` · ${refined}`));
+    caption.append(el("span", { class: "figures" }, "loss ", loss, refined));
   }
   return el("figure", {}, frame, caption, chart(row, subjects, top, large));
 }
