@@ -49,7 +49,7 @@ def report(
     no server and no network.
     """
     with errors_in_a_sentence():
-        place = _report(output, html, limit, embed, thumbnail, s3_endpoint)
+        place = _report(output, html, limit, embed, thumbnail, open_page, s3_endpoint)
         print(place)
         if open_page:
             typer.launch(place)
@@ -61,11 +61,18 @@ def _report(
     limit: int | None,
     embed: bool,
     side: int,
+    to_open: bool,
     endpoint: str | None,
 ) -> str:
-    from aae_batch.dataset.storage import open_storage
+    from aae_batch.dataset.storage import is_url, open_storage
+    from aae_batch.errors import SettingsError
     from aae_batch.report.write import write_report
     from aae_batch.terminal import shard_reporter
 
+    if to_open and html is None and is_url(output):
+        raise SettingsError(
+            f"--open needs a page on this machine, and this one would be in {output}: add "
+            "--html report.html."
+        )
     with shard_reporter() as tell:
         return write_report(open_storage(output, endpoint), html, limit, embed, side, tell)

@@ -71,7 +71,7 @@ class Figures:
         numbers = {_name(score): values for score, values in scores.items() if not score.is_text}
         part = table.select(["method", *_OWN])
         for name, values in numbers.items():
-            part = part.append_column(name, pa.array(values, pa.float64()))
+            part = part.append_column(name, _floats(values))
         part = part.filter(ok)
         names = [*_OWN, *numbers]
         totals = part.group_by("method").aggregate(
@@ -105,6 +105,12 @@ class Figures:
                 known.count += 1
             else:
                 self.failures[row["error_type"]] = Failures(1, row["id"], row["error"])
+
+
+def _floats(values: list) -> pa.Array:
+    """Numbers and truths as numbers; what is no number is as good as missing in a mean."""
+    numbers = [None if value is None else float(value) for value in values]
+    return pa.array(numbers, pa.float64(), from_pandas=True)
 
 
 def _name(score: Score) -> str:

@@ -108,10 +108,14 @@ class Scores:
 def _scores(metric: str, schema: pa.Schema) -> list[Score]:
     own = {column.name for column in layout.SCORED_COLUMNS}
     return [
-        Score(metric, field.name, is_text=pa.types.is_string(field.type))
+        Score(metric, field.name, is_text=not _is_number(field.type))
         for field in schema
         if field.name not in own and not pa.types.is_nested(field.type)
     ]
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
 
 
 def _in_order(column: pa.ChunkedArray, order: list[int | None]) -> list:

@@ -78,15 +78,22 @@ def test_scores_are_joined_by_the_picture_they_are_of(storage):
             "id": shas["id"][:2],
             "sha256": [shas["sha256"][0], "of a picture that was made anew"],
             "subjects_found": [1, 2],
+            "all_found": [False, True],
+            "caption": ["a cat", "a cat and a frog"],
             "found": [[True, False], [True, True]],
         },
     )
     report = collect(Dataset(storage))
-    ((score, values),) = report.rows.scores.items()
-    assert (score.metric, score.column) == ("detector", "subjects_found")
-    assert values == [1] + [None] * 8
+    values = {score.column: values for score, values in report.rows.scores.items()}
+    assert values == {
+        "subjects_found": [1] + [None] * 8,
+        "all_found": [False] + [None] * 8,
+        "caption": ["a cat"] + [None] * 8,
+    }
+    score, all_found, _ = report.rows.scores
     assert report.rows.attention["found"][:4] == [True, False, None, None]
     assert report.figures.mean("attend-and-excite", score) == 1
+    assert report.figures.mean("attend-and-excite", all_found) == 0
     assert report.figures.mean("stable-diffusion", score) is None
     assert report.figures.stale == 1
 
@@ -139,6 +146,9 @@ def test_an_output_in_a_bucket_has_its_page_there_and_one_here_holds_its_picture
     assert (result.exit_code, result.output) == (0, f"{bucket.url}/out/report.html\n")
     page = bucket.client.get_object(Bucket=bucket.name, Key="out/report.html")
     assert page["ContentType"] == "text/html"
+    result = CliRunner().invoke(cli.app, ["report", f"{bucket.url}/out", "--open"])
+    assert result.exit_code == 2
+    assert "add --html report.html" in result.stderr
     here = tmp_path / "page.html"
     result = CliRunner().invoke(cli.app, ["report", f"{bucket.url}/out", "--html", str(here)])
     assert result.exit_code == 0

@@ -6,7 +6,17 @@ import time
 
 import pytest
 
-from tests.report.page_data import COLOUR, HOSTILE, RIGHT_TO_LEFT, SIDE
+from aae_batch.dataset import layout
+from aae_batch.report.write import write_report
+from tests.report.page_data import (
+    COLOUR,
+    HOSTILE,
+    RIGHT_TO_LEFT,
+    ROWS,
+    SIDE,
+    drawn,
+    write_dataset,
+)
 
 PHONE = {"viewport": {"width": 375, "height": 812}, "has_touch": True}
 
@@ -88,6 +98,16 @@ def test_hostile_prompts_are_text(look, small_page):
     assert page.locator(".card h2 img, .card h2 script").count() == 0
     title = page.locator(".card h2 button").nth(3)
     assert title.evaluate("(node) => getComputedStyle(node).direction") == "rtl"
+
+
+def test_a_job_without_any_row_yet_has_a_page(look, tmp_path):
+    storage = write_dataset(tmp_path / "out", ROWS, drawn)
+    for name in storage.list(layout.METADATA):
+        storage.delete(name)
+    write_report(storage)
+    page = look(tmp_path / "out" / layout.REPORT)
+    assert "0 rows of 9: the job is not complete" in page.locator("header").inner_text()
+    assert page.locator(".empty").text_content() == "There are no rows yet."
 
 
 # --- attention -----------------------------------------------------------------------------------
