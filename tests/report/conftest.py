@@ -46,8 +46,8 @@ def browser() -> Iterator:
 
 @pytest.fixture
 def look(browser) -> Iterator[Callable]:
-    """Open a page of a file, with what a browser's context takes. At the end: it has asked the network
-    for nothing, and there is no error on the console."""
+    """Open a page of a file, with what a browser's context takes. At the end: it has asked the
+    network for nothing, and there is no error on the console."""
     asked: list[str] = []
     complaints: list[str] = []
     contexts = []

@@ -1,4 +1,4 @@
-"""Datasets to make pages of: pairs of methods, with curves, maps and scores, written as a job would."""
+"""Datasets to make pages of: pairs of methods, with curves and maps, written as a job would."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page in a browser: what it shows, how it is filtered, that it is for everyone, that it is fast."""
+"""The page in a browser: what it shows, how it is filtered, for everyone, and fast."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ const found = new Map(rows.id.map((id, row) => [row, searchable(row)]));
 /** The bytes of a script element: gzip in base64. */
 async function unpacked(id) {
   const text = byId(id).textContent.trim();
-  const packed = Uint8Array.fromBase64?.(text) ?? Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  const packed =
+    Uint8Array.fromBase64?.(text) ?? Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).arrayBuffer();
 }
@@ -31,7 +32,8 @@ function parted(buffer) {
   const maps = [];
   let at = 0;
   for (const steps of attention.steps) {
-    curves.push(Float32Array.from({ length: steps }, (_, i) => view.getUint16(at + 2 * i, true) / UNIT));
+    const value = (_, i) => view.getUint16(at + 2 * i, true) / UNIT;
+    curves.push(Float32Array.from({ length: steps }, value));
     at += 2 * steps;
   }
   attention.height.forEach((height, i) => {
@@ -54,7 +56,7 @@ function attendedOf(row) {
   return Array.from({ length: rows.attended[row] }, (_, i) => rows.first[row] + i);
 }
 
-/** The subjects of some rows, each once: those that attention was recorded of, else those asked for. */
+/** The subjects of some rows, each once: those with attention, or else those asked for. */
 function subjectsOf(card) {
   const seen = card.flatMap((row) => attendedOf(row).map((i) => attention.subject[i]));
   return [...new Set(seen.length ? seen : card.flatMap((row) => rows.subjects[row] ?? []))];
@@ -85,7 +87,7 @@ function byId(id) {
   return document.getElementById(id);
 }
 
-/** An element with attributes and children. Text is only ever text: nothing here is parsed as HTML. */
+/** An element with attributes and children. Text is only ever text: nothing is parsed as HTML. */
 function el(tag, attributes = {}, ...children) {
   return dressed(document.createElement(tag), attributes, children);
 }
@@ -115,17 +117,28 @@ function counted(count, one, many) {
 
 // --- the state, which the URL's hash holds -------------------------------------------------------
 
-const DEFAULTS = { q: "", subject: "", method: "", show: "", set: "", sort: "", order: "", page: "1", card: "" };
+const DEFAULTS = {
+  q: "",
+  subject: "",
+  method: "",
+  show: "",
+  set: "",
+  sort: "",
+  order: "",
+  page: "1",
+  card: "", // the id of the first row of the card that is open
+};
 const form = byId("filters");
 let state = fromHash();
 let shown = [];
 
 function fromHash() {
   const given = new URLSearchParams(location.hash.slice(1));
-  return Object.fromEntries(Object.entries(DEFAULTS).map(([k, value]) => [k, given.get(k) ?? value]));
+  const entries = Object.entries(DEFAULTS).map(([name, value]) => [name, given.get(name) ?? value]);
+  return Object.fromEntries(entries);
 }
 
-/** Change the state, and the page with it. Typing replaces the history's last entry. */
+/** Change the state, and the page with it. The history keeps one entry for the page. */
 function change(values) {
   state = { ...state, ...values };
   const kept = Object.entries(state).filter(([k, value]) => value !== DEFAULTS[k]);
@@ -141,7 +154,9 @@ const SORTS = {
   refinements: ["refinements", rows.num_refinements],
   seconds: ["seconds", rows.seconds],
   ...Object.fromEntries(
-    scores.filter((score) => !score.text).map((score, i) => [`score${i}`, [score.label, score.values]]),
+    scores
+      .filter((score) => !score.text)
+      .map((score, i) => [`score${i}`, [score.label, score.values]]),
   ),
 };
 const SHOWS = {
@@ -179,7 +194,8 @@ function sorted(cards) {
     return numbers.length ? (up ? Math.min(...numbers) : -Math.max(...numbers)) : Infinity;
   };
   const keyed = cards.map((card, i) => [best(card), i, card]);
-  return keyed.sort((a, b) => (a[0] === b[0] ? a[1] - b[1] : a[0] - b[0])).map(([, , card]) => card);
+  keyed.sort((a, b) => (a[0] === b[0] ? a[1] - b[1] : a[0] - b[0]));
+  return keyed.map(([, , card]) => card);
 }
 
 // --- attention maps ------------------------------------------------------------------------------
@@ -201,7 +217,8 @@ function shade(t) {
   ];
   return linear.map((x) => {
     const value = Math.min(1, Math.max(0, x));
-    return Math.round(255 * (value <= 0.0031308 ? 12.92 * value : 1.055 * value ** (1 / 2.4) - 0.055));
+    const encoded = value <= 0.0031308 ? 12.92 * value : 1.055 * value ** (1 / 2.4) - 0.055;
+    return Math.round(255 * encoded);
   });
 }
 
@@ -210,7 +227,7 @@ document.documentElement.style.setProperty(
   [0, 51, 102, 153, 204, 255].map((i) => `rgb(${RAMP[i].join(" ")})`).join(", "),
 );
 
-/** Draw a map over its picture: bilinear between its cells, more opaque where there is more of it. */
+/** Draw a map over its picture: bilinear between its cells, the more of it the more opaque. */
 function draw(canvas, i) {
   const [map, height, width] = [maps[i], attention.height[i], attention.width[i]];
   const times = Math.max(1, Math.round(160 / Math.max(height, width)));
@@ -239,31 +256,38 @@ function between(pixel, times, cells) {
   return [low, Math.min(cells - 1, low + 1), at - low];
 }
 
-/** Buttons that lay a subject's map over the pictures: while pointed at or focused, or once pressed. */
+/** The row of `attention` of a row of the dataset and a subject; undefined where there is none. */
+function mapOf(row, subject) {
+  return attendedOf(row).find((i) => attention.subject[i] === subject);
+}
+
+/** Buttons that lay a subject's map over pictures: while pointed at or focused, or once pressed. */
 function chips(card, subjects, figures) {
   let pressed = null;
-  const overlay = (subject) => {
-    card.forEach((row, i) => lay(figures[i], attendedOf(row).find((at) => attention.subject[at] === subject)));
-  };
+  const overlay = (subject) => card.forEach((row, i) => lay(figures[i], mapOf(row, subject)));
   const press = (subject) => {
     pressed = subject;
-    for (const button of bar.children) button.setAttribute("aria-pressed", button.subject === pressed);
+    for (const one of bar.children) one.setAttribute("aria-pressed", one.subject === pressed);
     overlay(pressed);
   };
-  const buttons = subjects.map((subject, i) => {
+  const buttons = subjects.flatMap((subject, i) => {
+    if (card.every((row) => mapOf(row, subject) === undefined)) return [];
     const button = el("button", { type: "button", class: "chip", style: `--hue: ${hue(i)}` });
     button.append(el("span", { dir: "auto" }, subject));
     button.setAttribute("aria-pressed", "false");
     button.title = "Lay its attention over the pictures";
     button.subject = subject;
     button.addEventListener("click", () => press(pressed === subject ? null : subject));
-    button.addEventListener("pointerenter", (event) => event.pointerType === "mouse" && overlay(subject));
+    button.addEventListener("pointerenter", ({ pointerType }) => {
+      if (pointerType === "mouse") overlay(subject);
+    });
     button.addEventListener("pointerleave", () => overlay(pressed));
     button.addEventListener("focus", () => button.matches(":focus-visible") && overlay(subject));
     button.addEventListener("blur", () => overlay(pressed));
-    return button;
+    return [button];
   });
-  const bar = el("div", { class: "chips", role: "group", "aria-label": "Attention of" }, ...buttons);
+  const named = { class: "chips", role: "group", "aria-label": "Attention of" };
+  const bar = el("div", named, ...buttons);
   bar.clear = () => press(null);
   return bar;
 }
@@ -301,7 +325,7 @@ function chart(row, subjects, top, large) {
   const [left, bottom] = large ? [34, 22] : [0, 0];
   const x = (step) => left + ((width - left) * step) / Math.max(1, steps - 1);
   const y = (value) => 4 + (height - bottom - 5) * (1 - value / top);
-  const path = (values) => values.map(([step, value]) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
+  const point = (value, step) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`;
   const parts = [
     svg("title", {}, "Largest attention of each subject, step by step"),
     svg("path", { class: "axis", d: `M${left} ${y(0)}H${width}` }),
@@ -309,7 +333,8 @@ function chart(row, subjects, top, large) {
   if (large) {
     for (const value of [0, top / 2, top]) {
       parts.push(svg("path", { class: "axis", d: `M${left} ${y(value)}H${width}` }));
-      parts.push(svg("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, told(value, 2)));
+      const place = { x: left - 6, y: y(value) + 4, "text-anchor": "end" };
+      parts.push(svg("text", place, told(value, 2)));
     }
     parts.push(svg("text", { x: left, y: height - 5 }, "step 1"));
     parts.push(svg("text", { x: width, y: height - 5, "text-anchor": "end" }, String(steps)));
@@ -320,13 +345,13 @@ function chart(row, subjects, top, large) {
     parts.push(svg("path", { class: "threshold", d: `M${x(step)} ${y(share)}H${x(end)}` }));
   });
   for (const i of attended) {
-    const points = path([...curves[i]].map((value, step) => [step, value]));
+    const points = Array.from(curves[i], point).join(" ");
     const style = `--hue: ${hue(subjects.indexOf(attention.subject[i]))}`;
     parts.push(svg("polyline", { class: "curve", style, points }));
   }
   const spoken = attended.map((i) => {
-    const curve = curves[i];
-    return `${attention.subject[i]} from ${told(curve[0], 2)} to ${told(curve[curve.length - 1], 2)}`;
+    const [from, to] = [curves[i].at(0), curves[i].at(-1)].map((value) => told(value, 2));
+    return `${attention.subject[i]} from ${from} to ${to}`;
   });
   const label = `Largest attention over ${steps} steps: ${spoken.join("; ")}`;
   const fit = large ? "xMidYMid meet" : "none";
@@ -346,7 +371,7 @@ function figureOf(row, subjects, top, large) {
     const image = el("img", { alt, width, height, loading: "lazy", decoding: "async" });
     image.addEventListener("error", () => {
       frame.classList.add("lost");
-      frame.append(el("span", { class: "none" }, "The picture is not beside this page: --embed puts it in."));
+      frame.append(el("span", { class: "none" }, "Not beside this page: --embed puts it in."));
     });
     image.src = picture;
     frame.append(image, el("canvas", { "aria-hidden": "true" }));
@@ -362,7 +387,8 @@ function figureOf(row, subjects, top, large) {
   for (const i of attendedOf(row).filter((i) => attention.found[i] !== null)) {
     const [mark, style] = attention.found[i] ? ["✓", "found"] : ["✗", "missed"];
     const said = `${attention.subject[i]} ${attention.found[i] ? "found" : "not found"}`;
-    verdicts.append(el("span", { class: style, title: said }, `${mark} ${attention.subject[i]}`), " ");
+    const verdict = el("span", { class: style, title: said }, `${mark} ${attention.subject[i]}`);
+    verdicts.append(verdict, " ");
   }
   const caption = el("figcaption", {}, method, verdicts.childElementCount ? verdicts : null);
   if (rows.error_type[row] === null) {
@@ -380,16 +406,21 @@ function cardOf(card) {
   const subjects = subjectsOf(card);
   const top = ceiling(card);
   const figures = left.map((row) => figureOf(row, subjects, top, false));
-  const attended = subjects.filter((one) => left.some((row) => attendedOf(row).some((i) => attention.subject[i] === one)));
-  const bar = chips(left, attended, figures);
-  const title = el("button", { type: "button", dir: "auto", "aria-haspopup": "dialog" }, rows.prompt[first] ?? "(no prompt)");
+  const bar = chips(left, subjects, figures);
+  const opens = { type: "button", dir: "auto", "aria-haspopup": "dialog" };
+  const title = el("button", opens, titleOf(first));
   const pictures = el("div", { class: "pictures" }, ...figures);
-  const node = el("article", { class: "card" }, el("h2", {}, title), el("p", { class: "under", dir: "auto" }, facts(first)), bar, pictures);
+  const under = el("p", { class: "under", dir: "auto" }, facts(first));
+  const node = el("article", { class: "card" }, el("h2", {}, title), under, bar, pictures);
   node.clear = bar.clear;
   const open = () => change({ card: rows.id[first] });
   title.addEventListener("click", open);
   pictures.addEventListener("click", (event) => event.target.closest(".frame") && open());
   return node;
+}
+
+function titleOf(row) {
+  return rows.prompt[row] ?? "(no prompt)";
 }
 
 function facts(row) {
@@ -405,22 +436,25 @@ function details(card) {
   const subjects = subjectsOf(card);
   const top = ceiling(card);
   const figures = card.map((row) => figureOf(row, subjects, top, true));
-  const attended = subjects.filter((one) => card.some((row) => attendedOf(row).some((i) => attention.subject[i] === one)));
-  const bar = chips(card, attended, figures);
-  const title = el("h2", { id: "details-title", dir: "auto" }, rows.prompt[card[0]] ?? "(no prompt)");
-  const steps = thresholds.map(([step, share]) => `${told(share, 2)} at step ${step + 1}`).join(", ");
-  const legend = `Curves: the largest value of each subject's map, step by step; the loss is one minus the lowest.${
-    steps ? ` Dashed: what refinement aims at, ${steps}.` : ""
-  }`;
+  const bar = chips(card, subjects, figures);
+  const title = el("h2", { id: "details-title", dir: "auto" }, titleOf(card[0]));
   byId("details-body").replaceChildren(
     title,
     el("p", { class: "under" }, facts(card[0])),
     bar,
     el("div", { class: "pictures" }, ...figures),
-    attended.length ? el("p", { class: "legend" }, legend) : "",
+    bar.childElementCount ? el("p", { class: "legend" }, legend()) : "",
     comparison(card),
   );
   dialog.style.setProperty("--across", Math.max(2, card.length));
+}
+
+function legend() {
+  const aims = thresholds.map(([step, share]) => `${told(share, 2)} at step ${step + 1}`);
+  return (
+    "Curves: the largest value of each subject's map, step by step; the loss is one minus the " +
+    `lowest.${aims.length ? ` Dashed: what refinement aims at, ${aims.join(", ")}.` : ""}`
+  );
 }
 
 function comparison(card) {
@@ -442,13 +476,15 @@ function comparison(card) {
       "tr",
       {},
       el("th", { scope: "row" }, label),
-      ...card.map((row) => el("td", { dir: typeof values[row] === "string" ? "auto" : null }, told(values[row]))),
+      ...card.map((row) => el("td", { dir: "auto" }, told(values[row]))),
     ),
   );
+  const top = el("thead", {}, el("tr", {}, el("td"), ...head));
+  const named = { role: "region", "aria-label": "Figures of each picture" };
   return el(
     "div",
-    { class: "scroll compare", tabindex: "0", role: "region", "aria-label": "Figures of each picture" },
-    el("table", {}, el("thead", {}, el("tr", {}, el("td"), ...head)), el("tbody", {}, ...body)),
+    { class: "scroll compare", tabindex: "0", ...named },
+    el("table", {}, top, el("tbody", {}, ...body)),
   );
 }
 
@@ -524,14 +560,15 @@ function offerAll() {
   const sets = [...new Set(rows.set)].filter((name) => name !== null);
   offer(set, sets.map((name) => [name, name]));
   byId("sets").hidden = !sets.length;
-  offer(sort, Object.entries(SORTS).filter(([, [, values]]) => values.some((v) => v !== null)).map(([value, [text]]) => [value, text]));
+  const sorts = Object.entries(SORTS).filter(([, [, values]]) => values.some((v) => v !== null));
+  offer(sort, sorts.map(([value, [text]]) => [value, text]));
   const often = new Map();
   cards.flatMap(subjectsOf).forEach((subject) => often.set(subject, (often.get(subject) ?? 0) + 1));
   const most = [...often].sort((a, b) => b[1] - a[1]).slice(0, 300);
   offer(byId("subjects"), most.map(([subject]) => [subject, ""]));
 }
 
-form.addEventListener("input", (event) => change({ [event.target.name]: event.target.value, page: "1" }));
+form.addEventListener("input", ({ target }) => change({ [target.name]: target.value, page: "1" }));
 form.addEventListener("submit", (event) => event.preventDefault());
 form.addEventListener("reset", () => change({ ...DEFAULTS }));
 byId("previous").addEventListener("click", () => turn(-1));
