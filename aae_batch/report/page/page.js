@@ -529,7 +529,7 @@ function showCards() {
   const none = cards.length ? "Nothing fits these filters." : "There are no rows yet.";
   grid.replaceChildren(...(nodes.length ? nodes : [el("p", { class: "empty" }, none)]));
   const across = Math.max(1, ...shown.slice(0, 500).map((card) => visible(card).length));
-  grid.style.setProperty("--card-width", `${Math.min(4, across) * 10.5 + 5}rem`);
+  grid.style.setProperty("--card-width", `${Math.min(4, across) * 9.5 + 3.5}rem`);
   const total = shown.reduce((sum, card) => sum + visible(card).length, 0);
   const all = shown.length === cards.length ? "" : ` of ${cards.length.toLocaleString("en")}`;
   byId("count").textContent = `${shown.length.toLocaleString("en")}${all} ${
