@@ -27,7 +27,7 @@ def chromium() -> str | None:
     return given or next(filter(None, map(shutil.which, CHROMIUM)), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright's event loop runs in this thread until it is closed
 def browser() -> Iterator:
     """Chromium, as this machine has it."""
     path = chromium()
