@@ -35,7 +35,7 @@ browser: ## install Chromium for the page's tests, where there is none and apt-g
 	echo "There is no Chromium: the page's tests will be skipped"
 
 test: install browser ## everything but the slow tests and those that need a GPU
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: install ## the slow tests
 	$(BIN)/python -m pytest -m slow
