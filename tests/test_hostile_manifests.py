@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import gzip
 import json
-import os
+from hashlib import sha256
 from pathlib import Path
 
 import pyarrow as pa
@@ -186,7 +186,10 @@ def test_other_columns_may_hold_anything_json_can(tmp_path):
 
 def some_parquet() -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table({"prompt": [os.urandom(50).hex() for _ in range(500)]}), sink)
+    pq.write_table(
+        pa.table({"prompt": [sha256(bytes([i % 256, i // 256])).hexdigest() for i in range(1000)]}),
+        sink,
+    )
     return sink.getvalue().to_pybytes()
 
 
@@ -210,8 +213,12 @@ def some_parquet() -> bytes:
         ("m.csv", b"prompt,x\n" + b"a,b\n" * 9_000 + b"a,\xe9\n", "column x is not UTF-8"),
         ("m.csv", "prompt,other\na,caf\u00e9\n".encode("latin-1"), "Save it as UTF-8"),
         ("m.csv", "prompt\na cat\n".encode("utf-16"), "Save it as UTF-8"),
-        ("m.csv", gzip.compress(b"prompt\na cat\n"), "compressed with gzip.*unpack it"),
-        ("m.jsonl", gzip.compress(b'{"prompt": "a cat"}\n'), "compressed with gzip.*unpack it"),
+        ("m.csv", gzip.compress(b"prompt\na cat\n", mtime=0), "compressed with gzip.*unpack it"),
+        (
+            "m.jsonl",
+            gzip.compress(b'{"prompt": "a cat"}\n', mtime=0),
+            "compressed with gzip.*unpack it",
+        ),
         ("m.jsonl", '{"prompt": "caf\u00e9"}\n'.encode("latin-1"), "Save it as UTF-8"),
         ("m.jsonl", b'{"prompt": "a"}\n\n{"prompt": "b"\n', "line 3 is not JSON"),
         ("m.jsonl", b'{"prompt": "a", "x": ' + TOO_DEEP.encode() + b"}\n", "line 1 is nested too"),
