@@ -265,13 +265,7 @@ class Batch:
         negatives = len(rows)
         rows += [(sample, text) for sample in samples for text in sample.text.conditions]
         with _fitting():
-            predicted, maps = self.model.denoise(
-                torch.stack([sample.scaled(sample.latents) for sample, _ in rows]),
-                torch.stack([sample.timestep for sample, _ in rows]),
-                torch.stack([text.keys for _, text in rows]),
-                _values([text for _, text in rows]),
-                record=slice(negatives, None) if unseen else None,
-            )
+            predicted, maps = self._predict(rows, record_from=negatives if unseen else len(rows))
         counts = [len(sample.text.conditions) for sample in samples]
         if maps is not None:
             by_sample = maps.split(counts)
@@ -286,6 +280,29 @@ class Batch:
             sample.step += 1
             sample.progress = Progress()
         return self._drop_non_finite(samples, "denoising")
+
+    def _predict(
+        self, rows: list[tuple[Sample, Text]], record_from: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """The prediction of every row, and the maps from row `record_from` on, if there are any.
+
+        A prompt of many conjuncts has many rows: no forward takes more than other methods need.
+        """
+        predicted, maps = [], []
+        for start in range(0, len(rows), 2 * self.slots):
+            some = rows[start : start + 2 * self.slots]
+            first = max(0, record_from - start)
+            found, seen = self.model.denoise(
+                torch.stack([sample.scaled(sample.latents) for sample, _ in some]),
+                torch.stack([sample.timestep for sample, _ in some]),
+                torch.stack([text.keys for _, text in some]),
+                _values([text for _, text in some]),
+                record=slice(first, None) if first < len(some) else None,
+            )
+            predicted.append(found)
+            if seen is not None:
+                maps.append(seen)
+        return torch.cat(predicted), torch.cat(maps) if maps else None
 
     def _finish(self, sample: Sample) -> Result:
         self._samples.remove(sample)

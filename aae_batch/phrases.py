@@ -13,7 +13,10 @@ from itertools import pairwise
 from aae_batch.subjects import Subject, Token, Tokenizer, TokenTable, token_table
 
 CONJUNCTIONS = {"with": 1, ",": 1, "and": 2, "&": 2, "|": 3}
-"""Where a prompt is cut into conjuncts; of several between two subjects the strongest, then the last."""
+"""Where a prompt is cut into conjuncts; of several between two subjects at the strongest."""
+
+COORDINATORS = ("and", "&")
+"""They also join words of one thing: "a red and blue bird"."""
 
 # fmt: off
 PREPOSITIONS = {
@@ -63,14 +66,17 @@ def conjuncts(
 
     With subjects, the prompt is cut once between any two that follow each other with a conjunction
     ("and", "&", "with", ",", "|") between them, so that "a red and blue bird and a cat" is cut
-    before the cat only. Without, it is cut at every "|", or, if it has none, at every "and".
+    before the cat only: of several alike at the last that a determiner follows, else at the first.
+    Without subjects it is cut at every "and". A prompt with "|", the authors' notation, is cut at
+    each of these and nowhere else.
 
     Returns:
         At least one phrase. A prompt that is not cut is the only one, all of it.
     """
     table = token_table(tokenizer, prompt)
     words = _words(table)
-    cuts = _between(words, subjects) if subjects else _everywhere(words)
+    barred = any(word.text == "|" for word in words)
+    cuts = _between(words, subjects) if subjects and not barred else _everywhere(words)
     pieces = [_trimmed(piece) for piece in _split(words, cuts)]
     pieces = [piece for piece in pieces if piece]
     if len(pieces) < 2:
@@ -85,14 +91,15 @@ def noun_phrases(
 
     A phrase begins at a determiner or after a conjunction or preposition. With subjects only the
     phrases that hold one count, each up to its last subject: "a cat sitting on a bench" with the
-    subject "cat" has "a cat". Without, all of them count.
+    subject "cat" has "a cat"; and an "and" before the first subject of a phrase belongs to it, as
+    in "a red and blue bird". Without, all of them count.
     """
     table = token_table(tokenizer, prompt)
     named = {index for subject in subjects for index in subject.token_indices}
     phrases = []
-    for piece in _chunks(_words(table)):
+    for piece in _chunks(_words(table), named):
         if subjects:
-            held = [i for i, word in enumerate(piece) if named & {*range(word.start, word.stop)}]
+            held = [i for i, word in enumerate(piece) if _is_named(word, named)]
             piece = piece[: held[-1] + 1] if held else []
         if piece and piece[0].start < table.end:
             phrases.append(_phrase(tokenizer, table, piece))
@@ -119,14 +126,18 @@ def _between(words: list[_Word], subjects: Sequence[Subject]) -> set[int]:
     reached = spans[0][1]
     for first, last in spans[1:]:
         found = [
-            (CONJUNCTIONS[word.text], i)
+            (CONJUNCTIONS[word.text], *((1, i) if _is_determined(words, i + 1) else (0, -i)))
             for i, word in enumerate(words)
             if reached < word.start < first and word.text in CONJUNCTIONS
         ]
         if found:
-            cuts.add(max(found)[1])
+            cuts.add(abs(max(found)[-1]))
         reached = max(reached, last)
     return cuts
+
+
+def _is_determined(words: list[_Word], i: int) -> bool:
+    return i < len(words) and words[i].text in DETERMINERS
 
 
 def _everywhere(words: list[_Word]) -> set[int]:
@@ -151,10 +162,18 @@ def _trimmed(piece: list[_Word]) -> list[_Word]:
     return piece
 
 
-def _chunks(words: list[_Word]) -> list[list[_Word]]:
+def _is_named(word: _Word, named: set[int]) -> bool:
+    return not named.isdisjoint(range(word.start, word.stop))
+
+
+def _chunks(words: list[_Word], named: set[int]) -> list[list[_Word]]:
     chunks: list[list[_Word]] = [[]]
-    for word in words:
-        if word.text in CONJUNCTIONS or word.text in PREPOSITIONS:
+    for i, word in enumerate(words):
+        begun = chunks[-1] and not any(_is_named(earlier, named) for earlier in chunks[-1])
+        joins = word.text in COORDINATORS and not _is_determined(words, i + 1)
+        if named and begun and joins:
+            chunks[-1].append(word)
+        elif word.text in CONJUNCTIONS or word.text in PREPOSITIONS:
             chunks.append([])
         elif word.text in DETERMINERS:
             chunks.append([word])

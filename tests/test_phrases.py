@@ -38,6 +38,9 @@ def test_a_conjunction_between_two_subjects_makes_two_conjuncts(word):
         ("a cat with a hat and a dog", ["cat", "dog"], ["a cat with a hat", "a dog"]),
         ("a dog and a cat with a hat", ["dog", "hat"], ["a dog", "a cat with a hat"]),
         ("a cat and a cat", ["cat", "cat"], ["a cat", "a cat"]),
+        ("a cat and a black and white dog", ["cat", "dog"], ["a cat", "a black and white dog"]),
+        ("red cat and black and white dog", ["cat", "dog"], ["red cat", "black and white dog"]),
+        ("a star and a cross | dark", ["star", "cross"], ["a star and a cross", "dark"]),
     ],
 )
 def test_a_prompt_is_cut_once_between_two_subjects(prompt, subjects, expected):
@@ -88,6 +91,8 @@ def test_a_conjunct_is_whole_where_the_prompt_is_cut_off():
         ("a photo of the blue bird", ["bird"], ["the blue bird"]),
         ("a red circle", ["red", "circle"], ["a red circle"]),
         ("two dogs next to cats", ["dogs", "cats"], ["two dogs", "cats"]),
+        ("a cat and a red and blue bird", ["cat", "bird"], ["a cat", "a red and blue bird"]),
+        ("a cat and dog", ["cat", "dog"], ["a cat", "dog"]),
         ("a cat and a dog", [], ["a cat", "a dog"]),
         ("a photo of a cat in snow", [], ["a photo", "a cat", "snow"]),
     ],

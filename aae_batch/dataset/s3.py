@@ -70,6 +70,7 @@ _DENIED = {"AccessDenied", "AllAccessDisabled", "403"}
 _UNKNOWN_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
 _UNKNOWN_CREDENTIALS |= {"InvalidToken", "TokenRefreshRequired"}
 _MISSING = {"NoSuchKey", "404"}
+_CHANGED = {"PreconditionFailed", "412"}
 _ELSEWHERE = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed"}
 _ELSEWHERE |= {"IllegalLocationConstraintException"}
 _NO_CREDENTIALS = (
@@ -190,13 +191,13 @@ class S3Storage(Leasing):
         vars(self).update(state)
         self._reset()
 
-    def _get(self, name: str, **part: str) -> tuple[bytes, str]:
-        """An object, or the `Range` of it, and what the answer says of the range."""
+    def _get(self, name: str, **part: str) -> tuple[bytes, dict[str, Any]]:
+        """An object, or the `Range` of it, and the rest of the answer."""
         for attempt in range(1, self.attempts + 1):
             with self._explained("read", name):
                 answer = self._client().get_object(Bucket=self.bucket, Key=self._key(name), **part)
                 try:
-                    return answer["Body"].read(), answer.get("ContentRange", "")
+                    return answer["Body"].read(), answer
                 except _BROKEN_BODY:
                     if attempt == self.attempts:
                         raise
@@ -279,6 +280,8 @@ class S3Storage(Leasing):
                 f"the store asks to slow down, {self.attempts} times over; run the same command "
                 "again later, or with fewer actors."
             )
+        if code in _CHANGED:
+            return "it was written anew while it was read; run the same command again."
         if code in _ELSEWHERE:
             return "the bucket is in another region; set AWS_REGION to it."
         return f"the store answers {code}; mend that and run the same command again."
@@ -298,8 +301,10 @@ class _Object(io.RawIOBase):
         self._storage = storage
         self._name = name
         self._place = 0
-        self._tail, found = storage._get(name, Range=f"bytes=-{TAIL}")
+        self._tail, answer = storage._get(name, Range=f"bytes=-{TAIL}")
+        found = answer.get("ContentRange")
         self._size = int(found.rpartition("/")[2]) if found else len(self._tail)
+        self._version = answer["ETag"]
 
     def readable(self) -> bool:
         return True
@@ -323,7 +328,8 @@ class _Object(io.RawIOBase):
         held_from = self._size - len(self._tail)
         if start >= held_from:
             return self._tail[start - held_from : stop - held_from]
-        return self._storage._get(self._name, Range=f"bytes={start}-{stop - 1}")[0]
+        part = f"bytes={start}-{stop - 1}"
+        return self._storage._get(self._name, Range=part, IfMatch=self._version)[0]
 
 
 class _LockObject:

@@ -60,6 +60,15 @@ def test_a_part_comes_through_whole_whatever_happens_on_the_way(storage, proxy, 
         assert file.read() == DATA
 
 
+def test_parts_of_two_versions_are_not_mixed(storage, monkeypatch):
+    monkeypatch.setattr("aae_batch.dataset.s3.TAIL", 1000)
+    storage.write_bytes("a.bin", DATA)
+    with storage.open("a.bin") as file:
+        storage.write_bytes("a.bin", DATA[::-1])
+        with pytest.raises(OutputError, match="written anew while it was read"):
+            file.read(10)
+
+
 def test_of_a_table_with_pictures_only_the_columns_asked_for_are_fetched(storage, monkeypatch):
     monkeypatch.setattr("aae_batch.dataset.s3.TAIL", 1 << 12)
     pictures = pa.array([os.urandom(1 << 20)] * 4)
