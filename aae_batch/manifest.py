@@ -95,6 +95,12 @@ class Manifest:
     _repeats: Repeats
 
     @property
+    def own(self) -> frozenset[str]:
+        """The columns that it has and that are ours."""
+        names = (ALIASES.get(name, name) for name in self._groups.schema.names)
+        return frozenset(names) & frozenset(COLUMNS)
+
+    @property
     def name(self) -> str:
         """The last part of its path."""
         return Path(self.path).name

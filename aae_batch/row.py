@@ -38,6 +38,11 @@ class Row:
         return self.request.name
 
 
+def is_safe_id(row_id: str) -> bool:
+    """Whether an id can be a file name, here and in every object store."""
+    return _SAFE_ID.fullmatch(row_id) is not None
+
+
 def seed_of(row_id: str) -> int:
     """The seed of a row that names none: from its id, never from time or order."""
     return int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:4], "big")
@@ -49,7 +54,7 @@ def read_row(index: int, values: dict[str, Any]) -> Row:
     row_id = id_of(index, given.pop("id", None))
     read: dict[str, Any] = {}
     problems: list[tuple[type[RowError], str]] = []
-    if not _SAFE_ID.fullmatch(row_id):
+    if not is_safe_id(row_id):
         reason = (
             f"column id: {shown(row_id)} cannot be a file name; use up to 120 letters, digits, '.', "
             "'_' and '-', not beginning with '.' or '-'"

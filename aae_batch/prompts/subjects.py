@@ -1,0 +1,66 @@
+"""What is said of the subjects of prompts before they become rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from aae_batch.errors import ManifestError, RowError
+from aae_batch.prompts.prompt import Prompt, Prompts
+from aae_batch.request import Request
+from aae_batch.subjects import Tokenizer, resolve_subjects
+
+
+@dataclass(frozen=True)
+class Found:
+    """Subjects that were found for prompts that had none.
+
+    Attributes:
+        prompts: all, those included in which nothing had to be found.
+        places: of those in which subjects were looked for.
+    """
+
+    prompts: Prompts
+    places: tuple[int, ...]
+
+    def with_fewer_than(self, number: int) -> int:
+        """In how many of the prompts fewer subjects were found."""
+        some = (self.prompts.prompts[i].subjects or () for i in self.places)
+        return sum(len(subjects) < number for subjects in some)
+
+
+def find_subjects(
+    prompts: Prompts, finder: Callable[[], Callable[[str], tuple[str, ...]]]
+) -> Found:
+    """Look for subjects in the prompts that have none. One without any is left as it was.
+
+    Args:
+        finder: makes what finds the subjects of a text; called only if some prompt needs it.
+    """
+    places = tuple(i for i, prompt in enumerate(prompts.prompts) if not prompt.has_subjects)
+    if not places:
+        return Found(prompts, ())
+    find = finder()
+    filled = list(prompts.prompts)
+    for i in places:
+        filled[i] = replace(filled[i], subjects=find(filled[i].text) or None)
+    return Found(replace(prompts, prompts=filled), places)
+
+
+def with_token_indices(prompts: Prompts, tokenizer: Tokenizer) -> Prompts:
+    """Add the positions of the subjects' tokens.
+
+    Raises:
+        ManifestError: a subject is not in its prompt, or is cut off.
+    """
+    return replace(prompts, prompts=[_with_indices(p, tokenizer) for p in prompts.prompts])
+
+
+def _with_indices(prompt: Prompt, tokenizer: Tokenizer) -> Prompt:
+    request = Request(prompt.text, prompt.subjects, prompt.token_indices)
+    try:
+        subjects = resolve_subjects(tokenizer, request)
+    except RowError as error:
+        raise ManifestError(f"Prompt {prompt.text!r}: {error.reason}.") from None
+    indices = tuple(subject.token_indices for subject in subjects)
+    return replace(prompt, token_indices=indices or None)
