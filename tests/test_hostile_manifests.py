@@ -34,6 +34,21 @@ UNSAFE_IDS = [
 ]  # fmt: skip
 ODD_IDS = ["CON", "nul", "a.", "a..", "a..b", "a.png", "00000", "_", "x" * 120]
 
+WRONG_VALUES = [
+    {"prompt": 7}, {"prompt": ["a"]}, {"prompt": {"a": 1}}, {"prompt": True}, {"prompt": None},
+    {"prompt": ""}, {"prompt": HALF_A_PAIR}, {"negative_prompt": HALF_A_PAIR},
+    {"negative_prompt": 1}, {"subjects": [HALF_A_PAIR]}, {"subjects": {"cat": 1}},
+    {"subjects": [["cat"]]}, {"subjects": TOO_DEEP}, {"subjects": "[1"},
+    {"token_indices": [[[2]]]}, {"token_indices": [2**40]}, {"token_indices": {"a": 2}},
+    {"token_indices": "[[2], x]"}, {"token_indices": TOO_DEEP}, {"seed": [1]}, {"seed": True},
+    {"seed": "9" * 5000}, {"seed": 2**64}, {"seed": 0.5}, {"height": 10**400},
+    {"height": 8 * 10**12}, {"height": "8e1"}, {"width": 7}, {"width": -(10**400)},
+    {"num_inference_steps": 10**9}, {"num_inference_steps": "many"}, {"guidance_scale": 10**400},
+    {"guidance_scale": [7.5]}, {"guidance_scale": -1}, {"guidance_scale": True},
+    {"method": ["stable-diffusion"]}, {"method": 1},
+]  # fmt: skip
+"""Each is wrong in the only column it has."""
+
 
 def jsonl(folder: Path, *records: dict) -> Path:
     path = folder / "manifest.jsonl"
@@ -93,21 +108,9 @@ def test_no_id_leads_out_of_the_output(tmp_path):
 
 @pytest.mark.parametrize(
     "values",
-    [
-        {"prompt": 7}, {"prompt": ["a"]}, {"prompt": {"a": 1}}, {"prompt": True}, {"prompt": None},
-        {"prompt": ""}, {"prompt": HALF_A_PAIR}, {"negative_prompt": HALF_A_PAIR},
-        {"negative_prompt": 1}, {"subjects": [HALF_A_PAIR]}, {"subjects": {"cat": 1}},
-        {"subjects": [["cat"]]}, {"subjects": TOO_DEEP}, {"subjects": "[1"},
-        {"token_indices": [[[2]]]}, {"token_indices": [2**40]}, {"token_indices": {"a": 2}},
-        {"token_indices": "[[2], x]"}, {"token_indices": TOO_DEEP}, {"seed": [1]}, {"seed": True},
-        {"seed": "9" * 5000}, {"seed": 2**64}, {"seed": 0.5}, {"height": 10**400},
-        {"height": 8 * 10**12}, {"height": "8e1"}, {"width": 7}, {"width": -(10**400)},
-        {"num_inference_steps": 10**9}, {"num_inference_steps": "many"}, {"guidance_scale": 10**400},
-        {"guidance_scale": [7.5]}, {"guidance_scale": -1}, {"guidance_scale": True},
-        {"method": ["stable-diffusion"]}, {"method": 1},
-    ],
+    WRONG_VALUES,
     ids=lambda values: str(values)[:60].encode("ascii", "replace").decode(),
-)  # fmt: skip
+)
 def test_a_wrong_value_is_its_row_s_alone_and_can_be_written_down(tmp_path, values):
     good = {"prompt": "a cat", "subjects": ["cat"], "id": "good"}
     path = jsonl(tmp_path, good, {"prompt": "a cat", "id": "bad"} | values, good | {"id": "last"})

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+from aae_batch.check import check_row
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import open_storage
-from aae_batch.errors import PromptError, RowError
 from aae_batch.job.records import make_plan
 from aae_batch.job.settings import JobSettings
 from aae_batch.manifest import open_manifest
@@ -44,7 +44,7 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
             if row.index < PROMPTS_SHOWN:
                 write(f"row {row.id}: {row.request.prompt!r}")
                 write(f"  tokens: {token_table(tokenizer, row.request.prompt)}")
-            error = row.error or _trouble(tokenizer, row, settings)
+            error = check_row(tokenizer, row, settings.guidance)
             if error is None and row.index < PROMPTS_SHOWN:
                 _tell_phrases(tokenizer, row, settings, write)
             if error is not None:
@@ -56,17 +56,6 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
         for kind, count in failures.most_common():
             write(f"{count} rows would fail with {kind}")
         return failures.total()
-
-
-def _trouble(tokenizer: Tokenizer, row: Row, settings: JobSettings) -> RowError | None:
-    """What the engine would find wrong with a row before it samples it."""
-    try:
-        subjects = resolve_subjects(tokenizer, row.request)
-    except RowError as error:
-        return error
-    if _method(row, settings) == "attend-and-excite" and not subjects:
-        return PromptError(row.id, "no subject is named; give subjects or token_indices")
-    return None
 
 
 def _tell_phrases(
