@@ -8,7 +8,6 @@ the text encoder and the VAE are the same for both and left out.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -19,16 +18,9 @@ from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite import (
     pipeline_stable_diffusion_attend_and_excite as upstream,
 )
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-from aae_batch.guidance.objectives import (
-    attend_and_excite_loss,
-    excitation,
-    normalize_over_words,
-    pool_subjects,
-    smooth,
-)
 from aae_batch.model.unet import StableDiffusion
+from aae_batch.price import count_flops, count_guided, count_sampling
 
 STEPS, GUIDED_STEPS = 50, 25
 SUBJECTS = [2, 5]
@@ -72,8 +64,18 @@ def count_passes() -> Passes:
     latents = torch.empty(1, 4, 64, 64, device="meta")
     timesteps = torch.empty(1, device="meta")
     text = torch.empty(1, 77, 768, device="meta")
+    pipe = _pipeline(unet)
+    own = count_sampling(pipe, latents, tokens=77, width=768)
+    further = _further(pipe, latents, timesteps, text)
+    forward, backward, upstream_denoise = _upstream(unet, latents, timesteps, text)
     return Passes(
-        *_ours(unet, latents, timesteps, text), *_upstream(unet, latents, timesteps, text)
+        own.attend,
+        own.attend_backward,
+        own.denoise,
+        *further,
+        forward,
+        backward,
+        upstream_denoise,
     )
 
 
@@ -95,10 +97,8 @@ def theirs(passes: Passes, refinements: int) -> int:
     )
 
 
-def _ours(
-    unet: UNet2DConditionModel, latents: Tensor, timesteps: Tensor, text: Tensor
-) -> tuple[int, int, int, int, int]:
-    pipe = SimpleNamespace(
+def _pipeline(unet: UNet2DConditionModel) -> SimpleNamespace:
+    return SimpleNamespace(
         unet=unet,
         vae=SimpleNamespace(config=SimpleNamespace(latent_channels=4)),
         tokenizer=object(),
@@ -106,25 +106,22 @@ def _ours(
         scheduler=DDIMScheduler(),
         vae_scale_factor=8,
     )
-    model = StableDiffusion(pipe)
 
-    def loss(moving: Tensor) -> Tensor:
-        maps = model.attend(moving, timesteps, text)
-        words = normalize_over_words(maps, torch.empty(1, device="meta"))
-        subjects = pool_subjects(words, [[(index,) for index in SUBJECTS]], "mean")
-        return attend_and_excite_loss(
-            excitation(smooth(subjects)), torch.empty(1, device="meta")
-        ).sum()
+
+def _further(
+    pipe: SimpleNamespace, latents: Tensor, timesteps: Tensor, text: Tensor
+) -> tuple[int, int]:
+    """A forward of composable-diffusion with two conjuncts, and one of structure-diffusion."""
+    model = StableDiffusion(pipe)
 
     def denoise(rows: int, values: Tensor | None = None) -> int:
         several = [torch.cat([tensor] * rows) for tensor in (latents, timesteps, text)]
-        with FlopCounterMode(display=False) as counter:
-            model.denoise(several[0], several[1], several[2], values, record=slice(1, None))
-        return counter.get_total_flops()
+        return count_flops(
+            lambda: model.denoise(several[0], several[1], several[2], values, slice(1, None))
+        )
 
     with model.recording_maps(None):
-        forward, backward = _count_guided(loss, latents)
-        return forward, backward, denoise(2), denoise(3), denoise(2, torch.cat([text] * 2))
+        return denoise(3), denoise(2, torch.cat([text] * 2))
 
 
 def _upstream(
@@ -147,22 +144,10 @@ def _upstream(
         padded = [F.pad(words[None, None, :, :, i - 1], (1,) * 4, mode="reflect") for i in SUBJECTS]
         return (1 - torch.stack([smoothing(image).max() for image in padded])).max()
 
-    forward, backward = _count_guided(loss, latents)
+    forward, backward = count_guided(loss, latents)
     double = [torch.cat([tensor, tensor]) for tensor in (latents, timesteps, text)]
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        unet(double[0], double[1], encoder_hidden_states=double[2])
-    return forward, backward, counter.get_total_flops()
-
-
-def _count_guided(loss: Callable[[Tensor], Tensor], latents: Tensor) -> tuple[int, int]:
-    """FLOPs of a guided forward, and of its backward to the latents."""
-    moving = latents.clone().requires_grad_(True)
-    with FlopCounterMode(display=False) as counter:
-        value = loss(moving)
-    forward = counter.get_total_flops()
-    with FlopCounterMode(display=False) as counter:
-        torch.autograd.grad(value, moving)
-    return forward, counter.get_total_flops()
+    denoise = count_flops(lambda: unet(double[0], double[1], encoder_hidden_states=double[2]))
+    return forward, backward, denoise
 
 
 def main() -> None:

@@ -66,7 +66,7 @@ def load_pipeline(
             requires_safety_checker=False,
         )
     except (OSError, ValueError) as error:
-        raise ModelError(_why_unloadable(model, source, error)) from error
+        raise ModelError(why_unloadable(model, source, error)) from error
     pipe.set_progress_bar_config(disable=True)
     try:
         return pipe.to(place)
@@ -87,7 +87,21 @@ def load_tokenizer(model: str, *, revision: str | None = None, s3_endpoint: str 
     try:
         return CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", revision=revision)
     except (OSError, ValueError) as error:
-        raise ModelError(_why_unloadable(model, source, error)) from error
+        raise ModelError(why_unloadable(model, source, error)) from error
+
+
+def load_vae_scale_factor(
+    model: str, *, revision: str | None = None, s3_endpoint: str | None = None
+) -> int:
+    """Pixels to a cell of a model's latents, from the VAE's configuration; 8 where there is none."""
+    from diffusers import AutoencoderKL
+
+    source = source_of(model, s3_endpoint, weights=False)
+    try:
+        config = AutoencoderKL.load_config(source, subfolder="vae", revision=revision)
+    except (OSError, ValueError):
+        return 8
+    return 2 ** (len(config["block_out_channels"]) - 1)
 
 
 def default_guidance(model: str, s3_endpoint: str | None = None) -> GuidanceConfig:
@@ -128,7 +142,7 @@ def _read_index(model: str, source: str, revision: str | None) -> dict:
     try:
         return dict(DiffusionPipeline.load_config(source, revision=revision))
     except (OSError, ValueError) as error:
-        raise ModelError(_why_unloadable(model, source, error)) from error
+        raise ModelError(why_unloadable(model, source, error)) from error
 
 
 def _check_index(model: str, index: dict) -> None:
@@ -140,7 +154,7 @@ def _check_index(model: str, index: dict) -> None:
         )
 
 
-def _why_unloadable(model: str, source: str, error: Exception) -> str:
+def why_unloadable(model: str, source: str, error: Exception) -> str:
     """One sentence for what the hub's client or diffusers says in many."""
     text = str(error)
     if "safetensors" in text:

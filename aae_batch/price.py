@@ -1,0 +1,276 @@
+"""What a manifest will cost: FLOPs, hours on some GPUs, bytes.
+
+Every kind of pass is counted once on the meta device, by running the code that sampling runs, and
+multiplied by how often a picture needs it. Hours and bytes are estimates, and say on what they rest.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from aae_batch.config import GuidanceConfig
+from aae_batch.guidance.schedule import GuidanceSchedule
+from aae_batch.validate import Work
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+GPUS = {
+    "T4": 65,
+    "L4": 121,
+    "A10G": 70,
+    "RTX 4090": 165,
+    "A100": 312,
+    "H100 SXM": 989,
+    "H200": 989,
+}
+"""Peak TFLOP/s of dense half-precision matrix products with float32 sums, as the makers' data sheets
+give them (bfloat16; float16 on T4, which has no other). Where a sheet has only the figure with
+sparsity, half of it."""
+
+PNG_BYTES_PER_PIXEL = 1.7
+"""About what photo-like pictures take at PNG's level 1; flat ones take far less."""
+
+ROW_BYTES = 400
+FIGURES_PER_STEP = 6
+MAP_BYTES = 600
+"""Of the tables, about: a row of the metadata; a subject's figures, float32 for each step; its last
+map, with what names it."""
+
+_PLACES = ((2,), (5,))
+"""Two subjects of one token: what the objective is counted with. It is next to nothing."""
+
+
+@dataclass(frozen=True)
+class SamplingPasses:
+    """FLOPs of the UNet's passes for one picture.
+
+    Attributes:
+        attend: a guided forward, which ends at the last map, with the objective.
+        attend_backward: from the loss to the latents.
+        denoise: a forward with classifier-free guidance: two rows.
+    """
+
+    attend: int
+    attend_backward: int
+    denoise: int
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What cannot be known beforehand.
+
+    Attributes:
+        refinements: of a guided picture, on average; none where the settings have no thresholds.
+        utilisation: the share of a GPU's peak that is had.
+    """
+
+    refinements: float = 20.0
+    utilisation: float = 0.4
+
+
+@dataclass(frozen=True)
+class Quote:
+    """The price of some pictures."""
+
+    images: int
+    flops: float
+    gpu_hours: dict[str, float]
+    image_bytes: float
+    table_bytes: float
+    refinements: float
+    utilisation: float
+
+    def __str__(self) -> str:
+        each = self.flops / self.images
+        lines = [
+            f"{self.images} images, {each / 1e12:.3g} TFLOP each on average with "
+            f"{self.refinements:g} refinements of a guided one, {self.flops / 1e15:.4g} PFLOP in all",
+            f"GPU-hours at {self.utilisation:.0%} of the peak of half precision: "
+            + ", ".join(f"{name} {_short(hours)}" for name, hours in self.gpu_hours.items()),
+            f"bytes, an estimate: images {self.image_bytes / 1e9:.3g} GB as PNG "
+            f"({PNG_BYTES_PER_PIXEL} bytes a pixel), tables {self.table_bytes / 1e9:.3g} GB",
+        ]
+        return "\n".join(lines)
+
+
+def quote_for(
+    work: Counter[Work],
+    model: str,
+    config: GuidanceConfig,
+    assumed: Assumptions = Assumptions(),
+    revision: str | None = None,
+    s3_endpoint: str | None = None,
+) -> Quote:
+    """The price of some pictures with a model, of which only the configuration is needed.
+
+    Args:
+        work: how many pictures of each kind.
+
+    Raises:
+        ModelError: there is no such model, or a configuration of it is missing.
+    """
+    from aae_batch.model.skeleton import load_skeleton
+
+    pipe = load_skeleton(model, revision=revision, s3_endpoint=s3_endpoint)
+    return quote(work, costs_of(pipe, work, config), config, assumed)
+
+
+def quote(
+    work: Counter[Work],
+    costs: Mapping[tuple[int | None, int | None], PictureCosts],
+    config: GuidanceConfig,
+    assumed: Assumptions,
+) -> Quote:
+    """The price of some pictures, by what the passes cost at each size."""
+    flops = image_bytes = table_bytes = 0.0
+    for kind, count in work.items():
+        cost = costs[kind.height, kind.width]
+        flops += count * picture_flops(kind, cost, config, assumed.refinements)
+        image_bytes += count * cost.pixels * PNG_BYTES_PER_PIXEL
+        per_subject = FIGURES_PER_STEP * 4 * kind.num_inference_steps + MAP_BYTES
+        table_bytes += count * (ROW_BYTES + kind.subjects * per_subject)
+    return Quote(
+        images=work.total(),
+        flops=flops,
+        gpu_hours={
+            name: flops / (peak * 1e12 * assumed.utilisation) / 3600 for name, peak in GPUS.items()
+        },
+        image_bytes=image_bytes,
+        table_bytes=table_bytes,
+        refinements=assumed.refinements if config.thresholds else 0,
+        utilisation=assumed.utilisation,
+    )
+
+
+@dataclass(frozen=True)
+class PictureCosts:
+    """FLOPs of all passes for one picture of one size.
+
+    Attributes:
+        encode: of one prompt.
+        decode: from latents to the picture.
+        pixels: of the picture.
+    """
+
+    sampling: SamplingPasses
+    encode: int
+    decode: int
+    pixels: int
+
+
+def picture_flops(
+    kind: Work, cost: PictureCosts, config: GuidanceConfig, refinements: float
+) -> float:
+    """FLOPs of one picture. Only attend-and-excite has guided passes; any other method is priced as
+    plain sampling."""
+    passes, steps = cost.sampling, kind.num_inference_steps
+    rows = 2 if kind.classifier_free else 1
+    flops = steps * passes.denoise * rows / 2 + rows * cost.encode + cost.decode
+    if kind.method == "attend-and-excite":
+        schedule = GuidanceSchedule(config, steps)
+        guided = float(sum(schedule.guides(step) for step in range(steps)))
+        if config.thresholds:
+            guided += refinements
+        flops += guided * (passes.attend + passes.attend_backward)
+    return flops
+
+
+# --- counting ------------------------------------------------------------------------------------
+
+
+def costs_of(
+    pipe, work: Counter[Work], config: GuidanceConfig
+) -> dict[tuple[int | None, int | None], PictureCosts]:
+    """What the passes cost at every size that occurs, on a pipeline of the meta device."""
+    import torch
+
+    from aae_batch.model.unet import StableDiffusion
+
+    model = StableDiffusion(pipe)
+    text = pipe.text_encoder.config
+    tokens, width = text.max_position_embeddings, pipe.unet.config.cross_attention_dim
+    prompt = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+    encode = count_flops(lambda: pipe.text_encoder(prompt))
+    costs = {}
+    for size in {(kind.height, kind.width) for kind in work}:
+        shape = model.latent_shape(*size)
+        latents = torch.empty(1, *shape, device="meta")
+        costs[size] = PictureCosts(
+            count_sampling(pipe, latents, tokens, width, config.attn_res),
+            encode=encode,
+            decode=count_flops(lambda latents=latents: pipe.vae.decode(latents)),  # type: ignore[misc]
+            pixels=shape[1] * shape[2] * pipe.vae_scale_factor**2,
+        )
+    return costs
+
+
+def count_sampling(
+    pipe, latents: Tensor, tokens: int, width: int, attn_res: tuple[int, int] | None = None
+) -> SamplingPasses:
+    """Count the passes for one picture.
+
+    Args:
+        pipe: with a UNet on the meta device.
+        latents: [1, channels, height, width], on the meta device.
+        tokens, width: of the text encoder's output.
+    """
+    import torch
+
+    from aae_batch.guidance.objectives import (
+        attend_and_excite_loss,
+        excitation,
+        normalize_over_words,
+        pool_subjects,
+        smooth,
+    )
+    from aae_batch.model.unet import StableDiffusion
+
+    model = StableDiffusion(pipe)
+    timesteps = torch.empty(1, device="meta")
+    text = torch.empty(1, tokens, width, device="meta")
+
+    def loss(moving: Tensor) -> Tensor:
+        maps = model.attend(moving, timesteps, text)
+        words = normalize_over_words(maps, torch.empty(1, device="meta"))
+        subjects = pool_subjects(words, [_PLACES], "mean")
+        return attend_and_excite_loss(
+            excitation(smooth(subjects)), torch.empty(1, device="meta")
+        ).sum()
+
+    with model.recording_maps(attn_res):
+        forward, backward = count_guided(loss, latents)
+        two = [torch.cat([tensor, tensor]) for tensor in (latents, timesteps, text)]
+        denoise = count_flops(lambda: model.denoise(two[0], two[1], two[2], record=slice(1, None)))
+    return SamplingPasses(forward, backward, denoise)
+
+
+def count_guided(loss: Callable[[Tensor], Tensor], latents: Tensor) -> tuple[int, int]:
+    """FLOPs of a guided forward, and of its backward to the latents."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    moving = latents.clone().requires_grad_(True)
+    with FlopCounterMode(display=False) as counter:
+        value = loss(moving)
+    forward = counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.grad(value, moving)
+    return forward, counter.get_total_flops()
+
+
+def count_flops(run: Callable[[], object]) -> int:
+    """FLOPs of what `run` does, without gradients."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run()
+    return counter.get_total_flops()
+
+
+def _short(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.2g}"

@@ -1,0 +1,94 @@
+"""What is counted is what sampling computes; the rest is multiplication."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from aae_batch import Engine, GuidanceConfig, Request
+from aae_batch.errors import ModelError
+from aae_batch.model.loading import default_guidance
+from aae_batch.model.skeleton import load_skeleton
+from aae_batch.price import GPUS, Assumptions, costs_of, quote, quote_for
+from aae_batch.validate import Work
+
+PROMPT = "a red circle and a blue square"
+SUBJECTS = ["red circle", "blue square"]
+LARGE = {"height": 256, "width": 256}
+
+
+def work(method: str = "attend-and-excite", count: int = 1, **changed) -> Counter[Work]:
+    kind = Work(method, 3, True, None, None, 2)._replace(**changed)
+    return Counter({kind: count})
+
+
+@pytest.fixture(scope="module")
+def config() -> GuidanceConfig:
+    return default_guidance("shapes").updated(num_inference_steps=3, max_iter_to_alter=2)
+
+
+@pytest.fixture(scope="module")
+def costs(config):
+    return costs_of(load_skeleton("shapes"), work() + work(**LARGE), config)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine.from_pretrained("shapes", slots=1, device="cpu")
+
+
+@pytest.mark.parametrize("method", ["attend-and-excite", "stable-diffusion"])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_flops_are_those_of_a_real_picture(engine, config, costs, method, scale):
+    engine.model._encode_one.cache_clear()
+    own = config.updated(method=method, guidance_scale=scale)
+    request = Request(PROMPT, subjects=SUBJECTS, seed=1)
+    # the CPU's fused attention is not in torch's counter
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        (result,) = engine.generate([request], own)
+    assert result.error is None
+    said = quote(work(method, classifier_free=scale > 1), costs, own, Assumptions())
+    assert said.flops == pytest.approx(counter.get_total_flops(), rel=0.001)
+
+
+def test_refinements_cost_guided_passes_and_only_where_there_are_thresholds(config, costs):
+    with_thresholds = config.updated(thresholds={0: 0.5})
+
+    def flops(method: str, own: GuidanceConfig, refinements: int) -> float:
+        return quote(work(method), costs, own, Assumptions(refinements)).flops
+
+    passes = costs[None, None].sampling
+    guided = [flops("attend-and-excite", with_thresholds, n) for n in (0, 20)]
+    assert guided[1] - guided[0] == pytest.approx(20 * (passes.attend + passes.attend_backward))
+    plain = [flops("stable-diffusion", with_thresholds, n) for n in (0, 20)]
+    assert plain[0] == plain[1] < guided[0]
+    assert flops("attend-and-excite", config, 20) == flops("attend-and-excite", config, 0)
+
+
+def test_hours_and_bytes_follow_from_what_is_assumed(config, costs):
+    one = quote(work(), costs, config, Assumptions(utilisation=0.5))
+    many = quote(work(count=1000), costs, config, Assumptions(utilisation=0.25))
+    assert many.images == 1000
+    assert many.flops == pytest.approx(1000 * one.flops)
+    assert many.gpu_hours["A100"] == pytest.approx(2000 * one.gpu_hours["A100"])
+    assert one.gpu_hours["T4"] == pytest.approx(one.flops / (65e12 * 0.5 * 3600))
+    assert one.image_bytes == pytest.approx(128 * 128 * 1.7)
+    text = str(many)
+    assert all(name in text for name in GPUS)
+    assert "an estimate" in text
+    assert "at 25% of the peak" in text
+
+
+def test_a_larger_picture_costs_more(config, costs):
+    small = quote(work(), costs, config, Assumptions())
+    large = quote(work(**LARGE), costs, config, Assumptions())
+    assert large.flops > 4 * small.flops
+    assert large.image_bytes == 4 * small.image_bytes
+
+
+def test_a_model_that_is_not_there_is_a_sentence(tmp_path):
+    with pytest.raises(ModelError, match="not a complete diffusers model"):
+        quote_for(work(), str(tmp_path), GuidanceConfig())
