@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,15 +24,20 @@ def progress_reporter() -> Iterator[Callable[[Progress], None]]:
         yield lines(lambda text: print(text, file=sys.stderr, flush=True))
 
 
-@contextmanager
-def shard_reporter() -> Iterator[Callable[[int, int], None]]:
+def shard_reporter() -> AbstractContextManager[Callable[[int, int], None]]:
     """What to tell how many shards of how many are done, by what standard error is."""
+    return count_reporter("shards")
+
+
+@contextmanager
+def count_reporter(things: str) -> Iterator[Callable[[int, int], None]]:
+    """What to tell how many things of how many are done, by what standard error is."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import Progress as Bar
 
         with Bar(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("shards", total=None)
+            task = bar.add_task(things, total=None)
             yield lambda done, total: bar.update(task, completed=done, total=total)
     else:
         last = time.monotonic()
@@ -41,7 +46,7 @@ def shard_reporter() -> Iterator[Callable[[int, int], None]]:
             nonlocal last
             if time.monotonic() - last >= LINE_SECONDS:
                 last = time.monotonic()
-                print(f"{done}/{total} shards", file=sys.stderr, flush=True)
+                print(f"{done}/{total} {things}", file=sys.stderr, flush=True)
 
         yield report
 

@@ -15,6 +15,7 @@ from aae_batch.cli.demo import demo
 from aae_batch.cli.evaluate import evaluate
 from aae_batch.cli.export import export
 from aae_batch.cli.generate import generate
+from aae_batch.cli.manifest import manifest
 from aae_batch.cli.report import report
 from aae_batch.cli.status import status
 from aae_batch.cli.tokens import tokens
@@ -30,6 +31,7 @@ app = typer.Typer(
 
 for command in (generate, verify, status, report, evaluate, export, tokens, demo):
     app.command()(command)
+app.add_typer(manifest, name="manifest")
 
 
 def main() -> None:

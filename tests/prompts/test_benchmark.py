@@ -87,7 +87,9 @@ def test_a_set_that_the_authors_file_lacks_is_refused():
 
 
 def test_a_set_that_is_unknown_is_refused_with_those_there_are():
-    with pytest.raises(ManifestError, match=r"no set 'cars'; use one of animals, .*coloured-shapes"):
+    with pytest.raises(
+        ManifestError, match=r"no set 'cars'; use one of animals, .*coloured-shapes"
+    ):
         sets_of("cars")
 
 

@@ -1,0 +1,18 @@
+"""`aae-batch manifest`: make manifests and check them."""
+
+from __future__ import annotations
+
+import typer
+
+from aae_batch.cli.manifest.benchmark import benchmark
+from aae_batch.cli.manifest.build import build
+from aae_batch.cli.manifest.validate import validate
+
+manifest = typer.Typer(
+    help="Make manifests, and check them without a model's weights.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+for command in (build, benchmark, validate):
+    manifest.command()(command)

@@ -1,0 +1,70 @@
+"""`aae-batch manifest benchmark`: the prompts of the paper."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from aae_batch.cli.common import COMPLETE, Revision, S3Endpoint, complain, errors_in_a_sentence
+from aae_batch.cli.manifest.common import Force, Methods, Show, Target, TokenizerOf
+
+
+def benchmark(
+    output: Target,
+    prompt_set: Annotated[
+        str,
+        typer.Option(
+            "--set",
+            help="animals (66 prompts), animals-objects (144), objects (66), or all of these; for the "
+            "embedded model shapes (10) or coloured-shapes (240).",
+        ),
+    ] = "all",
+    seeds: Annotated[
+        str, typer.Option(help="A row for each: 64 or 0:64 for 0 to 63, or 1,5,9.")
+    ] = "64",
+    methods: Methods = "both",
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            help="The authors' file of prompts, JSON or a prompt on each line: their colours.",
+            show_default="colours drawn by --colour-seed",
+        ),
+    ] = None,
+    colour_seed: Annotated[int, typer.Option(help="Draws the colours of objects.")] = 0,
+    model: TokenizerOf = None,
+    revision: Revision = None,
+    show: Show = 10,
+    force: Force = False,
+    s3_endpoint: S3Endpoint = None,
+) -> None:
+    """Make the manifest of Attend-and-Excite's own benchmark: 276 prompts of two things each.
+
+    The paper does not print the colours of its objects, drawn at random: here --colour-seed draws
+    them, unless --prompts has the authors' file. A column set says of which set a row is.
+    """
+    with errors_in_a_sentence():
+        from aae_batch.cli.manifest.common import show_prompts, write
+        from aae_batch.model.loading import load_tokenizer
+        from aae_batch.prompts import benchmark as paper
+        from aae_batch.prompts.rows import ManifestRows, check_target, parse_methods, parse_seeds
+        from aae_batch.prompts.source import read_text
+        from aae_batch.prompts.subjects import with_token_indices
+
+        check_target(output, force, s3_endpoint)
+        sets = paper.sets_of(prompt_set)
+        official = paper.read_official(read_text(prompts, s3_endpoint)) if prompts else None
+        chosen = paper.benchmark(sets, colour_seed, official)
+        if model:
+            tokenizer = load_tokenizer(model, revision=revision, s3_endpoint=s3_endpoint)
+            chosen = with_token_indices(chosen, tokenizer)
+        wanted_seeds = parse_seeds(seeds)
+        rows = ManifestRows(chosen, wanted_seeds, parse_methods(methods) if methods else [])
+        for name, count in paper.missing(chosen, sets).items():
+            complain(
+                f"The file of prompts has {count} of the {paper.SIZES[name]} prompts of {name}."
+            )
+        first = range(0, len(chosen), max(1, -(-len(chosen) // show))) if show else range(0)
+        show_prompts(chosen, list(first), f"{len(chosen)} prompts, {len(first)} of them:")
+        write(output, rows, s3_endpoint)
+        raise typer.Exit(COMPLETE)

@@ -1,0 +1,103 @@
+"""`aae-batch manifest build`: a manifest from prompts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from aae_batch.cli.common import COMPLETE, Revision, S3Endpoint, errors_in_a_sentence
+from aae_batch.cli.manifest.common import Force, Methods, Show, Target, TokenizerOf
+
+
+def build(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Prompts: .txt, one on each line; .csv, .jsonl or .parquet with a column prompt, "
+            "whose other columns are kept; or .yaml with lists for a template, and perhaps the "
+            "template. A path or a URL."
+        ),
+    ],
+    output: Target,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="A prompt with gaps for the lists of a .yaml: 'a {animal} and a {color} {object}'. "
+            "{animal.1} and {animal.2} are two different animals.",
+            show_default="template in the .yaml",
+        ),
+    ] = None,
+    subjects: Annotated[
+        str | None,
+        typer.Option(
+            help="Subjects of the template's prompts, e.g. '{animal};{color} {object}'.",
+            show_default="subjects in the .yaml, else found",
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            help="A row for each: 64 or 0:64 for 0 to 63, or 1,5,9.",
+            show_default="one for each prompt, from its id",
+        ),
+    ] = None,
+    methods: Methods = None,
+    find_subjects: Annotated[
+        bool,
+        typer.Option(
+            "--find-subjects/--no-find-subjects",
+            help="Where no subjects are given, take the nouns; needs the extra nlp.",
+        ),
+    ] = True,
+    ignore: Annotated[
+        str,
+        typer.Option(help="Words that are never found as subjects, e.g. 'artstation;style'."),
+    ] = "",
+    model: TokenizerOf = None,
+    revision: Revision = None,
+    show: Show = 10,
+    yes: Annotated[
+        bool,
+        typer.Option("--yes", "-y", help="Take the subjects that were found without asking."),
+    ] = False,
+    force: Force = False,
+    s3_endpoint: S3Endpoint = None,
+) -> None:
+    """Make the manifest OUTPUT of the prompts in SOURCE: a row for each prompt, seed and method.
+
+    Subjects that were found are shown first, and asked about.
+    Exit codes: 0 written, 1 not wanted, 2 wrong command or input.
+    """
+    with errors_in_a_sentence():
+        from aae_batch.cli.manifest.common import ask, show_found, show_prompts, write
+        from aae_batch.model.loading import load_tokenizer
+        from aae_batch.prompts import subjects as naming
+        from aae_batch.prompts.nouns import Nouns
+        from aae_batch.prompts.rows import ManifestRows, check_target, parse_methods, parse_seeds
+        from aae_batch.prompts.source import read_prompts
+
+        check_target(output, force, s3_endpoint)
+        wanted_seeds = parse_seeds(seeds) if seeds else []
+        wanted_methods = parse_methods(methods) if methods else []
+        prompts = read_prompts(source, template, _listed(subjects), s3_endpoint)
+        found = naming.Found(prompts, ())
+        if find_subjects:
+            found = naming.find_subjects(prompts, lambda: Nouns(_listed(ignore)))
+            prompts = found.prompts
+        if model:
+            tokenizer = load_tokenizer(model, revision=revision, s3_endpoint=s3_endpoint)
+            prompts = naming.with_token_indices(prompts, tokenizer)
+        rows = ManifestRows(prompts, wanted_seeds, wanted_methods)
+        if found.places:
+            show_found(found, show)
+            ask(f"Write {len(rows)} rows with these subjects?", yes)
+        else:
+            first = range(min(show, len(prompts)))
+            show_prompts(prompts, list(first), f"{len(prompts)} prompts, the first {len(first)}:")
+        write(output, rows, s3_endpoint)
+        raise typer.Exit(COMPLETE)
+
+
+def _listed(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(";") if part.strip()]

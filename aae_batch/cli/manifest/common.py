@@ -1,0 +1,96 @@
+"""What the commands that write a manifest share: options, the preview, the question."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aae_batch.cli.common import complain
+from aae_batch.errors import SettingsError
+
+if TYPE_CHECKING:
+    from aae_batch.prompts.prompt import Prompts
+    from aae_batch.prompts.rows import ManifestRows
+    from aae_batch.prompts.subjects import Found
+
+Target = Annotated[
+    str,
+    typer.Argument(help="The manifest to write, .parquet, .csv or .jsonl: a path or a URL."),
+]
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        help="A row for each: a comma list of methods; both, for attend-and-excite and "
+        "stable-diffusion from the same noise; or all.",
+        show_default="as the run says",
+    ),
+]
+TokenizerOf = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="Add token_indices as this model's tokenizer has them, and check every subject with it. "
+        "Without, subjects are words, which fit any model.",
+        show_default="none",
+    ),
+]
+Show = Annotated[int, typer.Option(min=0, help="Prompts to show before the manifest is written.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a manifest that exists.")]
+
+
+def show_prompts(prompts: Prompts, places: list[int] | tuple[int, ...], title: str) -> None:
+    """Prompts with their subjects, on standard output."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("prompt", "subjects", title=title, title_justify="left", box=None, pad_edge=False)
+    for place in places:
+        prompt = prompts.prompts[place]
+        subjects = "; ".join(prompt.subjects or ()) or "none"
+        if prompt.subjects is None and prompt.token_indices is not None:
+            subjects = f"tokens {[list(indices) for indices in prompt.token_indices]}"
+        table.add_row(Text(prompt.text), Text(subjects))
+    Console(highlight=False, markup=False).print(table)
+
+
+def show_found(found: Found, show: int) -> None:
+    """What subjects were found, and how many prompts have too few."""
+    count = len(found.places)
+    shown = found.places[:show]
+    show_prompts(
+        found.prompts, shown, f"subjects found in {count} prompts, the first {len(shown)}:"
+    )
+    none, few = found.with_fewer_than(1), found.with_fewer_than(2)
+    print(f"{few} of {count} prompts have fewer than two subjects, {none} have none")
+    if none:
+        complain(
+            f"{none} prompts have no subject, and attend-and-excite cannot guide them: name some in a "
+            "column subjects, or generate these rows with another method."
+        )
+
+
+def ask(question: str, yes: bool) -> None:
+    """Ask on a terminal; elsewhere `--yes` must have answered.
+
+    Raises:
+        SettingsError: there is no one to ask.
+        typer.Abort: the answer is no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise SettingsError(
+            "The subjects were found automatically and nobody can be asked here whether they are "
+            "right: look at them above, and add --yes."
+        )
+    typer.confirm(question, abort=True)
+
+
+def write(target: str, rows: ManifestRows, endpoint: str | None) -> None:
+    from aae_batch.prompts.rows import write_manifest
+
+    write_manifest(target, rows, endpoint)
+    print(f"{len(rows)} rows in {target}")

@@ -1,0 +1,193 @@
+"""`aae-batch manifest validate`: what would go wrong, before anything is paid for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aae_batch.cli.common import (
+    COMPLETE,
+    WITH_FAILURES,
+    Model,
+    Revision,
+    S3Endpoint,
+    errors_in_a_sentence,
+)
+
+if TYPE_CHECKING:
+    from aae_batch.config import GuidanceConfig
+    from aae_batch.validate import Problem, Summary
+
+OWN = "the model's own"
+
+
+def validate(
+    manifest: Annotated[str, typer.Argument(help="Parquet, CSV or JSONL: a path or a URL.")],
+    model: Model = "shapes",
+    revision: Revision = None,
+    method: Annotated[
+        str | None, typer.Option(help="The run's, for rows that name none.", show_default=OWN)
+    ] = None,
+    num_inference_steps: Annotated[
+        int | None, typer.Option(help="The run's.", show_default=OWN)
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="The run's.", show_default=OWN)
+    ] = None,
+    height: Annotated[int | None, typer.Option(help="The run's.", show_default=OWN)] = None,
+    width: Annotated[int | None, typer.Option(help="The run's.", show_default=OWN)] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Problems to show.")] = 20,
+    output: Annotated[
+        str | None, typer.Option(help="Write all problems to this .csv.", show_default="nowhere")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print all problems and totals as JSON instead.")
+    ] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="To judge rows with.", show_default="one per core")
+    ] = None,
+    price: Annotated[
+        bool,
+        typer.Option("--price", help="Also FLOPs, GPU-hours and bytes of the rows that are good."),
+    ] = False,
+    refinements: Annotated[
+        float,
+        typer.Option(min=0, help="For --price: refinements of a guided picture, on average."),
+    ] = 20.0,
+    utilisation: Annotated[
+        float,
+        typer.Option(min=0.01, max=1, help="For --price: the share of a GPU's peak that is had."),
+    ] = 0.4,
+    s3_endpoint: S3Endpoint = None,
+) -> None:
+    """Find every row of MANIFEST that would fail, and why, with no more of a model than its tokenizer.
+
+    Warnings, which fail nothing: prompts that are cut off, and rows that ask for the same picture.
+    Exit codes: 0 no row would fail, 1 some would, 2 the manifest cannot be read or the command is wrong.
+    """
+    with errors_in_a_sentence():
+        own = {
+            "method": method,
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "height": height,
+            "width": width,
+        }
+        config = _config(model, own, s3_endpoint)
+        shown, summary = _validate(
+            manifest, model, revision, config, processes, output, None if as_json else limit,
+            s3_endpoint,
+        )  # fmt: skip
+        quote = None
+        if price and summary.work:
+            from aae_batch.price import Assumptions, quote_for
+
+            assumed = Assumptions(refinements, utilisation)
+            quote = quote_for(summary.work, model, config, assumed, revision, s3_endpoint)
+        if as_json:
+            _print_json(summary, shown, quote)
+        else:
+            _print(summary, shown, output)
+            if quote is not None:
+                print(f"\n{quote}")
+        raise typer.Exit(WITH_FAILURES if summary.failing else COMPLETE)
+
+
+def _config(model: str, own: dict[str, Any], endpoint: str | None) -> GuidanceConfig:
+    from aae_batch.model.loading import default_guidance
+
+    given = {name: value for name, value in own.items() if value is not None}
+    return default_guidance(model, endpoint).updated(**given)
+
+
+def _validate(
+    path: str,
+    model: str,
+    revision: str | None,
+    config: GuidanceConfig,
+    processes: int | None,
+    output: str | None,
+    limit: int | None,
+    endpoint: str | None,
+) -> tuple[list[Problem], Summary]:
+    """The first `limit` problems, or all, and the totals."""
+    import csv
+    from contextlib import ExitStack
+
+    from aae_batch.errors import OutputError
+    from aae_batch.manifest import open_manifest
+    from aae_batch.model.loading import load_tokenizer, load_vae_scale_factor
+    from aae_batch.terminal import count_reporter
+    from aae_batch.validate import Problem, Rules, validate
+
+    kept: list[Problem] = []
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_manifest(path, endpoint))
+        tokenizer = load_tokenizer(model, revision=revision, s3_endpoint=endpoint)
+        factor = load_vae_scale_factor(model, revision=revision, s3_endpoint=endpoint)
+        write = None
+        if output:
+            try:
+                file = stack.enter_context(open(output, "w", encoding="utf-8", newline=""))
+            except OSError as error:
+                raise OutputError(f"Cannot write {output}: {error.strerror}.") from error
+            write = csv.writer(file)
+            write.writerow(Problem._fields)
+
+        def found(problem: Problem) -> None:
+            if limit is None or len(kept) < limit:
+                kept.append(problem)
+            if write is not None:
+                write.writerow(problem)
+
+        report = stack.enter_context(count_reporter("rows"))
+        summary = validate(opened, Rules.of(tokenizer, config, factor), found, report, processes)
+    return kept, summary
+
+
+def _print(summary: Summary, shown: list[Problem], output: str | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if shown:
+        table = Table("row", box=None, pad_edge=False)
+        for name in ("id", "column", "problem"):
+            table.add_column(name, overflow="fold")
+        for some in shown:
+            mark = "" if some.fails else "warning: "
+            cells = (str(some.row), some.id, some.column, mark + some.problem)
+            table.add_row(*(Text(printable(cell)) for cell in cells))
+        Console(highlight=False, markup=False).print(table)
+    hidden = summary.totals.total() - len(shown)
+    if hidden:
+        where = f"in {output}" if output else "(--limit shows more, --output FILE.csv writes all)"
+        print(f"and {hidden} more {where}")
+    good = summary.rows - summary.failing
+    print(f"{summary.rows} rows: {good} good, {summary.failing} would fail")
+    for kind, count in summary.totals.most_common():
+        print(f"  {count} x {kind}")
+
+
+def printable(text: str) -> str:
+    """Without what moves a terminal's cursor, and not too long."""
+    shown = "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+    return shown if len(shown) <= 300 else f"{shown[:200]}...{shown[-60:]}"
+
+
+def _print_json(summary: Summary, problems: list[Problem], quote: Any) -> None:
+    import dataclasses
+    import json
+
+    said = {
+        "rows": summary.rows,
+        "failing": summary.failing,
+        "totals": dict(summary.totals.most_common()),
+        "problems": [problem._asdict() for problem in problems],
+    }
+    if quote is not None:
+        said["price"] = dataclasses.asdict(quote)
+    print(json.dumps(said, indent=2))
