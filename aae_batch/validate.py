@@ -6,6 +6,7 @@ tokenized many at a time.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import multiprocessing
 import os
@@ -200,6 +201,7 @@ def _begin(rules: Rules) -> None:
     global _judge
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are as many as the cores
     _judge = _Judge(rules)
+    gc.freeze()  # what was imported is not looked through again and again for garbage
 
 
 def _look_at(part: Part) -> _Findings:
@@ -242,6 +244,8 @@ class _Judge:
             raise row.error
         request = row.request
         check_size(request, self._config, self._factor)
+        if self._tokenizer.plainly_has(request):
+            return len(request.subjects or ())
         key = (request.prompt, request.subjects, request.token_indices, request.method)
         said = self._said.get(key)
         if said is None:
@@ -298,6 +302,7 @@ class _ManyTexts:
         self.model_max_length = model_max_length
         self._backend = backend
         self._names = [backend.id_to_token(i) or "" for i in range(backend.get_vocab_size())]
+        self._ends_word = [name.endswith("</w>") for name in self._names]
         self._whole: dict[str, list[int]] = {}
         self._bare: dict[str, list[int]] = {}
 
@@ -309,6 +314,30 @@ class _ManyTexts:
     def length(self, text: str) -> int:
         """With the start and the end token."""
         return len(self(text).input_ids)
+
+    def plainly_has(self, request: Request) -> bool:
+        """Whether it is seen at a glance that all subjects are found, which they mostly are: each is
+        another, and none is cut off. Where it is not, `resolve_subjects` has the word."""
+        if not request.subjects or request.token_indices is not None:
+            return False
+        prompt = self(request.prompt).input_ids
+        phrases = {
+            tuple(self(phrase, add_special_tokens=False).input_ids) for phrase in request.subjects
+        }
+        words = tuple(prompt[1:-1][: self.model_max_length - 2])
+        return len(phrases) == len(request.subjects) and all(
+            phrase and self._occurs(phrase, words) for phrase in phrases
+        )
+
+    def _occurs(self, phrase: tuple[int, ...], words: tuple[int, ...]) -> bool:
+        """Somewhere at the beginning of a word."""
+        last = len(words) - len(phrase)
+        return any(
+            words[i] == phrase[0]
+            and words[i : i + len(phrase)] == phrase
+            and (i == 0 or self._ends_word[words[i - 1]])
+            for i in range(last + 1)
+        )
 
     def __call__(self, text: str, *, add_special_tokens: bool = True, **_: Any) -> _Encoded:
         known = self._whole if add_special_tokens else self._bare
