@@ -65,6 +65,6 @@ def benchmark(
                 f"The file of prompts has {count} of the {paper.SIZES[name]} prompts of {name}."
             )
         first = range(0, len(chosen), max(1, -(-len(chosen) // show))) if show else range(0)
-        show_prompts(chosen, list(first), f"{len(chosen)} prompts, {len(first)} of them:")
+        show_prompts(chosen, first, f"{len(chosen)} prompts, {len(first)} of them:")
         write(output, rows, s3_endpoint)
         raise typer.Exit(COMPLETE)

@@ -94,7 +94,7 @@ def build(
             ask(f"Write {len(rows)} rows with these subjects?", yes)
         else:
             first = range(min(show, len(prompts)))
-            show_prompts(prompts, list(first), f"{len(prompts)} prompts, the first {len(first)}:")
+            show_prompts(prompts, first, f"{len(prompts)} prompts, the first {len(first)}:")
         write(output, rows, s3_endpoint)
         raise typer.Exit(COMPLETE)
 

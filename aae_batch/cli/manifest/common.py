@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,13 +41,16 @@ Show = Annotated[int, typer.Option(min=0, help="Prompts to show before the manif
 Force = Annotated[bool, typer.Option("--force", help="Replace a manifest that exists.")]
 
 
-def show_prompts(prompts: Prompts, places: list[int] | tuple[int, ...], title: str) -> None:
+def show_prompts(prompts: Prompts, places: Sequence[int], title: str) -> None:
     """Prompts with their subjects, on standard output."""
+    if not places:
+        return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("prompt", "subjects", title=title, title_justify="left", box=None, pad_edge=False)
+    print(title)
+    table = Table("prompt", "subjects", box=None, pad_edge=False)
     for place in places:
         prompt = prompts.prompts[place]
         subjects = "; ".join(prompt.subjects or ()) or "none"
