@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -152,9 +153,9 @@ def validate(
         digests.append(np.frombuffer(findings.digests, np.uint64).reshape(-1, 2))
         done += findings.rows
         report(done, len(manifest))
-    for row, first in _repeats(np.concatenate(digests)):
+    for problem in _repeated(manifest, _repeats(np.concatenate(digests))):
         summary.totals[REPEATED] += 1
-        found(_repeated(manifest, row, first))
+        found(problem)
     return summary
 
 
@@ -401,9 +402,14 @@ def _repeats(digests: np.ndarray) -> list[tuple[int, int]]:
     return sorted(pairs)
 
 
-def _repeated(manifest: Manifest, row: int, first: int) -> Problem:
-    (again,), _ = manifest.read(row, row + 1)
-    reason = (
-        f"asks for the same picture as row {first + 1}; give it another seed, or remove one of them"
-    )
-    return Problem(row + 1, again.id, "seed", REPEATED, False, reason)
+def _repeated(manifest: Manifest, pairs: list[tuple[int, int]]) -> Iterator[Problem]:
+    """The warnings; the rows' ids are read again, a part at a time."""
+    for part, some in groupby(pairs, key=lambda pair: pair[0] // PART_ROWS):
+        start = part * PART_ROWS
+        rows, _ = manifest.read(start, min(start + PART_ROWS, len(manifest)))
+        for row, first in some:
+            reason = (
+                f"asks for the same picture as row {first + 1}; give it another seed, or remove one "
+                "of them"
+            )
+            yield Problem(row + 1, rows[row - start].id, "seed", REPEATED, False, reason)
