@@ -202,7 +202,8 @@ def _begin(rules: Rules) -> None:
     global _judge
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are as many as the cores
     _judge = _Judge(rules)
-    gc.freeze()  # what was imported is not looked through again and again for garbage
+    gc.freeze()  # what was imported is not looked through for garbage again and again
+    gc.set_threshold(100_000)  # the rows of a part are many objects and no garbage
 
 
 def _look_at(part: Part) -> _Findings:
