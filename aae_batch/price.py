@@ -27,9 +27,8 @@ GPUS = {
     "H100 SXM": 989,
     "H200": 989,
 }
-"""Peak TFLOP/s of dense half-precision matrix products with float32 sums, as the makers' data sheets
-give them (bfloat16; float16 on T4, which has no other). Where a sheet has only the figure with
-sparsity, half of it."""
+"""Peak TFLOP/s of dense half-precision matrix products with float32 sums, as commonly quoted of their
+makers (bfloat16; float16 on T4, which has no other). Where the quote is with sparsity, half of it."""
 
 PNG_BYTES_PER_PIXEL = 1.7
 """About what photo-like pictures take at PNG's level 1; flat ones take far less."""
@@ -165,10 +164,10 @@ class PictureCosts:
 def picture_flops(
     kind: Work, cost: PictureCosts, config: GuidanceConfig, refinements: float
 ) -> float:
-    """FLOPs of one picture. Only attend-and-excite has guided passes; any other method is priced as
-    plain sampling."""
+    """FLOPs of one picture. Only attend-and-excite has guided passes, and only composable-diffusion
+    more rows than the prompt and the negative prompt."""
     passes, steps = cost.sampling, kind.num_inference_steps
-    rows = 2 if kind.classifier_free else 1
+    rows = kind.conjuncts + (kind.classifier_free or kind.conjuncts > 1)
     flops = steps * passes.denoise * rows / 2 + rows * cost.encode + cost.decode
     if kind.method == "attend-and-excite":
         schedule = GuidanceSchedule(config, steps)

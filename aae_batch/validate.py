@@ -25,8 +25,10 @@ from aae_batch.check import check_size, check_subjects
 from aae_batch.config import GuidanceConfig
 from aae_batch.errors import JobError, RowError
 from aae_batch.manifest import Manifest, Part
+from aae_batch.phrases import conjuncts
 from aae_batch.request import Request
 from aae_batch.row import Row
+from aae_batch.subjects import resolve_subjects
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -55,7 +57,8 @@ class Problem(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What the price of a picture depends on; `height` and `width` None where the model decides."""
+    """What the price of a picture depends on; `height` and `width` None where the model decides.
+    `conjuncts` are those of composable-diffusion, which are denoised one by one."""
 
     method: str
     num_inference_steps: int
@@ -63,6 +66,7 @@ class Work(NamedTuple):
     height: int | None
     width: int | None
     subjects: int
+    conjuncts: int = 1
 
 
 @dataclass(frozen=True)
@@ -290,7 +294,14 @@ class _Judge:
             request.height or config.height,
             request.width or config.width,
             subjects,
+            self._conjuncts(request),
         )
+
+    def _conjuncts(self, request: Request) -> int:
+        if (request.method or self._config.method) != "composable-diffusion":
+            return 1
+        subjects = resolve_subjects(self._tokenizer, request)
+        return len(conjuncts(self._tokenizer, request.prompt, subjects))
 
 
 class _Encoded(NamedTuple):
@@ -312,6 +323,13 @@ class _ManyTexts:
         new = list(dict.fromkeys(prompts))
         encoded = self._backend.encode_batch_fast(new)
         self._whole = {text: one.ids for text, one in zip(new, encoded, strict=True)}
+
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]:
+        ids = (self._backend.token_to_id(token) for token in tokens)
+        return [i for i in ids if i is not None]
+
+    def decode(self, token_ids: list[int]) -> str:
+        return self._backend.decode(token_ids)
 
     def length(self, text: str) -> int:
         """With the start and the end token."""

@@ -40,9 +40,12 @@ def engine() -> Engine:
     return Engine.from_pretrained("shapes", slots=1, device="cpu")
 
 
-@pytest.mark.parametrize("method", ["attend-and-excite", "stable-diffusion"])
+@pytest.mark.parametrize(
+    ("method", "conjuncts"),
+    [("attend-and-excite", 1), ("stable-diffusion", 1), ("composable-diffusion", 2)],
+)
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_the_flops_are_those_of_a_real_picture(engine, config, costs, method, scale):
+def test_the_flops_are_those_of_a_real_picture(engine, config, costs, method, conjuncts, scale):
     engine.model._encode_one.cache_clear()
     own = config.updated(method=method, guidance_scale=scale)
     request = Request(PROMPT, subjects=SUBJECTS, seed=1)
@@ -50,7 +53,8 @@ def test_the_flops_are_those_of_a_real_picture(engine, config, costs, method, sc
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         (result,) = engine.generate([request], own)
     assert result.error is None
-    said = quote(work(method, classifier_free=scale > 1), costs, own, Assumptions())
+    kind = work(method, classifier_free=scale > 1, conjuncts=conjuncts)
+    said = quote(kind, costs, own, Assumptions())
     assert said.flops == pytest.approx(counter.get_total_flops(), rel=0.001)
 
 

@@ -168,11 +168,13 @@ def test_good_rows_are_counted_by_what_their_price_depends_on(tmp_path):
         guided,
         {"prompt": "a circle", "method": "stable-diffusion", "guidance_scale": 1, "height": 64},
         {"prompt": "a circle", "subjects": ["dog"]},
+        {"prompt": "a circle and a star", "method": "composable-diffusion"},
     )
     assert judged(path)[1].work == Counter(
         {
             Work("attend-and-excite", 50, True, None, None, 1): 2,
             Work("stable-diffusion", 50, False, 64, None, 0): 1,
+            Work("composable-diffusion", 50, True, None, None, 0, conjuncts=2): 1,
         }
     )
 
