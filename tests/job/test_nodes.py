@@ -76,6 +76,23 @@ class Noting(Worker):
         return report
 
 
+class Patient(Noting):
+    """Begins its last rows only when there is another actor to share them with."""
+
+    def load(self) -> str:
+        said = super().load()
+        ready = Path(f"{self.settings.root}-ready")
+        ready.mkdir(exist_ok=True)
+        (ready / self.node()).touch()
+        return said
+
+    def admit(self, batch, request) -> None:
+        ready = Path(f"{self.settings.root}-ready")
+        while request.id > "row-05" and len(list(ready.iterdir())) < 2:
+            time.sleep(0.1)
+        super().admit(batch, request)
+
+
 def pieces_by_node(root: str) -> dict[str, int]:
     folder = Path(f"{root}-nodes")
     return {node.name: len(list(node.iterdir())) for node in folder.glob("*")}
@@ -95,7 +112,7 @@ def test_a_lost_node_costs_its_pieces_and_is_held_against_none(
             nodes.remove_node(doomed, allow_graceful=False)
 
     with caplog.at_level(logging.WARNING, "aae_batch.job"):
-        run_job(job, lose_a_node, worker_class=Noting)
+        run_job(job, lose_a_node, worker_class=Patient)
     assert lost
     assert "a node was lost" in caplog.text
     assert "an actor died" not in caplog.text
@@ -110,22 +127,6 @@ def test_work_spreads_to_a_node_that_comes_later(nodes, settings_on_gpus, undist
     def add_a_node(progress) -> None:
         if not added and Dataset(job.output).shards():
             added.append(nodes.add_node(**GPU_NODE))
-
-    ready = Path(f"{job.output}-ready")
-
-    class Patient(Noting):
-        """Begins its last rows only when there is another actor to share them with."""
-
-        def load(self) -> str:
-            said = super().load()
-            ready.mkdir(exist_ok=True)
-            (ready / self.node()).touch()
-            return said
-
-        def admit(self, batch, request) -> None:
-            while request.id > "row-05" and len(list(ready.iterdir())) < 2:
-                time.sleep(0.1)
-            super().admit(batch, request)
 
     run_job(job, add_a_node, worker_class=Patient)
     assert added

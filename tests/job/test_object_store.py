@@ -131,7 +131,8 @@ def head(bucket, tmp_path):
     port = free_port()
     start = ["ray", "start", "--head", "--block", "--port=0", "--num-cpus=4"]
     with subprocess.Popen(
-        [*start, f"--dashboard-port={port}"],
+        # Ports of its own, since another Ray of these tests may have the usual ones.
+        [*start, f"--dashboard-port={port}", f"--dashboard-agent-listen-port={free_port()}"],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
