@@ -47,6 +47,13 @@ def evaluate(
     caption_model: Annotated[
         str, typer.Option(help="Model that writes captions: hub id, folder, or URL of one.")
     ] = "Salesforce/blip-image-captioning-base",
+    caption_prefix: Annotated[
+        str,
+        typer.Option(
+            help="Words that captions are made to begin with, as BLIP was trained to; they are cut "
+            "off again. Give '' for a captioner that begins by itself."
+        ),
+    ] = "a picture of ",
     detector: Annotated[
         str | None,
         typer.Option(

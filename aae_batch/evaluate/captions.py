@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 DECODING = {"num_beams": 3, "max_length": 30, "min_length": 10, "do_sample": False}
-"""How captions are decoded: LAVIS's own for BLIP, which the official code calls."""
+"""How captions are decoded: LAVIS's own for BLIP, which the official code calls. Lengths are in tokens
+and count the prefix."""
+
+PREFIX = "a picture of "
+"""What LAVIS has BLIP's captions begin with, as they were fine-tuned; it is no part of the caption."""
 
 
 @dataclass
@@ -28,11 +32,15 @@ class CaptionsMetric:
     The prompt is the mean of its 80 ImageNet sentences, the caption stands for itself, as in the
     official code. Any captioning model of transformers' `AutoModelForImageTextToText` that needs no
     instruction will do; the paper's is BLIP (Li et al. 2022, arXiv 2201.12086).
+
+    Attributes:
+        prefix: what the captioner is made to go on from; empty for one that begins by itself.
     """
 
     caption_model: str
     model: str
     s3_endpoint: str | None = None
+    prefix: str = PREFIX
     _loaded: Any = field(default=None, init=False, repr=False)
 
     sees_images = True
@@ -51,6 +59,7 @@ class CaptionsMetric:
             "model": self.model,
             "templates": len(IMAGENET_TEMPLATES),
             "decoding": DECODING,
+            "caption_prefix": self.prefix,
         }
 
     def load(self, device: str, dtype: str) -> str:
@@ -79,8 +88,18 @@ class CaptionsMetric:
 
         _, captioner, tokenizer, processor = self._loaded
         pixels = processor(list(images), return_tensors="pt")["pixel_values"]
+        begun, said = self._begun(len(images))
         with torch.inference_mode():
             pixels = pixels.to(captioner.device, captioner.dtype)
-            tokens = captioner.generate(pixel_values=pixels, **DECODING)
+            tokens = captioner.generate(pixel_values=pixels, **begun, **DECODING)
         texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return [text.strip().removeprefix(said).strip() for text in texts]
+
+    def _begun(self, images: int) -> tuple[dict[str, Any], str]:
+        """The prefix as inputs of `generate`, and as it reads when it is decoded again."""
+        if not self.prefix.strip():
+            return {}, ""
+        _, captioner, tokenizer, _ = self._loaded
+        words = tokenizer([self.prefix] * images, return_tensors="pt").to(captioner.device)
+        begun = {name: words[name] for name in ("input_ids", "attention_mask")}
+        return begun, tokenizer.decode(begun["input_ids"][0], skip_special_tokens=True).strip()

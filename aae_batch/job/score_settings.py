@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from aae_batch.evaluate.attention import AttentionMetric
-from aae_batch.evaluate.captions import CaptionsMetric
+from aae_batch.evaluate.captions import PREFIX, CaptionsMetric
 from aae_batch.evaluate.clip import ClipMetric
 from aae_batch.evaluate.detector import SHAPES, OpenVocabularyDetector, ShapesDetector
 from aae_batch.evaluate.metric import Metric, MetricName
@@ -31,6 +31,7 @@ class ScoreSettings(ActorSettings):
     metric: MetricName = Field(description="What to score by.")
     model: str = Field(CLIP, description="CLIP model: hub id, folder, or URL of one.")
     caption_model: str = Field(CAPTIONER, description="Captioning model, of BLIP's kind.")
+    caption_prefix: str = Field(PREFIX, description="What captions are made to begin with.")
     detector: str | None = Field(
         None,
         description=f"'{SHAPES}', or an OWL-type model. Default: by the model that drew.",
@@ -48,7 +49,7 @@ class ScoreSettings(ActorSettings):
         if self.metric == "clip":
             return ClipMetric(self.model, endpoint)
         if self.metric == "captions":
-            return CaptionsMetric(self.caption_model, self.model, endpoint)
+            return CaptionsMetric(self.caption_model, self.model, endpoint, self.caption_prefix)
         if self.metric == "attention":
             thresholds = made_by["guidance"]["thresholds"]
             return AttentionMetric({int(step): value for step, value in thresholds.items()})

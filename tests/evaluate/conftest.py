@@ -82,7 +82,7 @@ def _captioner(folder: Path) -> Path:
     torch.manual_seed(0)
     folder.mkdir()
     listed = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "a", "red", "blue", "circle"]
-    vocabulary = {word: i for i, word in enumerate([*listed, "square", "and", "photo", "of"])}
+    vocabulary = {word: i for i, word in enumerate([*listed, "square", "and", "picture", "of"])}
     words = BertTokenizer(vocab=vocabulary, bos_token="[DEC]")
     text = _text_config(words) | {
         "bos_token_id": words.bos_token_id,

@@ -102,28 +102,39 @@ def test_a_text_that_is_too_long_is_cut(metric):
     assert abs(score["clip_full"]) <= 1
 
 
-def test_captions_are_compared_with_the_prompt(judges):
-    metric = CaptionsMetric(judges.captioner, judges.clip)
+@pytest.mark.parametrize("prefix", ["a picture of ", ""])
+def test_captions_are_compared_with_the_prompt(judges, prefix):
+    metric = CaptionsMetric(judges.captioner, judges.clip, prefix=prefix)
     metric.load("cpu", "float32")
     images = [drawn("red circle", "blue square"), drawn("green star")]
     scores = metric.score([row(PROMPT), row(OTHER)], images, {})
     for prompt, image, score in zip([PROMPT, OTHER], images, scores, strict=True):
-        assert score["caption"] == direct_caption(judges.captioner, image)
+        assert score["caption"] == direct_caption(judges.captioner, image, prefix)
         expected = direct_text(judges.clip, ensemble(prompt)) @ direct_text(
             judges.clip, [score["caption"]]
         )
         assert score["clip_caption"] == pytest.approx(float(expected), abs=1e-5)
 
 
-def direct_caption(folder: str, image) -> str:
-    """By the model's own processor, one picture at a time."""
+def direct_caption(folder: str, image, prefix: str) -> str:
+    """By the model's own processor, one picture at a time, cut as LAVIS cuts it."""
     from transformers import BlipForConditionalGeneration, BlipProcessor
 
     model = BlipForConditionalGeneration.from_pretrained(folder).eval()
     processor = BlipProcessor.from_pretrained(folder)
-    inputs = processor(images=image, return_tensors="pt")
+    inputs = processor(images=image, text=prefix or None, return_tensors="pt")
     tokens = model.generate(**inputs, num_beams=3, max_length=30, min_length=10)
-    return processor.decode(tokens[0], skip_special_tokens=True).strip()
+    text = processor.decode(tokens[0], skip_special_tokens=True)
+    assert text.startswith(prefix)
+    return text[len(prefix) :].strip()
+
+
+def test_a_caption_goes_on_from_its_prefix(judges):
+    metric = CaptionsMetric(judges.captioner, judges.clip)
+    metric.load("cpu", "float32")
+    captions = metric.captions([drawn("red circle")])
+    metric.prefix = ""
+    assert metric.captions([drawn("red circle")]) != captions
 
 
 def test_a_metric_travels_to_an_actor_before_it_is_loaded(judges):
