@@ -177,6 +177,10 @@ SCORED_COLUMNS: tuple[pa.Field, ...] = (
 )
 """What every metric's table begins with; the metric's own columns follow. One row per picture."""
 
+SCORES_FINGERPRINT = "fingerprint"
+"""In the Parquet metadata of a metric's table: the `fingerprint` of the metric's run that wrote it. A
+table with another one than the metric's `run.json` has is of other settings, and waits to be replaced."""
+
 IMAGE_COLUMN = _column(
     "image",
     pa.struct([("bytes", pa.binary()), ("path", pa.string())]),

@@ -95,9 +95,50 @@ class Dataset:
         found = (layout.shard_of(name) for name in self.storage.list(prefix))
         return sorted(shard for shard in found if shard is not None)
 
-    def scores_of(self, metric: str, shard: int) -> pa.Table:
-        """What a metric says of the pictures of a shard: `id`, and the metric's columns."""
-        return self._table(layout.metric_name(metric, shard))
+    def scores_of(self, metric: str, shard: int, columns: list[str] | None = None) -> pa.Table:
+        """What a metric says of the pictures of a shard: `id`, and the metric's columns.
+
+        Raises:
+            OutputError: the table is not there, or damaged.
+        """
+        return self.marked_scores_of(metric, shard, columns)[0]
+
+    def marked_scores_of(
+        self, metric: str, shard: int, columns: list[str] | None = None
+    ) -> tuple[pa.Table, dict[str, str]]:
+        """The same, and what the table says of itself; see `layout.SCORES_FINGERPRINT`."""
+        name = layout.metric_name(metric, shard)
+        with self.storage.open(name) as source:
+            try:
+                with pq.ParquetFile(source) as file:
+                    table = file.read(columns)
+            except (pa.ArrowException, OSError) as error:
+                why = " ".join(str(error).split())[:200] or type(error).__name__
+                raise OutputError(
+                    f"{self.storage.place(name)} is damaged ({why}): run `aae-batch evaluate` with "
+                    f"--metric {metric} to have it made again."
+                ) from error
+        marks = {
+            key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()
+        }
+        return table.replace_schema_metadata(None), marks
+
+    def metric_fingerprint(self, metric: str) -> str | None:
+        """That of the settings that a metric was last run with; None where nothing says it."""
+        return (self.metric_run(metric) or {}).get("fingerprint")
+
+    def current_scores_of(
+        self, metric: str, shard: int, fingerprint: str | None, columns: list[str] | None = None
+    ) -> pa.Table | None:
+        """The same as `scores_of`; None where the table is of another run of the metric, and waits to
+        be scored again.
+
+        Args:
+            fingerprint: of the run that is wanted, as `metric_fingerprint` has it; None takes any.
+        """
+        table, marks = self.marked_scores_of(metric, shard, columns)
+        wanted = fingerprint in (None, marks.get(layout.SCORES_FINGERPRINT))
+        return table if wanted else None
 
     def failed_rows(self) -> dict[int, list[int]]:
         """Of each committed shard with failed rows: their places in it. Reads every metadata table."""

@@ -124,11 +124,21 @@ def unscored(dataset: Dataset, shard: int, place: int, metric: Metric) -> list[d
 
 
 def write_scores(
-    storage: Storage, name: str, metric: Metric, shard: int, rows: Sequence[dict[str, Any]]
+    storage: Storage,
+    name: str,
+    metric: Metric,
+    shard: int,
+    rows: Sequence[dict[str, Any]],
+    fingerprint: str,
 ) -> None:
-    """Write the scores of a whole shard, in the order of its metadata."""
+    """Write the scores of a whole shard, in the order of its metadata.
+
+    Args:
+        fingerprint: of the metric's run.
+    """
     sink = io.BytesIO()
-    table = pa.Table.from_pylist(list(rows), schema=schema(metric))
+    marks = {layout.SCORES_FINGERPRINT: fingerprint}
+    table = pa.Table.from_pylist(list(rows), schema=schema(metric).with_metadata(marks))
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     storage.write_bytes(layout.metric_name(name, shard), sink.getvalue())
 

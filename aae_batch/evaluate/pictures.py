@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from aae_batch.dataset import layout
 from aae_batch.dataset.reader import Dataset
 
 SETS = {
@@ -120,13 +121,21 @@ def read_pictures(datasets: Mapping[str, Dataset]) -> tuple[list[Picture], int]:
 def _pictures(dataset: Dataset) -> Iterator[tuple[Picture, int]]:
     """Each picture of an output, and how many of its scores are of an earlier one."""
     scored = {metric: set(dataset.scored_shards(metric)) for metric in dataset.metrics()}
+    runs = {metric: dataset.metric_fingerprint(metric) for metric in scored}
     columns = ["id", "sha256", "status", "method", "prompt", "seed", "set"]
     for shard in dataset.shards():
-        tables = {
-            metric: {row["id"]: row for row in dataset.scores_of(metric, shard).to_pylist()}
-            for metric, there in scored.items()
-            if shard in there
-        }
+        tables: dict[str, dict[str, Values]] = {}
+        for metric, there in scored.items():
+            if shard in there:
+                table, marks = dataset.marked_scores_of(metric, shard)
+                same_run = marks.get(layout.SCORES_FINGERPRINT) == runs[metric]
+                # Of another run's scores, it only counts how many there are.
+                of_run = (
+                    table.to_pylist()
+                    if same_run
+                    else [row | {"sha256": None} for row in table.to_pylist()]
+                )
+                tables[metric] = {row["id"]: row for row in of_run}
         for row in dataset.table(shard, columns).to_pylist():
             if row["status"] != "ok":
                 continue

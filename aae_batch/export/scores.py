@@ -22,13 +22,15 @@ class Scores:
     def __init__(self, dataset: Dataset, taken: list[str]) -> None:
         self._dataset = dataset
         self._shards = {metric: set(dataset.scored_shards(metric)) for metric in dataset.metrics()}
+        self._runs = {metric: dataset.metric_fingerprint(metric) for metric in self._shards}
         self.columns: dict[str, list[tuple[str, pa.Field]]] = {}
         """Of each metric: the name here, and the column there."""
         names = set(taken)
         for metric, shards in self._shards.items():
-            if shards:
-                schema = dataset.scores_of(metric, min(shards)).schema
-                columns = [column for column in schema if column.name not in _KEYS]
+            tables = (self._scores(metric, shard) for shard in sorted(shards))
+            first = next((table for table in tables if table is not None), None)
+            if first is not None:
+                columns = [column for column in first.schema if column.name not in _KEYS]
                 self.columns[metric] = [
                     (f"{metric}_{column.name}" if column.name in names else column.name, column)
                     for column in columns
@@ -55,7 +57,8 @@ class Scores:
             places = pa.nulls(rows.num_rows, pa.int64())
             scored = None
             if shard in self._shards[metric]:
-                scored = self._dataset.scores_of(metric, shard)
+                scored = self._scores(metric, shard)
+            if scored is not None:
                 places = _places(rows, scored)
             for name, column in columns:
                 values = (
@@ -65,6 +68,9 @@ class Scores:
                 )
                 rows = rows.append_column(pa.field(name, column.type), values)
         return rows
+
+    def _scores(self, metric: str, shard: int) -> pa.Table | None:
+        return self._dataset.current_scores_of(metric, shard, self._runs[metric])
 
 
 def _places(rows: pa.Table, scored: pa.Table) -> pa.Array:

@@ -21,7 +21,7 @@ from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import JobError, OutputError
 from aae_batch.evaluate.metric import Metric, score_rows, unscored, write_scores
 from aae_batch.job.cluster import ActorPlan, Stop, cluster, stop_on_signals
-from aae_batch.job.crew import Crew, RayCrew
+from aae_batch.job.crew import Crew, Event, RayCrew, Ready
 from aae_batch.job.plan import Piece
 from aae_batch.job.progress import Progress, Tally, clock
 from aae_batch.job.score_records import (
@@ -101,8 +101,6 @@ def score(
     make_score_plan(settings, metric, dataset)  # refuse before anything is made
     with storage.writing() as lock:
         plan = make_score_plan(settings, metric, dataset)
-        if not plan.begun:
-            begin_scores(dataset, plan)
         try:
             done = Tally()
             if plan.todo and metric.sees_images:
@@ -133,11 +131,15 @@ def _score_here(
 ) -> Tally:
     """Score by the tables alone, several shards at a time."""
 
+    fingerprint = plan.run["fingerprint"]
+
     def one(piece: Piece) -> Piece:
         rows = score_rows(dataset, piece.shard, range(len(piece)), metric, len(piece))
-        write_scores(dataset.storage, settings.metric, metric, piece.shard, rows)
+        write_scores(dataset.storage, settings.metric, metric, piece.shard, rows, fingerprint)
         return piece
 
+    if not plan.begun:
+        begin_scores(dataset, plan.run)
     started, done = time.monotonic(), Tally()
     before = plan.rows - sum(len(piece) for piece in plan.todo)
     with ThreadPoolExecutor(READERS) as pool:
@@ -202,21 +204,31 @@ class ScoreForeman(Supervisor[dict[str, Any]]):
         self.plan = plan
         self.metric = metric
         self.dataset = dataset
+        self.begun = plan.begun
+
+    def _hear(self, event: Event) -> None:
+        """With the first actor that has its models, the run begins: one whose models cannot be loaded
+        leaves the scores of an earlier one in force."""
+        if isinstance(event, Ready) and not self.begun:
+            begin_scores(self.dataset, self.plan.run)
+            self.begun = True
+        super()._hear(event)
 
     def progress(self) -> Progress:
         return ScoreProgress(**vars(super().progress()))
 
     def _task(self, piece: Piece) -> ScoreTask:
         start = self.plan.shards[piece.shard].start
-        return ScoreTask(piece, start, commit=self.ledger.is_whole(piece))
+        mark = self.plan.run["fingerprint"]
+        return ScoreTask(piece, start, mark, commit=self.ledger.is_whole(piece))
 
     def _return(self, piece: Piece, outcomes: list[dict[str, Any]]) -> None:
         made = self.ledger.returned(piece, outcomes)
         if made is None:
             return
         rows = in_order(made, self.dataset, piece.shard)
-        name = self.plan.run["metric"]
-        write_scores(self.dataset.storage, name, self.metric, piece.shard, rows)
+        name, mark = self.plan.run["metric"], self.plan.run["fingerprint"]
+        write_scores(self.dataset.storage, name, self.metric, piece.shard, rows, mark)
 
     def _give_up(self, piece: Piece, words: str) -> None:
         logger.error("shard=%d row=%d not scored: %s", piece.shard, piece.start, words)

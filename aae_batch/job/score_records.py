@@ -91,7 +91,8 @@ def make_score_plan(settings: ScoreSettings, metric: Metric, dataset: Dataset) -
     else:
         with ThreadPoolExecutor(READERS) as pool:
             there = sorted({*generated} & {*scored})
-            same = pool.map(lambda shard: _is_fresh(dataset, name, shard), there)
+            mark = before["fingerprint"]
+            same = pool.map(lambda shard: _is_fresh(dataset, name, shard, mark), there)
             kept = [shard for shard, fresh in zip(there, same, strict=True) if fresh]
     new = {
         "metric": name,
@@ -105,12 +106,15 @@ def make_score_plan(settings: ScoreSettings, metric: Metric, dataset: Dataset) -
     )
 
 
-def begin_scores(dataset: Dataset, plan: ScorePlan) -> None:
-    """Write the metric's `run.json`, and remove what another run has left."""
-    name, storage = plan.run["metric"], dataset.storage
+def begin_scores(dataset: Dataset, run: dict[str, Any]) -> None:
+    """Write the metric's `run.json`. Tables of another run stay until theirs are written over, but
+    those of shards that the dataset does not have go."""
+    name, storage = run["metric"], dataset.storage
+    present = {*dataset.shards()}
     for shard in dataset.scored_shards(name):
-        storage.delete(layout.metric_name(name, shard))
-    storage.write_bytes(layout.metric_run_name(name), as_json(plan.run))
+        if shard not in present:
+            storage.delete(layout.metric_name(name, shard))
+    storage.write_bytes(layout.metric_run_name(name), as_json(run))
 
 
 def in_order(rows: Iterable[dict[str, Any]], dataset: Dataset, shard: int) -> list[dict[str, Any]]:
@@ -119,10 +123,14 @@ def in_order(rows: Iterable[dict[str, Any]], dataset: Dataset, shard: int) -> li
     return sorted(rows, key=lambda row: places[row["id"]])
 
 
-def _is_fresh(dataset: Dataset, metric: str, shard: int) -> bool:
-    """The scores are those of the pictures that are there."""
+def _is_fresh(dataset: Dataset, metric: str, shard: int, fingerprint: str) -> bool:
+    """The scores are of this run, and of the pictures that are there."""
     names = [column.name for column in layout.SCORED_COLUMNS]
-    return dataset.scores_of(metric, shard).select(names).equals(_names(dataset, shard))
+    try:
+        scores = dataset.current_scores_of(metric, shard, fingerprint, names)
+    except OutputError:  # it is damaged
+        return False
+    return scores is not None and scores.equals(_names(dataset, shard))
 
 
 def _names(dataset: Dataset, shard: int) -> pa.Table:

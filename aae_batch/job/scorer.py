@@ -44,6 +44,8 @@ class ScoreTask:
 
     piece: Piece
     start: int
+    fingerprint: str
+    """Of the metric's run."""
     commit: bool
     """Whether the piece is a whole shard; otherwise its scores are returned instead."""
 
@@ -89,7 +91,7 @@ class Scorer(Actor):
             with self._lock:
                 del self._done[piece]
         if task.commit:
-            write_scores(self.storage, s.name, s.metric, piece.shard, rows)
+            write_scores(self.storage, s.name, s.metric, piece.shard, rows, task.fingerprint)
         logger.info("shard=%d rows=%d scored", piece.shard, len(piece))
         return Report(Tally(len(piece)), [] if task.commit else rows)
 

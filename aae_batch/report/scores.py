@@ -74,6 +74,7 @@ class Scores:
     def __init__(self, dataset: Dataset) -> None:
         self._dataset = dataset
         self._shards = {m: frozenset(dataset.scored_shards(m)) for m in dataset.metrics()}
+        self._runs = {metric: dataset.metric_fingerprint(metric) for metric in self._shards}
 
     def of(self, shard: int, metadata: pa.Table) -> ShardScores:
         """The scores of a shard. One whose picture has another `sha256` now is left out.
@@ -86,7 +87,9 @@ class Scores:
         found: list[list[bool] | None] = [None] * len(keys)
         stale = 0
         for metric in self._metrics_of(shard):
-            table = self._dataset.scores_of(metric, shard)
+            table = self._dataset.current_scores_of(metric, shard, self._runs[metric])
+            if table is None:
+                continue
             places = {
                 key: place
                 for place, key in enumerate(

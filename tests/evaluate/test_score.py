@@ -22,11 +22,12 @@ from aae_batch.config import GuidanceConfig
 from aae_batch.dataset import layout, writer
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import open_storage
-from aae_batch.errors import JobError, OutputError, SettingsError
+from aae_batch.errors import JobError, ModelError, OutputError, SettingsError
 from aae_batch.evaluate.clip import ClipMetric
 from aae_batch.evaluate.metric import score_rows
 from aae_batch.job.records import begin, make_plan
 from aae_batch.job.score import plan_scores, score
+from aae_batch.job.score_records import begin_scores
 from aae_batch.job.score_settings import ScoreSettings
 from aae_batch.job.scorer import Scorer
 from aae_batch.job.settings import JobSettings
@@ -308,6 +309,41 @@ def test_other_settings_are_refused_unless_all_is_scored_again(copied, settings)
     done = score(settings(root, "attention", again=True))
     assert (done.rows, done.kept) == (8, 0)
     assert copied.metric_run("attention")["settings"]["thresholds"]["2"] == 0.5
+    assert all_scores(copied, "attention").equals(before)
+
+
+def test_scoring_anew_loses_nothing_when_its_judge_cannot_be_loaded(copied, settings, judges):
+    root = copied.storage.root
+    before, run_before = all_scores(copied, "clip"), copied.metric_run("clip")
+    with pytest.raises(ModelError, match="lacks"):
+        score(settings(root, model=judges.captioner, again=True))
+    assert all_scores(copied, "clip").equals(before)
+    assert copied.metric_run("clip") == run_before
+    assert score(settings(root)).kept == 3
+
+
+def test_scores_of_an_earlier_run_are_left_out_until_they_are_replaced(copied, settings):
+    root = copied.storage.root
+    before, times = all_scores(copied, "attention"), written(copied, "attention")
+    plan = plan_scores(settings(root, "attention"))
+    begin_scores(copied, plan.run | {"fingerprint": "of other settings"})
+    assert "7 scores are left out" in (text := run("evaluate", root).output)
+    assert "Neglect rate" not in text
+    assert "Full prompt similarity" in text
+    assert score(settings(root, "attention")).kept == 0
+    assert all(time > times[shard] for shard, time in written(copied, "attention").items())
+    assert all_scores(copied, "attention").equals(before)
+
+
+def test_a_damaged_table_is_named_and_made_again(copied, settings):
+    root, before = copied.storage.root, all_scores(copied, "attention")
+    path = Path(copied.storage.place(layout.metric_name("attention", 1)))
+    path.write_bytes(path.read_bytes()[:-9])
+    result = run("evaluate", root)
+    assert (result.exit_code, str(path) in result.stderr) == (2, True)
+    assert "--metric attention" in result.stderr
+    done = score(settings(root, "attention"))
+    assert (done.rows, done.kept) == (3, 2)
     assert all_scores(copied, "attention").equals(before)
 
 
