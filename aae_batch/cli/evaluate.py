@@ -145,7 +145,9 @@ def evaluate(
         unscored = sum(_score(job) for job in jobs)
         table = _table(outputs, s3_endpoint)
         if not table.lines:
-            complain("Nothing is scored in these outputs: name a --metric.")
+            complain(
+                " ".join(table.notes) or "Nothing is scored in these outputs: name a --metric."
+            )
             raise typer.Exit(USAGE)
         _print(table, csv, latex)
         raise typer.Exit(WITH_FAILURES if unscored else COMPLETE)
@@ -205,7 +207,7 @@ def _table(outputs: list[str], endpoint: str | None) -> Table:
         datasets[name] = Dataset(open_storage(output, endpoint))
         if datasets[name].run is None:
             raise OutputError(f"There is no dataset in {output}: check the path.")
-    return make_table(*read_pictures(datasets))
+    return make_table(read_pictures(datasets))
 
 
 def _short_names(outputs: list[str]) -> dict[str, str]:

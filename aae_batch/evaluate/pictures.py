@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from aae_batch.dataset import layout
 from aae_batch.dataset.reader import Dataset
@@ -19,7 +23,13 @@ SETS = {
 
 WITHOUT_SET = "all"
 
-Values = Mapping[str, Any]
+READERS = 8
+"""Shards that are read at a time."""
+
+_FORM = ("height", "width", "num_inference_steps", "guidance_scale")
+"""What besides prompt and seed has to be the same in two pictures that are compared as a pair."""
+
+_COLUMNS = ["id", "sha256", "status", "method", "prompt", "seed", "set", *_FORM]
 
 
 @dataclass(frozen=True)
@@ -28,132 +38,225 @@ class Measure:
 
     Attributes:
         metric: whose scores it is made from.
-        value: a picture's, given its scores; None where it has none.
+        part, whole: the column of its values, and the one that they are divided by, if any. Where
+            either is null, or `whole` is 0, a picture has none.
         percent: it is a share.
     """
 
     metric: str
     name: str
     title: str
-    value: Callable[[Values], float | None]
+    part: str
+    whole: str | None = None
     percent: bool = False
 
+    @property
+    def columns(self) -> list[str]:
+        return [name for name in (self.part, self.whole) if name is not None]
 
-def _column(name: str) -> Callable[[Values], float | None]:
-    return lambda scores: None if scores.get(name) is None else float(scores[name])
+    def values(self, scores: pa.Table) -> np.ndarray:
+        """[rows], float64: NaN where there is none."""
+        if not {*self.columns} <= {*scores.column_names}:
+            return np.full(scores.num_rows, np.nan)
+        part, *rest = (_floats(scores[name]) for name in self.columns)
+        for whole in rest:
+            part = part / np.where(whole > 0, whole, np.nan)
+        return part
 
 
-def _share(part: str, whole: str) -> Callable[[Values], float | None]:
-    return lambda scores: scores[part] / scores[whole] if scores.get(whole) else None
+def _floats(column: pa.ChunkedArray) -> np.ndarray:
+    return pc.cast(column, pa.float64()).to_numpy()
 
 
 MEASURES = (
-    Measure("clip", "clip_full", "Full prompt similarity", _column("clip_full")),
-    Measure("clip", "clip_min_subject", "Minimum subject similarity", _column("clip_min_subject")),
-    Measure("captions", "clip_caption", "Text-text similarity", _column("clip_caption")),
-    Measure("detector", "all_found", "All subjects found", _column("all_found"), percent=True),
+    Measure("clip", "clip_full", "Full prompt similarity", "clip_full"),
+    Measure("clip", "clip_min_subject", "Minimum subject similarity", "clip_min_subject"),
+    Measure("captions", "clip_caption", "Text-text similarity", "clip_caption"),
+    Measure("detector", "all_found", "All subjects found", "all_found", percent=True),
     Measure(
         "detector",
         "share_found",
         "Subjects found",
-        _share("subjects_found", "subjects_named"),
+        "subjects_found",
+        "subjects_named",
         percent=True,
     ),
-    Measure("detector", "all_bound", "All in their colours", _column("all_bound"), percent=True),
-    Measure("attention", "neglected", "Neglect rate", _column("neglected"), percent=True),
-    Measure(
-        "attention", "min_max_attention", "Worst subject's attention", _column("min_max_attention")
-    ),
+    Measure("detector", "all_bound", "All in their colours", "all_bound", percent=True),
+    Measure("attention", "neglected", "Neglect rate", "neglected", percent=True),
+    Measure("attention", "min_max_attention", "Worst subject's attention", "min_max_attention"),
     Measure(
         "attention",
         "thresholds_met",
         "Thresholds met",
-        _share("thresholds_met", "num_thresholds"),
+        "thresholds_met",
+        "num_thresholds",
         percent=True,
     ),
-    Measure("attention", "num_refinements", "Refinements", _column("num_refinements")),
+    Measure("attention", "num_refinements", "Refinements", "num_refinements"),
 )
 
 
+_OWN = ("row", "group", "prompt", "seed")
+_FIGURES = tuple(measure.name for measure in MEASURES)
+
+
 @dataclass(frozen=True)
-class Picture:
-    """One picture with its figures.
+class Row:
+    """A row of the table: a method, and, where several outputs have pictures of it, its output.
 
     Attributes:
-        label: the row of the table that it belongs to: its method, and, where several outputs have
-            pictures of that method, its output.
-        group: the column of the table: its set of prompts.
-        figures: by the names of measures; those that it has.
+        label: what the table calls it.
     """
 
-    method: str
     label: str
-    group: str
-    prompt: str
-    seed: int
-    figures: Mapping[str, float]
+    method: str
+    output: str
 
 
-def read_pictures(datasets: Mapping[str, Dataset]) -> tuple[list[Picture], int]:
-    """All pictures of some outputs, and how many scores were left out since their picture is
-    another by now.
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures in columns, which have an entry for each: a million of them are some 200 MB.
+
+    Attributes:
+        rows: of the table; `row` says which of them a picture belongs to.
+        groups: the table's columns, sets of prompts; `group` says which.
+        prompt: the same number for the same prompt.
+        form: the same number for the same size, steps and guidance scale.
+        figures: by the names of measures; NaN where a picture has none.
+        stale: scores that were left out, since they are of another picture or of other settings than
+            those that are there by now.
+    """
+
+    rows: tuple[Row, ...]
+    groups: tuple[str, ...]
+    row: np.ndarray
+    group: np.ndarray
+    prompt: np.ndarray
+    seed: np.ndarray
+    form: np.ndarray
+    figures: Mapping[str, np.ndarray]
+    stale: int = 0
+
+
+def read_pictures(datasets: Mapping[str, Dataset], without: Collection[str] = ()) -> Pictures:
+    """All pictures of some outputs.
 
     Args:
         datasets: outputs by the names that tell them apart.
+        without: metrics whose scores are left out.
+
+    Raises:
+        OutputError: a table cannot be read.
     """
-    found: list[tuple[str, Picture]] = []
-    outputs_of: dict[str, set[str]] = defaultdict(set)
+    parts: dict[str, list[np.ndarray]] = defaultdict(list)
+    prompts, groups, rows = _Numbers(), _Numbers(), _Numbers()
     stale = 0
-    for name, dataset in datasets.items():
-        for picture, old in _pictures(dataset):
-            found.append((name, picture))
-            outputs_of[picture.method].add(name)
+    for output, dataset in datasets.items():
+        for table, scores, old in _shards(dataset, without):
             stale += old
-    pictures = [
-        replace(picture, label=f"{picture.method} ({name})")
-        if len(outputs_of[picture.method]) > 1
-        else picture
-        for name, picture in found
-    ]
-    return pictures, stale
-
-
-def _pictures(dataset: Dataset) -> Iterator[tuple[Picture, int]]:
-    """Each picture of an output, and how many of its scores are of an earlier one."""
-    scored = {metric: set(dataset.scored_shards(metric)) for metric in dataset.metrics()}
-    runs = {metric: dataset.metric_fingerprint(metric) for metric in scored}
-    columns = ["id", "sha256", "status", "method", "prompt", "seed", "set"]
-    for shard in dataset.shards():
-        tables: dict[str, dict[str, Values]] = {}
-        for metric, there in scored.items():
-            if shard in there:
-                table, marks = dataset.marked_scores_of(metric, shard)
-                same_run = marks.get(layout.SCORES_FINGERPRINT) == runs[metric]
-                # Of another run's scores, it only counts how many there are.
-                of_run = (
-                    table.to_pylist()
-                    if same_run
-                    else [row | {"sha256": None} for row in table.to_pylist()]
-                )
-                tables[metric] = {row["id"]: row for row in of_run}
-        for row in dataset.table(shard, columns).to_pylist():
-            if row["status"] != "ok":
-                continue
-            scores = {
-                metric: rows[row["id"]] for metric, rows in tables.items() if row["id"] in rows
-            }
-            fresh = {m: score for m, score in scores.items() if score["sha256"] == row["sha256"]}
-            yield _picture(row, fresh), len(scores) - len(fresh)
-
-
-def _picture(row: Mapping[str, Any], scores: Mapping[str, Values]) -> Picture:
-    group = WITHOUT_SET if row.get("set") is None else str(row["set"])
-    given = {m.name: m.value(scores[m.metric]) for m in MEASURES if m.metric in scores}
-    return Picture(
-        method=row["method"],
-        label=row["method"],
-        group=SETS.get(group, group),
-        prompt=row["prompt"],
-        seed=row["seed"],
-        figures={name: value for name, value in given.items() if value is not None},
+            methods = pc.binary_join_element_wise(table["method"], output, "\n")
+            parts["row"].append(rows.of(methods))
+            parts["group"].append(groups.of(_groups(table)))
+            parts["prompt"].append(prompts.of(table["prompt"]))
+            for name in ("seed", *_FORM):
+                parts[name].append(table[name].to_numpy())
+            for name, values in scores.items():
+                parts[name].append(values)
+    none = [np.empty(0)]
+    whole = {name: np.concatenate(parts.pop(name, none)) for name in (*_OWN, *_FORM, *_FIGURES)}
+    return Pictures(
+        _rows(rows.known),
+        (*groups.known,),
+        **{name: whole[name] for name in _OWN},
+        form=numbered(*(whole.pop(name) for name in _FORM)),
+        figures={name: whole[name] for name in _FIGURES},
+        stale=stale,
     )
+
+
+def numbered(*columns: np.ndarray) -> np.ndarray:
+    """Numbers that are the same where all of the columns are."""
+    numbers = np.zeros(len(columns[0]), np.int64)
+    for column in columns:
+        values, places = np.unique(column, return_inverse=True)
+        _, numbers = np.unique(numbers * len(values) + places, return_inverse=True)
+    return numbers
+
+
+class _Numbers:
+    """Words as numbers, in the order in which they came first."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, int] = {}
+
+    def of(self, words: pa.ChunkedArray) -> np.ndarray:
+        encoded = words.combine_chunks().dictionary_encode()
+        numbers = [
+            self.known.setdefault(word, len(self.known)) for word in encoded.dictionary.to_pylist()
+        ]
+        return np.array(numbers, np.int32)[encoded.indices.to_numpy()]
+
+
+def _rows(known: Collection[str]) -> tuple[Row, ...]:
+    pairs = [name.split("\n", 1) for name in known]
+    outputs_of: dict[str, set[str]] = defaultdict(set)
+    for method, output in pairs:
+        outputs_of[method].add(output)
+    return tuple(
+        Row(f"{method} ({output})" if len(outputs_of[method]) > 1 else method, method, output)
+        for method, output in pairs
+    )
+
+
+def _groups(table: pa.Table) -> pa.ChunkedArray:
+    if "set" not in table.column_names:
+        return pa.chunked_array([[WITHOUT_SET] * table.num_rows], pa.string())
+    words = (WITHOUT_SET if value is None else str(value) for value in table["set"].to_pylist())
+    return pa.chunked_array([[SETS.get(word, word) for word in words]], pa.string())
+
+
+# --- one output ---
+
+Shard = tuple[pa.Table, dict[str, np.ndarray], int]
+"""Its pictures, their figures by measure, and how many scores were left out."""
+
+
+def _shards(dataset: Dataset, without: Collection[str]) -> Iterator[Shard]:
+    metrics = {measure.metric for measure in MEASURES}.difference(without)
+    scored = {metric: {*dataset.scored_shards(metric)} for metric in metrics}
+    runs = {metric: dataset.metric_fingerprint(metric) for metric, there in scored.items() if there}
+
+    def read(shard: int) -> Shard:
+        table = dataset.table(shard, _COLUMNS)
+        table = table.filter(pc.equal(table["status"], "ok"))
+        figures = {m.name: np.full(table.num_rows, np.nan) for m in MEASURES}
+        stale = 0
+        for metric, run in runs.items():
+            if shard in scored[metric]:
+                found, old = _figures(dataset, table, metric, run, shard)
+                figures |= found
+                stale += old
+        return table, figures, stale
+
+    shards = dataset.shards()
+    with ThreadPoolExecutor(READERS) as pool:
+        for start in range(0, len(shards), 8 * READERS):  # those that are read wait in memory
+            yield from pool.map(read, shards[start : start + 8 * READERS])
+
+
+def _figures(
+    dataset: Dataset, pictures: pa.Table, metric: str, run: str | None, shard: int
+) -> tuple[dict[str, np.ndarray], int]:
+    """What the scores of a metric's run make of a shard's pictures, and how many scores are of others."""
+    measures = [measure for measure in MEASURES if measure.metric == metric]
+    names = dict.fromkeys(name for measure in measures for name in measure.columns)
+    table, marks = dataset.marked_scores_of(metric, shard, ["id", "sha256", *names])
+    scored = pc.index_in(pictures["id"].combine_chunks(), value_set=table["id"].combine_chunks())
+    there = table["sha256"].combine_chunks().take(scored)
+    same = pc.fill_null(pc.equal(pictures["sha256"].combine_chunks(), there), False)
+    if marks.get(layout.SCORES_FINGERPRINT) != run:
+        same = pc.and_(same, False)
+    fresh = pc.if_else(same, scored, None)
+    scores = table.take(fresh)
+    stale = fresh.null_count - scored.null_count
+    return {measure.name: measure.values(scores) for measure in measures}, stale

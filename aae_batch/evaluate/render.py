@@ -34,7 +34,10 @@ def _notes(table: Table) -> list[str]:
     if table.lines:
         notes.append("Mean with 95 % interval, by a bootstrap over prompts.")
     if any(line.minus for line in table.lines):
-        notes.append("minus: the paired difference, over the prompts and seeds that both have.")
+        notes.append(
+            "minus: the paired difference, over the prompts and seeds that both have, at the same size, "
+            "steps and guidance scale."
+        )
     for group in table.groups:
         cells = [cell for line in table.lines if (cell := line.cells[group]) is not None]
         pictures = max((cell.pictures for cell in cells), default=0)
@@ -45,7 +48,7 @@ def _notes(table: Table) -> list[str]:
             f"{table.stale} scores are left out, since their pictures or the metric's settings are "
             "others by now: score again."
         )
-    return notes
+    return [*notes, *table.notes]
 
 
 def as_csv(table: Table) -> str:

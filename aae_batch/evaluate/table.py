@@ -5,16 +5,17 @@ A row for each method, a column for each set of prompts.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from aae_batch.evaluate.bootstrap import Estimate, estimate
-from aae_batch.evaluate.pictures import MEASURES, SETS, Measure, Picture
+from aae_batch.evaluate.pictures import MEASURES, SETS, Measure, Pictures, Row, numbered
 from aae_batch.request import METHODS
 
 BASELINE = "stable-diffusion"
-"""The method that others are compared with; where it is not there, the first."""
+"""The method that others are compared with, in their own output; where it has none, with the first row."""
 
 
 @dataclass(frozen=True)
@@ -32,70 +33,121 @@ class Table:
     """All measures of which there are figures; `groups` are the columns.
 
     Attributes:
-        stale: scores that were left out since their picture is another by now.
+        stale: scores that were left out; see `Pictures`.
+        notes: what a reader should know about what is missing in it.
     """
 
     groups: tuple[str, ...]
     lines: tuple[Line, ...]
     stale: int = 0
+    notes: tuple[str, ...] = ()
 
 
-def make_table(pictures: Sequence[Picture], stale: int = 0) -> Table:
+def make_table(pictures: Pictures, notes: Sequence[str] = ()) -> Table:
     """Every measure of every row in every column, and each row's difference to the baseline."""
-    cells: dict[tuple[str, str], list[Picture]] = defaultdict(list)
-    for picture in pictures:
-        cells[picture.label, picture.group].append(picture)
-    labels = _rows(pictures)
-    groups = tuple(sorted({picture.group for picture in pictures}, key=_group_order))
+    rows = sorted(range(len(pictures.rows)), key=lambda row: _order(pictures.rows[row]))
+    labels = [row.label for row in pictures.rows]
+    order = sorted(range(len(pictures.groups)), key=lambda g: _group_order(pictures.groups[g]))
+    groups = {group: pictures.groups[group] for group in order}
+    places = {
+        (row, group): np.flatnonzero((pictures.row == row) & (pictures.group == group))
+        for row in rows
+        for group in groups
+    }
+    baselines = _baselines(pictures.rows, rows)
+    pairs = numbered(pictures.prompt, pictures.form, pictures.seed)
     lines = []
     for measure in MEASURES:
-        if not any(measure.name in picture.figures for picture in pictures):
+        values = pictures.figures[measure.name]
+        if np.isnan(values).all():
             continue
-        for label in labels:
-            means = {group: _mean(cells[label, group], measure) for group in groups}
-            lines.append(Line(measure, label, None, means))
-        for label in labels[1:]:
-            differences = {
-                group: paired_difference(cells[label, group], cells[labels[0], group], measure)
-                for group in groups
+        for row in rows:
+            means = {
+                name: _mean(values, pictures.prompt, places[row, group])
+                for group, name in groups.items()
             }
-            lines.append(Line(measure, label, labels[0], differences))
-    return Table(groups, tuple(lines), stale)
+            lines.append(Line(measure, labels[row], None, means))
+        for row, other in baselines.items():
+            differences = {
+                name: paired_difference(
+                    values, pictures.prompt, pairs, places[row, group], places[other, group]
+                )
+                for group, name in groups.items()
+            }
+            lines.append(Line(measure, labels[row], labels[other], differences))
+    unpaired = [_unpaired(pictures, pairs, *pair) for pair in baselines.items()] if lines else []
+    notes = (*notes, *(note for note in unpaired if note is not None))
+    return Table((*groups.values(),), (*lines,), pictures.stale, notes)
 
 
 def paired_difference(
-    ours: Sequence[Picture], theirs: Sequence[Picture], measure: Measure
+    values: np.ndarray, prompts: np.ndarray, pairs: np.ndarray, ours: np.ndarray, theirs: np.ndarray
 ) -> Estimate | None:
-    """Ours minus theirs, over the prompts and seeds that both have; None where there are none."""
-    one, other = _by_pair(ours, measure), _by_pair(theirs, measure)
-    both = [pair for pair in one if pair in other]
-    return estimate([one[pair] - other[pair] for pair in both], [prompt for prompt, _ in both])
+    """Ours minus theirs, over the pairs that both have; None where there are none. Where one has
+    several pictures of a pair, their mean counts.
+
+    Args:
+        values, prompts, pairs: [pictures]; pictures of one pair have the same number in `pairs`.
+        ours, theirs: which of the pictures.
+    """
+    one, other = (_by_pair(values, pairs, places) for places in (ours, theirs))
+    _, mine, its = np.intersect1d(one.pairs, other.pairs, assume_unique=True, return_indices=True)
+    return estimate(one.means[mine] - other.means[its], prompts[one.first[mine]])
 
 
-def _by_pair(pictures: Sequence[Picture], measure: Measure) -> dict[tuple[str, int], float]:
-    """The measure by prompt and seed; the mean where a pair has several pictures."""
-    found: dict[tuple[str, int], list[float]] = defaultdict(list)
-    for picture in pictures:
-        if measure.name in picture.figures:
-            found[picture.prompt, picture.seed].append(picture.figures[measure.name])
-    return {pair: sum(values) / len(values) for pair, values in found.items()}
+@dataclass(frozen=True)
+class _Paired:
+    """Numbers of pairs, each with the mean of its pictures and the place of its first one."""
+
+    pairs: np.ndarray
+    means: np.ndarray
+    first: np.ndarray
 
 
-def _mean(pictures: Sequence[Picture], measure: Measure) -> Estimate | None:
-    there = [picture for picture in pictures if measure.name in picture.figures]
-    return estimate([p.figures[measure.name] for p in there], [p.prompt for p in there])
+def _by_pair(values: np.ndarray, pairs: np.ndarray, places: np.ndarray) -> _Paired:
+    there = places[~np.isnan(values[places])]
+    known, first, which = np.unique(pairs[there], return_index=True, return_inverse=True)
+    means = np.bincount(which, weights=values[there]) / np.bincount(which)
+    return _Paired(known, means, there[first])
 
 
-def _rows(pictures: Sequence[Picture]) -> list[str]:
-    """The labels, the baseline's first, then in the order of methods."""
-    methods = {picture.label: picture.method for picture in pictures}
+def _mean(values: np.ndarray, prompts: np.ndarray, places: np.ndarray) -> Estimate | None:
+    there = places[~np.isnan(values[places])]
+    return estimate(values[there], prompts[there])
 
-    def order(label: str) -> tuple[bool, int, str]:
-        method = methods[label]
-        place = METHODS.index(method) if method in METHODS else len(METHODS)
-        return method != BASELINE, place, label
 
-    return sorted(methods, key=order)
+def _baselines(rows: Sequence[Row], order: Sequence[int]) -> dict[int, int]:
+    """Of every row but the first, the one that it is compared with: plain sampling of the same output,
+    else the first."""
+    plain = {rows[row].output: row for row in order if rows[row].method == BASELINE}
+    found = {}
+    for row in order[1:]:
+        own = plain.get(rows[row].output, row)
+        found[row] = order[0] if own == row else own
+    return found
+
+
+def _unpaired(pictures: Pictures, pairs: np.ndarray, row: int, other: int) -> str | None:
+    """Why two rows have no pairs though they have prompts in common; None where they have some."""
+    ours, theirs = pictures.row == row, pictures.row == other
+
+    def shared(numbers: np.ndarray) -> bool:
+        return len(np.intersect1d(numbers[ours], numbers[theirs])) > 0
+
+    if shared(pairs) or not shared(pictures.prompt):
+        return None
+    names = f"{pictures.rows[row].label} and {pictures.rows[other].label} have no pairs"
+    if shared(numbered(pictures.prompt, pictures.seed)):
+        return f"{names}: their sizes, steps or guidance_scale differ."
+    return (
+        f"{names}: their seeds differ; give the manifest a column seed, the same for each method."
+    )
+
+
+def _order(row: Row) -> tuple[bool, int, str]:
+    """The baseline first, then in the order of methods."""
+    place = METHODS.index(row.method) if row.method in METHODS else len(METHODS)
+    return row.method != BASELINE, place, row.label
 
 
 def _group_order(group: str) -> tuple[int, str]:
