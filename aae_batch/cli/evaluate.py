@@ -201,13 +201,15 @@ def _table(outputs: list[str], endpoint: str | None) -> Table:
     from aae_batch.errors import OutputError
     from aae_batch.evaluate.pictures import read_pictures
     from aae_batch.evaluate.table import make_table
+    from aae_batch.job.score_records import differing_judges
 
     datasets = {}
     for output, name in _short_names(outputs).items():
         datasets[name] = Dataset(open_storage(output, endpoint))
         if datasets[name].run is None:
             raise OutputError(f"There is no dataset in {output}: check the path.")
-    return make_table(read_pictures(datasets))
+    left_out = differing_judges(datasets)
+    return make_table(read_pictures(datasets, without=left_out), [*left_out.values()])
 
 
 def _short_names(outputs: list[str]) -> dict[str, str]:

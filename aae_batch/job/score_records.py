@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from aae_batch.errors import OutputError
 from aae_batch.evaluate.metric import Metric
 from aae_batch.job.plan import Ledger, Piece, shards
 from aae_batch.job.records import as_json, versions
-from aae_batch.job.score_settings import ScoreSettings
+from aae_batch.job.score_settings import OF_OUTPUT, ScoreSettings
 from aae_batch.job.settings import differences, fingerprint
 
 READERS = 8
@@ -115,6 +115,29 @@ def begin_scores(dataset: Dataset, run: dict[str, Any]) -> None:
         if shard not in present:
             storage.delete(layout.metric_name(name, shard))
     storage.write_bytes(layout.metric_run_name(name), as_json(run))
+
+
+def differing_judges(datasets: Mapping[str, Dataset]) -> dict[str, str]:
+    """Metrics whose scores in some outputs are not by the same judge, and in a sentence what differs.
+
+    Args:
+        datasets: outputs by the names that tell them apart.
+    """
+    found: dict[str, str] = {}
+    first: dict[str, tuple[str, dict[str, Any]]] = {}
+    for output, dataset in datasets.items():
+        for metric in dataset.metrics():
+            run = dataset.metric_run(metric)
+            if run is None or not dataset.scored_shards(metric):
+                continue
+            judge = {name: value for name, value in run["settings"].items() if name != OF_OUTPUT}
+            other, before = first.setdefault(metric, (output, judge))
+            if metric not in found and (changed := differences(before, judge)):
+                found[metric] = (
+                    f"{metric} is left out, since its settings in {other} and {output} differ "
+                    f"({'; '.join(changed)}): score both by the same."
+                )
+    return found
 
 
 def in_order(rows: Iterable[dict[str, Any]], dataset: Dataset, shard: int) -> list[dict[str, Any]]:

@@ -19,6 +19,9 @@ CLIP = "openai/clip-vit-base-patch16"
 CAPTIONER = "Salesforce/blip-image-captioning-base"
 DETECTOR = "google/owlv2-base-patch16-ensemble"
 
+OF_OUTPUT = "output"
+"""Among what scores depend on: the dataset's fingerprint, where all else is of the judge."""
+
 
 class ScoreSettings(ActorSettings):
     """One metric over one dataset.
@@ -66,7 +69,7 @@ class ScoreSettings(ActorSettings):
         """
         for model in metric.models:
             refuse_missing_folder(model)
-        found = {"output": run["fingerprint"], **metric.settings()}
+        found = {OF_OUTPUT: run["fingerprint"], **metric.settings()}
         if metric.models:
             found["dtype"] = self.dtype
         for model in metric.models:

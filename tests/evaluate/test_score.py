@@ -231,8 +231,21 @@ def test_outputs_with_the_same_methods_are_told_apart(scored, tmp_path):
     shutil.copytree(root, tmp_path / "again")
     text = run("evaluate", root, tmp_path / "again").output
     assert f"{PLAIN} (again)" in text
-    assert f"{GUIDED} (out) minus {PLAIN} (again)" in text
+    assert f"{GUIDED} (again) minus {PLAIN} (again)" in text
+    assert f"{GUIDED} (out) minus {PLAIN} (out)" in text
     assert run("evaluate", root, root).output == run("evaluate", root).output
+
+
+def test_scores_of_different_judges_are_not_put_into_one_table(scored, copied):
+    run_file = Path(copied.storage.place(layout.metric_run_name("clip")))
+    run_file.write_text(run_file.read_text().replace('"dtype": "float32"', '"dtype": "float16"'))
+    (moved := Path(copied.storage.root)).rename(moved.with_name("other"))
+    text = run("evaluate", scored[0].storage.root, moved.with_name("other")).output
+    assert (
+        'clip is left out, since its settings in out and other differ (dtype: "float32" ->' in text
+    )
+    assert "Full prompt similarity" not in text
+    assert "All subjects found" in text
 
 
 @pytest.mark.parametrize("form", ["webdataset", "parquet"])
