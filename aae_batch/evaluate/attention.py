@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from aae_batch.evaluate.metric import Attention, Row, column
+from aae_batch.evaluate.metric import Attention, Loaded, Row, column
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,8 +51,8 @@ class AttentionMetric:
     def settings(self) -> dict[str, Any]:
         return {"thresholds": {str(step): value for step, value in self.thresholds.items()}}
 
-    def load(self, device: str, dtype: str) -> str:
-        return "cpu"
+    def load(self, device: str, dtype: str) -> Loaded:
+        return Loaded()
 
     def score(
         self, rows: Sequence[Row], images: Sequence[Image], attention: Attention

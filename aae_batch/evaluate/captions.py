@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from aae_batch.evaluate.clip import Clip
-from aae_batch.evaluate.metric import Attention, Row, column
+from aae_batch.evaluate.metric import Attention, Loaded, Row, column
 from aae_batch.evaluate.models import load_model, load_part
 from aae_batch.evaluate.templates import IMAGENET_TEMPLATES
 
@@ -62,7 +62,7 @@ class CaptionsMetric:
             "caption_prefix": self.prefix,
         }
 
-    def load(self, device: str, dtype: str) -> str:
+    def load(self, device: str, dtype: str) -> Loaded:
         from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
         name, endpoint = self.caption_model, self.s3_endpoint
@@ -71,7 +71,7 @@ class CaptionsMetric:
         tokenizer = load_part(AutoTokenizer, name, endpoint)
         processor = load_part(AutoImageProcessor, name, endpoint, backend="pil")
         self._loaded = clip, captioner, tokenizer, processor
-        return str(captioner.device.type)
+        return Loaded.of(captioner)
 
     def score(
         self, rows: Sequence[Row], images: Sequence[Image], attention: Attention

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from aae_batch.errors import ModelError
-from aae_batch.evaluate.metric import Attention, Row, column
+from aae_batch.evaluate.metric import Attention, Loaded, Row, column
 from aae_batch.evaluate.models import load_model, load_part
 from aae_batch.evaluate.phrases import phrases, subjects_of
 from aae_batch.evaluate.templates import IMAGENET_TEMPLATES, ensemble
@@ -99,9 +99,9 @@ class ClipMetric:
     def settings(self) -> dict[str, Any]:
         return {"model": self.model, "templates": len(IMAGENET_TEMPLATES)}
 
-    def load(self, device: str, dtype: str) -> str:
+    def load(self, device: str, dtype: str) -> Loaded:
         self.clip = Clip(self.model, device, dtype, self.s3_endpoint)
-        return str(self.clip.model.device.type)
+        return Loaded.of(self.clip.model)
 
     def score(
         self, rows: Sequence[Row], images: Sequence[Image], attention: Attention

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from aae_batch.errors import ModelError
-from aae_batch.evaluate.metric import Attention, Row, column
+from aae_batch.evaluate.metric import Attention, Loaded, Row, column
 from aae_batch.evaluate.models import load_model, load_part
 from aae_batch.evaluate.phrases import phrases, subjects_of
 from aae_batch.evaluate.templates import filled
@@ -59,8 +59,8 @@ class ShapesDetector:
     def settings(self) -> dict[str, Any]:
         return {"detector": SHAPES}
 
-    def load(self, device: str, dtype: str) -> str:
-        return "cpu"
+    def load(self, device: str, dtype: str) -> Loaded:
+        return Loaded()
 
     def score(
         self, rows: Sequence[Row], images: Sequence[Image], attention: Attention
@@ -133,7 +133,7 @@ class OpenVocabularyDetector:
     def settings(self) -> dict[str, Any]:
         return {"detector": self.model, "detector_threshold": self.threshold}
 
-    def load(self, device: str, dtype: str) -> str:
+    def load(self, device: str, dtype: str) -> Loaded:
         from transformers import (
             AutoImageProcessor,
             AutoModelForZeroShotObjectDetection,
@@ -150,7 +150,7 @@ class OpenVocabularyDetector:
         tokenizer = load_part(AutoTokenizer, name, endpoint)
         processor = load_part(AutoImageProcessor, name, endpoint, backend="pil")
         self._loaded = detector, tokenizer, processor
-        return str(detector.device.type)
+        return Loaded.of(detector)
 
     def score(
         self, rows: Sequence[Row], images: Sequence[Image], attention: Attention

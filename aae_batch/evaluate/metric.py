@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 import pyarrow as pa
@@ -24,6 +25,21 @@ METRICS: tuple[str, ...] = get_args(MetricName)
 
 READERS = 8
 """Pictures of a batch that are read at a time."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Where a metric's models are, and in which precision, e.g. `cuda` and `float16`; no precision
+    where there are no models."""
+
+    device: str = "cpu"
+    dtype: str | None = None
+
+    @classmethod
+    def of(cls, model: Any) -> Loaded:
+        """As a model of torch says it."""
+        return cls(str(model.device.type), str(model.dtype).removeprefix("torch."))
+
 
 Row = Mapping[str, Any]
 Attention = Mapping[str, Sequence[Row]]
@@ -48,8 +64,8 @@ class Metric(Protocol):
     def settings(self) -> dict[str, Any]:
         """What its scores depend on besides the pictures, the models' weights and the precision."""
 
-    def load(self, device: str, dtype: str) -> str:
-        """Load its models; returns where, e.g. `cuda`.
+    def load(self, device: str, dtype: str) -> Loaded:
+        """Load its models.
 
         Raises:
             ModelError: there is no such model, or it is of another kind.

@@ -53,8 +53,9 @@ class Actor:
 
         return ray.get_runtime_context().get_node_id()
 
-    def load(self) -> str:
-        """Load the model; returns where, e.g. `cuda`. Errors are the caller's to report."""
+    def load(self) -> Any:
+        """Load the model; returns where, e.g. `cuda`, or what else the driver should know of it. Errors
+        are the caller's to report."""
         raise NotImplementedError
 
     def perform(self, task: Any) -> Report[Any]:

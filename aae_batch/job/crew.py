@@ -47,9 +47,10 @@ class Member:
 
 @dataclass(frozen=True)
 class Ready:
-    """An actor has loaded its model."""
+    """An actor has loaded its model; `loaded` is what its `load` has returned."""
 
     member: Member
+    loaded: Any
 
 
 @dataclass(frozen=True)
@@ -231,7 +232,7 @@ class RayCrew:
             return None
         if ref == actor.loading:
             actor.loading, actor.ready = None, True
-            return Ready(actor)
+            return Ready(actor, value)
         if ref == actor.asked:
             actor.asked = None
             return Told(actor, value)

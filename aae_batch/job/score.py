@@ -19,7 +19,7 @@ from aae_batch.dataset.lock import Lock
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import JobError, OutputError
-from aae_batch.evaluate.metric import Metric, score_rows, unscored, write_scores
+from aae_batch.evaluate.metric import Loaded, Metric, score_rows, unscored, write_scores
 from aae_batch.job.cluster import ActorPlan, Stop, cluster, stop_on_signals
 from aae_batch.job.crew import Crew, Event, RayCrew, Ready
 from aae_batch.job.plan import Piece
@@ -30,8 +30,9 @@ from aae_batch.job.score_records import (
     begin_scores,
     in_order,
     make_score_plan,
+    resolved,
 )
-from aae_batch.job.score_settings import ScoreSettings
+from aae_batch.job.score_settings import ScoreSettings, weights_of
 from aae_batch.job.scorer import Scorer, ScorerSettings, ScoreTask
 from aae_batch.job.supervisor import Supervisor
 
@@ -170,8 +171,9 @@ def _score_on_actors(
             root=dataset.storage.root,
             name=settings.metric,
             metric=metric,
+            weights=weights_of(metric, settings.s3_endpoint),
             device=settings.device,
-            dtype=settings.dtype,
+            dtype=plan.run["settings"].get("dtype", settings.dtype),
             batch_size=settings.batch_size,
             threads=actors.threads,
             s3_endpoint=settings.actors_s3_endpoint,
@@ -204,22 +206,33 @@ class ScoreForeman(Supervisor[dict[str, Any]]):
         self.plan = plan
         self.metric = metric
         self.dataset = dataset
+        self.run_record = plan.run
         self.begun = plan.begun
 
     def _hear(self, event: Event) -> None:
+        if isinstance(event, Ready):
+            self._begin(event.loaded)
+        super()._hear(event)
+
+    def _begin(self, loaded: Loaded) -> None:
         """With the first actor that has its models, the run begins: one whose models cannot be loaded
         leaves the scores of an earlier one in force."""
-        if isinstance(event, Ready) and not self.begun:
-            begin_scores(self.dataset, self.plan.run)
+        if not self.begun:
+            self.run_record = resolved(self.plan.run, loaded)
+            begin_scores(self.dataset, self.run_record)
             self.begun = True
-        super()._hear(event)
+        elif self.run_record["settings"].get("dtype") != loaded.dtype:
+            raise JobError(
+                f"An actor has loaded its models in {loaded.dtype}, while there are scores in "
+                f"{self.run_record['settings'].get('dtype')}: give all machines the same with --dtype."
+            )
 
     def progress(self) -> Progress:
         return ScoreProgress(**vars(super().progress()))
 
     def _task(self, piece: Piece) -> ScoreTask:
         start = self.plan.shards[piece.shard].start
-        mark = self.plan.run["fingerprint"]
+        mark = self.run_record["fingerprint"]
         return ScoreTask(piece, start, mark, commit=self.ledger.is_whole(piece))
 
     def _return(self, piece: Piece, outcomes: list[dict[str, Any]]) -> None:
@@ -227,7 +240,7 @@ class ScoreForeman(Supervisor[dict[str, Any]]):
         if made is None:
             return
         rows = in_order(made, self.dataset, piece.shard)
-        name, mark = self.plan.run["metric"], self.plan.run["fingerprint"]
+        name, mark = self.run_record["metric"], self.run_record["fingerprint"]
         write_scores(self.dataset.storage, name, self.metric, piece.shard, rows, mark)
 
     def _give_up(self, piece: Piece, words: str) -> None:

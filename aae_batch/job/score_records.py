@@ -14,12 +14,13 @@ import pyarrow.compute as pc
 from aae_batch.dataset import layout
 from aae_batch.dataset.reader import Dataset
 from aae_batch.errors import OutputError
-from aae_batch.evaluate.metric import Metric
+from aae_batch.evaluate.metric import Loaded, Metric
 from aae_batch.job.plan import Ledger, Piece, shards
 from aae_batch.job.records import as_json, versions
 from aae_batch.job.score_settings import OF_OUTPUT, ScoreSettings
 from aae_batch.job.settings import differences, fingerprint
 
+AUTO = "auto"
 READERS = 8
 """Tables that are read at a time."""
 
@@ -79,6 +80,8 @@ def make_score_plan(settings: ScoreSettings, metric: Metric, dataset: Dataset) -
     all_shards = tuple(shards(run["rows"], run["shard_size"]))
     generated = [shard for shard in generated if shard < len(all_shards)]
     before = dataset.metric_run(name)
+    if before is not None and not settings.again and depends_on.get("dtype") == AUTO:
+        depends_on["dtype"] = before["settings"].get("dtype", AUTO)  # as the first actor found it
     scored = dataset.scored_shards(name)
     if before is None or not scored or settings.again:  # nothing that is wanted is lost
         before, kept = None, []
@@ -104,6 +107,18 @@ def make_score_plan(settings: ScoreSettings, metric: Metric, dataset: Dataset) -
     return ScorePlan(
         before or new, before is not None, all_shards, frozenset(generated), frozenset(kept)
     )
+
+
+def resolved(run: dict[str, Any], loaded: Loaded) -> dict[str, Any]:
+    """The same record, with the device and the precision that the first actor has found."""
+    settings = dict(run["settings"])
+    if "dtype" in settings:
+        settings["dtype"] = loaded.dtype
+    return run | {
+        "fingerprint": fingerprint(settings),
+        "settings": settings,
+        "device": loaded.device,
+    }
 
 
 def begin_scores(dataset: Dataset, run: dict[str, Any]) -> None:

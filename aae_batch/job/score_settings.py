@@ -11,7 +11,7 @@ from aae_batch.evaluate.captions import PREFIX, CaptionsMetric
 from aae_batch.evaluate.clip import ClipMetric
 from aae_batch.evaluate.detector import SHAPES, OpenVocabularyDetector, ShapesDetector
 from aae_batch.evaluate.metric import Metric, MetricName
-from aae_batch.evaluate.models import refuse_missing_folder
+from aae_batch.evaluate.models import JUDGE_FILES, refuse_missing_folder
 from aae_batch.job.settings import ActorSettings, weights_digest
 from aae_batch.model.loading import EMBEDDED
 
@@ -48,7 +48,7 @@ class ScoreSettings(ActorSettings):
 
     def metric_for(self, run: dict[str, Any]) -> Metric:
         """The metric, for a dataset whose `run.json` says `run`."""
-        endpoint, made_by = self.s3_endpoint, run["settings"]
+        endpoint, made_by = self.actors_s3_endpoint, run["settings"]
         if self.metric == "clip":
             return ClipMetric(self.model, endpoint)
         if self.metric == "captions":
@@ -67,11 +67,19 @@ class ScoreSettings(ActorSettings):
         Raises:
             ModelError: a folder or an object store has no such model, or cannot be read.
         """
-        for model in metric.models:
-            refuse_missing_folder(model)
         found = {OF_OUTPUT: run["fingerprint"], **metric.settings()}
         if metric.models:
             found["dtype"] = self.dtype
-        for model in metric.models:
-            found[f"weights of {model}"] = weights_digest(model, self.s3_endpoint)
-        return found
+        weights = weights_of(metric, self.s3_endpoint)
+        return found | {f"weights of {model}": digest for model, digest in weights.items()}
+
+
+def weights_of(metric: Metric, s3_endpoint: str | None) -> dict[str, str | None]:
+    """The digest of each model of a metric; None for one on the hub.
+
+    Raises:
+        ModelError: a folder or an object store has no such model, or cannot be read.
+    """
+    for model in metric.models:
+        refuse_missing_folder(model)
+    return {model: weights_digest(model, s3_endpoint, JUDGE_FILES) for model in metric.models}

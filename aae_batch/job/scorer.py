@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import open_storage
-from aae_batch.evaluate.metric import Metric, score_rows, write_scores
+from aae_batch.errors import ModelError
+from aae_batch.evaluate.metric import Loaded, Metric, score_rows, write_scores
 from aae_batch.job.actor import Actor, Report
 from aae_batch.job.plan import Piece
 from aae_batch.job.progress import Tally
+from aae_batch.job.score_settings import weights_of
 
 logger = logging.getLogger("aae_batch.scorer")
 
@@ -25,12 +28,14 @@ class ScorerSettings:
     Attributes:
         root: the output root.
         name: the metric's, under which its tables lie.
+        weights: the digest of each model's, as the run was begun with; None for one on the hub.
         threads: torch's threads; None leaves them as they are.
     """
 
     root: str
     name: str
     metric: Metric
+    weights: Mapping[str, str | None]
     device: str
     dtype: str
     batch_size: int
@@ -66,8 +71,15 @@ class Scorer(Actor):
         self._lock = threading.Lock()
         self._done: Counter[Piece] = Counter()
 
-    def load(self) -> str:
+    def load(self) -> Loaded:
+        """Raises: ModelError: a model is another one here than the run was begun with."""
         s = self.settings
+        for model, digest in weights_of(s.metric, s.s3_endpoint).items():
+            if digest != s.weights[model]:
+                raise ModelError(
+                    f"The model {model} is another one on this machine than the run was begun with; "
+                    "give every machine the same, or name one in an object store."
+                )
         if s.threads is not None and s.metric.models:
             import torch
 

@@ -165,18 +165,23 @@ class JobSettings(ActorSettings):
         return ImageFormat(**given)
 
 
-def weights_digest(model: str, s3_endpoint: str | None = None) -> str | None:
+def weights_digest(
+    model: str, s3_endpoint: str | None = None, endings: tuple[str, ...] = MODEL_FILES
+) -> str | None:
     """SHA-256 over the files of a model on this machine, or over the listing of one in an object
     store; None for one on the hub.
 
     Of a large file only the two ends are read: other weights differ there as everywhere.
+
+    Args:
+        endings: of the names of files that count.
 
     Raises:
         ModelError: the object store has no such model, or cannot be read.
     """
     if is_url(model):
         try:
-            return folder_digest(model, lambda name: name.endswith(MODEL_FILES), s3_endpoint)
+            return folder_digest(model, lambda name: name.endswith(endings), s3_endpoint)
         except OutputError as error:
             raise ModelError(str(error)) from None
     folder = Path(source_of(model))
@@ -184,7 +189,7 @@ def weights_digest(model: str, s3_endpoint: str | None = None) -> str | None:
         return None
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.suffix not in MODEL_FILES:
+        if not path.is_file() or path.suffix not in endings:
             continue
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())

@@ -8,6 +8,7 @@ import torch
 from aae_batch.errors import ModelError, SettingsError
 from aae_batch.evaluate.captions import CaptionsMetric
 from aae_batch.evaluate.clip import ClipMetric
+from aae_batch.evaluate.metric import Loaded
 from aae_batch.evaluate.templates import IMAGENET_TEMPLATES, ensemble, filled
 from tests.evaluate.conftest import drawn, row
 
@@ -18,7 +19,7 @@ OTHER = "a green star"
 @pytest.fixture(scope="module")
 def metric(judges) -> ClipMetric:
     metric = ClipMetric(judges.clip)
-    assert metric.load("cpu", "float32") == "cpu"
+    assert metric.load("cpu", "auto") == Loaded("cpu", "float32")
     return metric
 
 

@@ -28,8 +28,8 @@ from aae_batch.evaluate.metric import score_rows
 from aae_batch.job.records import begin, make_plan
 from aae_batch.job.score import plan_scores, score
 from aae_batch.job.score_records import begin_scores
-from aae_batch.job.score_settings import ScoreSettings
-from aae_batch.job.scorer import Scorer
+from aae_batch.job.score_settings import ScoreSettings, weights_of
+from aae_batch.job.scorer import Scorer, ScorerSettings
 from aae_batch.job.settings import JobSettings
 from aae_batch.manifest import open_manifest
 from aae_batch.request import Result
@@ -376,6 +376,35 @@ def test_other_weights_under_the_same_name_are_refused(copied, settings, judges,
     (model / "model.safetensors").write_bytes(weights)
     with pytest.raises(OutputError, match="weights"):
         score(settings(copied.storage.root, model=str(model)))
+
+
+def test_pickled_weights_count_among_a_judges(judges, tmp_path):
+    model = tmp_path / "clip"
+    shutil.copytree(judges.clip, model)
+    metric = ClipMetric(str(model))
+    before = weights_of(metric, None)
+    (model / "pytorch_model.bin").write_bytes(b"weights")
+    assert weights_of(metric, None) != before
+
+
+def test_an_actor_refuses_another_model_than_the_run_was_begun_with(output, judges):
+    metric = ClipMetric(judges.clip)
+    told = ScorerSettings(output, "clip", metric, {judges.clip: "0" * 64}, "cpu", "float32", 1)
+    with pytest.raises(ModelError, match="another one on this machine"):
+        Scorer(told).load()
+
+
+def test_automatic_precision_is_recorded_as_it_was_found(output, ray_here, settings):
+    assert score(settings(output, dtype="auto")).kept == 0
+    run_record = Dataset(output).metric_run("clip")
+    assert (run_record["settings"]["dtype"], run_record["device"]) == ("float32", "cpu")
+    assert score(settings(output, dtype="auto")).kept == score(settings(output)).kept == 3
+
+
+def test_actors_are_told_the_endpoint_of_this_machines_environment(monkeypatch, scored, settings):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://store:9000")
+    metric = settings("out").metric_for(scored[0].run)
+    assert metric.s3_endpoint == "http://store:9000"
 
 
 def test_an_incomplete_output_is_scored_as_far_as_it_is(output, ray_here):
