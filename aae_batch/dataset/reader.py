@@ -76,9 +76,9 @@ class Dataset:
         tables = [self._table(name) for name in names]
         return pa.concat_tables([layout.ATTENTION_SCHEMA.empty_table(), *tables])
 
-    def attention_of(self, shard: int) -> pa.Table:
+    def attention_of(self, shard: int, columns: list[str] | None = None) -> pa.Table:
         """The attention rows of a committed shard."""
-        return self._table(layout.attention_name(shard))
+        return self._table(layout.attention_name(shard), columns)
 
     def metrics(self) -> list[str]:
         """The metrics that pictures have been scored by, e.g. `clip`."""

@@ -31,6 +31,7 @@ class AttentionMetric:
     thresholds: Mapping[int, float]
 
     sees_images = False
+    attention_columns = ("max_attention",)
     models = ()
     columns = (
         column(

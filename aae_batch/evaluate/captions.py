@@ -44,6 +44,7 @@ class CaptionsMetric:
     _loaded: Any = field(default=None, init=False, repr=False)
 
     sees_images = True
+    attention_columns = ()
     columns = (
         column("caption", pa.string(), "What the captioning model says of the picture."),
         column("clip_caption", pa.float32(), "Cosine of the caption with the prompt."),

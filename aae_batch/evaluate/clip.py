@@ -83,6 +83,7 @@ class ClipMetric:
     clip: Clip | None = field(default=None, init=False, repr=False)
 
     sees_images = True
+    attention_columns = ("subject",)
     columns = (
         column("clip_full", pa.float32(), "Cosine of the picture with the prompt."),
         column(

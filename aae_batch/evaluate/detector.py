@@ -44,6 +44,7 @@ class ShapesDetector:
     """
 
     sees_images = True
+    attention_columns = ("subject",)
     models = ()
     columns = (
         *COLUMNS,
@@ -124,6 +125,7 @@ class OpenVocabularyDetector:
     _loaded: Any = field(default=None, init=False, repr=False)
 
     sees_images = True
+    attention_columns = ("subject",)
     columns = COLUMNS
 
     @property

@@ -43,7 +43,7 @@ class Loaded:
 
 Row = Mapping[str, Any]
 Attention = Mapping[str, Sequence[Row]]
-"""Of each row's id: its rows of the attention table, with `subject` and `max_attention`."""
+"""Of each row's id: its rows of the attention table, with the columns that the metric names."""
 
 
 class Metric(Protocol):
@@ -56,6 +56,10 @@ class Metric(Protocol):
     @property
     def sees_images(self) -> bool:
         """Whether it needs the pictures, and not only the tables."""
+
+    @property
+    def attention_columns(self) -> tuple[str, ...]:
+        """Of the attention table, those that it needs besides `id`; none where it does not need it."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -113,10 +117,7 @@ def score_rows(
         OutputError: a picture cannot be read, or is another than its row says.
     """
     table = dataset.table(shard).slice(places.start, len(places))
-    attention: dict[str, list[Row]] = defaultdict(list)
-    seen = dataset.attention_of(shard).select(["id", "subject", "max_attention"])
-    for entry in seen.to_pylist():
-        attention[entry["id"]].append(entry)
+    attention = _attention(dataset, shard, metric)
     rows = [row for row in table.to_pylist() if row["status"] == "ok"]
     said(table.num_rows - len(rows))
     scored: list[dict[str, Any]] = []
@@ -133,7 +134,7 @@ def score_rows(
 
 def unscored(dataset: Dataset, shard: int, place: int, metric: Metric) -> list[dict[str, Any]]:
     """The row of a picture that could not be scored: all null."""
-    (row,) = dataset.table(shard).slice(place, 1).to_pylist()
+    (row,) = dataset.table(shard, ["id", "sha256", "status"]).slice(place, 1).to_pylist()
     if row["status"] != "ok":
         return []
     return [_named(row) | {column.name: None for column in metric.columns}]
@@ -157,6 +158,15 @@ def write_scores(
     table = pa.Table.from_pylist(list(rows), schema=schema(metric).with_metadata(marks))
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     storage.write_bytes(layout.metric_name(name, shard), sink.getvalue())
+
+
+def _attention(dataset: Dataset, shard: int, metric: Metric) -> Attention:
+    seen: dict[str, list[Row]] = defaultdict(list)
+    if metric.attention_columns:
+        table = dataset.attention_of(shard, ["id", *metric.attention_columns])
+        for entry in table.to_pylist():
+            seen[entry["id"]].append(entry)
+    return seen
 
 
 def _named(row: Row) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from aae_batch.job.score_records import (
     begin_scores,
     in_order,
     make_score_plan,
+    metric_run,
     resolved,
 )
 from aae_batch.job.score_settings import ScoreSettings, weights_of
@@ -99,7 +100,7 @@ def score(
     storage = open_storage(settings.output, settings.s3_endpoint)
     dataset = Dataset(storage)
     metric = _metric(settings, dataset)
-    make_score_plan(settings, metric, dataset)  # refuse before anything is made
+    metric_run(settings, metric, dataset)  # refuse before anything is made
     with storage.writing() as lock:
         plan = make_score_plan(settings, metric, dataset)
         try:

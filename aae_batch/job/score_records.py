@@ -63,40 +63,31 @@ class ScorePlan:
         return Ledger.of(last, size, others)
 
 
-def make_score_plan(settings: ScoreSettings, metric: Metric, dataset: Dataset) -> ScorePlan:
-    """Hold a metric against what is scored.
+def metric_run(
+    settings: ScoreSettings, metric: Metric, dataset: Dataset
+) -> tuple[dict[str, Any], bool]:
+    """What the metric's `run.json` says or is going to say, and whether it is there already.
 
     Raises:
         OutputError: there is nothing to score, or other settings have scored a part of it.
     """
-    run = dataset.run
-    generated = dataset.shards()
-    if run is None or not generated:
+    run, name = dataset.run, settings.metric
+    if run is None or not dataset.shards():
         raise OutputError(
             f"There is nothing to score in {dataset.storage.root}: check the path, or generate first."
         )
-    name = settings.metric
     depends_on = settings.depends_on(metric, run)
-    all_shards = tuple(shards(run["rows"], run["shard_size"]))
-    generated = [shard for shard in generated if shard < len(all_shards)]
-    before = dataset.metric_run(name)
-    if before is not None and not settings.again and depends_on.get("dtype") == AUTO:
-        depends_on["dtype"] = before["settings"].get("dtype", AUTO)  # as the first actor found it
-    scored = dataset.scored_shards(name)
-    if before is None or not scored or settings.again:  # nothing that is wanted is lost
-        before, kept = None, []
-    elif changed := differences(before["settings"], depends_on):
-        raise OutputError(
-            f"{dataset.storage.place(layout.metric_run_name(name))} was begun with other settings "
-            f"({'; '.join(changed)}): go back to these to finish it, or score all of it anew with "
-            "--again."
-        )
-    else:
-        with ThreadPoolExecutor(READERS) as pool:
-            there = sorted({*generated} & {*scored})
-            mark = before["fingerprint"]
-            same = pool.map(lambda shard: _is_fresh(dataset, name, shard, mark), there)
-            kept = [shard for shard, fresh in zip(there, same, strict=True) if fresh]
+    before = dataset.metric_run(name) if dataset.scored_shards(name) else None
+    if before is not None and not settings.again:
+        if depends_on.get("dtype") == AUTO:  # as the first actor found it
+            depends_on["dtype"] = before["settings"].get("dtype", AUTO)
+        if changed := differences(before["settings"], depends_on):
+            raise OutputError(
+                f"{dataset.storage.place(layout.metric_run_name(name))} was begun with other settings "
+                f"({'; '.join(changed)}): go back to these to finish it, or score all of it anew with "
+                "--again."
+            )
+        return before, True
     new = {
         "metric": name,
         "fingerprint": fingerprint(depends_on),
@@ -104,9 +95,28 @@ def make_score_plan(settings: ScoreSettings, metric: Metric, dataset: Dataset) -
         "versions": versions(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    return ScorePlan(
-        before or new, before is not None, all_shards, frozenset(generated), frozenset(kept)
-    )
+    return new, False
+
+
+def make_score_plan(settings: ScoreSettings, metric: Metric, dataset: Dataset) -> ScorePlan:
+    """Hold a metric against what is scored. Reads what every table of scores is of.
+
+    Raises:
+        OutputError: as `metric_run`.
+    """
+    run, begun = metric_run(settings, metric, dataset)
+    made = dataset.run
+    assert made is not None
+    all_shards = tuple(shards(made["rows"], made["shard_size"]))
+    generated = frozenset(shard for shard in dataset.shards() if shard < len(all_shards))
+    kept: list[int] = []
+    if begun:
+        name, mark = settings.metric, run["fingerprint"]
+        there = sorted(generated.intersection(dataset.scored_shards(name)))
+        with ThreadPoolExecutor(READERS) as pool:
+            same = pool.map(lambda shard: _is_fresh(dataset, name, shard, mark), there)
+            kept = [shard for shard, fresh in zip(there, same, strict=True) if fresh]
+    return ScorePlan(run, begun, all_shards, generated, frozenset(kept))
 
 
 def resolved(run: dict[str, Any], loaded: Loaded) -> dict[str, Any]:

@@ -272,6 +272,23 @@ def test_data_and_judge_may_lie_in_an_object_store(
     ]
 
 
+@pytest.mark.parametrize(("metric", "needed"), [("captions", []), ("clip", ["id", "subject"])])
+def test_only_what_a_metric_needs_of_the_attention_table_is_read(
+    scored, settings, monkeypatch, metric, needed
+):
+    dataset, read = scored[0], []
+    whole = dataset.attention_of
+    monkeypatch.setattr(
+        dataset,
+        "attention_of",
+        lambda shard, columns: read.append(columns) or whole(shard, columns),
+    )
+    judge = settings("out", metric).metric_for(dataset.run)
+    monkeypatch.setattr(judge, "score", lambda rows, images, attention: [{} for _ in rows])
+    score_rows(dataset, 0, range(SHARD), judge, SHARD)
+    assert read == ([needed] if needed else [])
+
+
 # --- going on ---
 
 
