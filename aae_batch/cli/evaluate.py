@@ -117,6 +117,10 @@ def evaluate(
             "leave it off.",
         ),
     ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Try the pictures again that could not be scored."),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Say what would be scored; no model is loaded."),
@@ -175,6 +179,8 @@ def _say_plan(job: ScoreSettings) -> None:
         f"{job.metric} of {job.output}: {len(plan.todo)} shards ({rows} rows) to score, "
         f"{len(plan.kept)} scored already, {plan.missing} not generated yet"
     )
+    if again := sum(len(rows) for rows in plan.again.values()):
+        print(f"{again} pictures that could not be scored are to be tried again")
 
 
 def _score(job: ScoreSettings) -> int:
@@ -191,7 +197,10 @@ def _score(job: ScoreSettings) -> int:
             "again when they are."
         )
     if scored.unscored:
-        complain(f"{scored.unscored} pictures could not be scored: their scores are null.")
+        complain(
+            f"{scored.unscored} pictures could not be scored: their scores are null. Try them again with "
+            "--retry-failed."
+        )
     return scored.unscored
 
 

@@ -181,6 +181,9 @@ SCORES_FINGERPRINT = "fingerprint"
 """In the Parquet metadata of a metric's table: the `fingerprint` of the metric's run that wrote it. A
 table with another one than the metric's `run.json` has is of other settings, and waits to be replaced."""
 
+SCORES_UNSCORED = "unscored"
+"""Beside it: the ids of pictures that could not be scored, a JSON list. Their scores are null."""
+
 IMAGE_COLUMN = _column(
     "image",
     pa.struct([("bytes", pa.binary()), ("path", pa.string())]),

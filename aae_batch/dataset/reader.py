@@ -106,7 +106,7 @@ class Dataset:
     def marked_scores_of(
         self, metric: str, shard: int, columns: list[str] | None = None
     ) -> tuple[pa.Table, dict[str, str]]:
-        """The same, and what the table says of itself; see `layout.SCORES_FINGERPRINT`."""
+        """The same, and what the table says of itself: see `layout.SCORES_FINGERPRINT` and the one after it."""
         name = layout.metric_name(metric, shard)
         with self.storage.open(name) as source:
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -147,14 +148,19 @@ def write_scores(
     shard: int,
     rows: Sequence[dict[str, Any]],
     fingerprint: str,
+    unscored: Sequence[str] = (),
 ) -> None:
     """Write the scores of a whole shard, in the order of its metadata.
 
     Args:
         fingerprint: of the metric's run.
+        unscored: ids of those that could not be scored.
     """
     sink = io.BytesIO()
-    marks = {layout.SCORES_FINGERPRINT: fingerprint}
+    marks = {
+        layout.SCORES_FINGERPRINT: fingerprint,
+        layout.SCORES_UNSCORED: json.dumps([*unscored]),
+    }
     table = pa.Table.from_pylist(list(rows), schema=schema(metric).with_metadata(marks))
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     storage.write_bytes(layout.metric_name(name, shard), sink.getvalue())

@@ -33,12 +33,9 @@ from aae_batch.job.records import (
     summarize,
 )
 from aae_batch.job.settings import JobSettings
-from aae_batch.job.supervisor import Supervisor
+from aae_batch.job.supervisor import GAVE_UP, Supervisor
 from aae_batch.job.worker import Task, Worker, WorkerSettings
 from aae_batch.manifest import Manifest, open_manifest
-
-GAVE_UP = "ActorDied"
-"""`error_type` of a row whose generation ended its process, twice."""
 
 FEW_ROWS = 100
 """A share of failures is only judged once so many rows are done."""

@@ -28,16 +28,14 @@ from aae_batch.job.score_records import (
     READERS,
     ScorePlan,
     begin_scores,
-    in_order,
     make_score_plan,
     metric_run,
     resolved,
+    whole_shard,
 )
 from aae_batch.job.score_settings import ScoreSettings, weights_of
 from aae_batch.job.scorer import Scorer, ScorerSettings, ScoreTask
-from aae_batch.job.supervisor import Supervisor
-
-GAVE_UP = "ActorDied"
+from aae_batch.job.supervisor import GAVE_UP, Supervisor
 
 logger = logging.getLogger("aae_batch.job")
 
@@ -61,7 +59,7 @@ class Scored:
     Attributes:
         rows: that this run has gone through; pictures that failed earlier are among them.
         kept: shards that had been scored before.
-        unscored: pictures whose scores this run had to leave null.
+        unscored: pictures whose scores are null, since they could not be scored, now or earlier.
         missing: shards that are not generated yet.
     """
 
@@ -105,13 +103,14 @@ def score(
         plan = make_score_plan(settings, metric, dataset)
         try:
             done = Tally()
-            if plan.todo and metric.sees_images:
+            if (plan.todo or plan.again) and metric.sees_images:
                 done = _score_on_actors(settings, plan, metric, dataset, lock, report, actor_class)
             elif plan.todo:
                 done = _score_here(settings, plan, metric, dataset, lock, report)
         except OutputError as error:  # the job was under way: it can go on when that is mended
             raise JobError(str(error)) from error
-    return Scored(settings.metric, done.done, len(plan.kept), done.failed, plan.missing)
+    unscored = plan.given_up + done.failed
+    return Scored(settings.metric, done.done, len(plan.kept), unscored, plan.missing)
 
 
 def _metric(settings: ScoreSettings, dataset: Dataset) -> Metric:
@@ -209,6 +208,7 @@ class ScoreForeman(Supervisor[dict[str, Any]]):
         self.dataset = dataset
         self.run_record = plan.run
         self.begun = plan.begun
+        self.unscored: set[str] = set()
 
     def _hear(self, event: Event) -> None:
         if isinstance(event, Ready):
@@ -240,12 +240,15 @@ class ScoreForeman(Supervisor[dict[str, Any]]):
         made = self.ledger.returned(piece, outcomes)
         if made is None:
             return
-        rows = in_order(made, self.dataset, piece.shard)
         name, mark = self.run_record["metric"], self.run_record["fingerprint"]
-        write_scores(self.dataset.storage, name, self.metric, piece.shard, rows, mark)
+        rows = whole_shard(made, self.dataset, name, piece.shard, piece.shard in self.plan.again)
+        without = [row["id"] for row in rows if row["id"] in self.unscored]
+        write_scores(self.dataset.storage, name, self.metric, piece.shard, rows, mark, without)
 
     def _give_up(self, piece: Piece, words: str) -> None:
         logger.error("shard=%d row=%d not scored: %s", piece.shard, piece.start, words)
         place = piece.start - self.plan.shards[piece.shard].start
-        self.finished += Tally(done=1, failures=Counter([GAVE_UP]))
-        self._return(piece, unscored(self.dataset, piece.shard, place, self.metric))
+        rows = unscored(self.dataset, piece.shard, place, self.metric)
+        self.unscored.update(row["id"] for row in rows)
+        self.finished += Tally(done=1, failures=Counter([GAVE_UP] * len(rows)))
+        self._return(piece, rows)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -35,6 +36,8 @@ class ScorePlan:
         shards: all of the dataset, as pieces, generated or not.
         generated: those that can be scored.
         kept: of these, those that have been, and whose pictures are still the same.
+        unscored: of kept shards, the rows that could not be scored, as places in the manifest.
+        retry: whether these are to be tried again.
     """
 
     run: dict[str, Any]
@@ -42,6 +45,18 @@ class ScorePlan:
     shards: tuple[Piece, ...]
     generated: frozenset[int]
     kept: frozenset[int]
+    unscored: Mapping[int, list[int]] = field(default_factory=dict)
+    retry: bool = False
+
+    @property
+    def again(self) -> Mapping[int, list[int]]:
+        """Rows of kept shards that are tried again."""
+        return self.unscored if self.retry else {}
+
+    @property
+    def given_up(self) -> int:
+        """Rows that could not be scored, and are not tried again."""
+        return 0 if self.retry else sum(len(rows) for rows in self.unscored.values())
 
     @property
     def todo(self) -> list[Piece]:
@@ -60,7 +75,7 @@ class ScorePlan:
     def ledger(self) -> Ledger[dict[str, Any]]:
         last, size = self.shards[-1].stop, len(self.shards[0])
         others = {piece.shard for piece in self.shards} - {piece.shard for piece in self.todo}
-        return Ledger.of(last, size, others)
+        return Ledger.of(last, size, others, self.again)
 
 
 def metric_run(
@@ -109,14 +124,18 @@ def make_score_plan(settings: ScoreSettings, metric: Metric, dataset: Dataset) -
     assert made is not None
     all_shards = tuple(shards(made["rows"], made["shard_size"]))
     generated = frozenset(shard for shard in dataset.shards() if shard < len(all_shards))
-    kept: list[int] = []
+    unscored: dict[int, list[int]] = {}
     if begun:
         name, mark = settings.metric, run["fingerprint"]
         there = sorted(generated.intersection(dataset.scored_shards(name)))
         with ThreadPoolExecutor(READERS) as pool:
-            same = pool.map(lambda shard: _is_fresh(dataset, name, shard, mark), there)
-            kept = [shard for shard, fresh in zip(there, same, strict=True) if fresh]
-    return ScorePlan(run, begun, all_shards, generated, frozenset(kept))
+            found = pool.map(lambda shard: _unscored(dataset, name, shard, mark), there)
+            for shard, places in zip(there, found, strict=True):
+                if places is not None:
+                    unscored[shard] = [all_shards[shard].start + place for place in places]
+    some = {shard: rows for shard, rows in unscored.items() if rows}
+    kept = frozenset(unscored)
+    return ScorePlan(run, begun, all_shards, generated, kept, some, settings.retry_failed)
 
 
 def resolved(run: dict[str, Any], loaded: Loaded) -> dict[str, Any]:
@@ -165,23 +184,38 @@ def differing_judges(datasets: Mapping[str, Dataset]) -> dict[str, str]:
     return found
 
 
-def in_order(rows: Iterable[dict[str, Any]], dataset: Dataset, shard: int) -> list[dict[str, Any]]:
-    """Scores of a shard that came in parts, in the order of its metadata."""
-    places = {row_id: i for i, row_id in enumerate(_names(dataset, shard)["id"].to_pylist())}
-    return sorted(rows, key=lambda row: places[row["id"]])
+def whole_shard(
+    made: Iterable[dict[str, Any]], dataset: Dataset, metric: str, shard: int, again: bool
+) -> list[dict[str, Any]]:
+    """Scores of a shard that came in parts, in the order of its metadata.
+
+    Args:
+        again: they take the place of rows that are there; else they are all.
+    """
+    rows = {row["id"]: row for row in dataset.scores_of(metric, shard).to_pylist()} if again else {}
+    rows |= {row["id"]: row for row in made}
+    return [rows[name] for name in _pictures(dataset, shard)["id"].to_pylist()]
 
 
-def _is_fresh(dataset: Dataset, metric: str, shard: int, fingerprint: str) -> bool:
-    """The scores are of this run, and of the pictures that are there."""
+def _unscored(dataset: Dataset, metric: str, shard: int, fingerprint: str) -> list[int] | None:
+    """Places in the shard of pictures that could not be scored; None where the scores are of another
+    run, or of other pictures than those that are there, or damaged."""
     names = [column.name for column in layout.SCORED_COLUMNS]
     try:
-        scores = dataset.current_scores_of(metric, shard, fingerprint, names)
-    except OutputError:  # it is damaged
-        return False
-    return scores is not None and scores.equals(_names(dataset, shard))
+        scores, marks = dataset.marked_scores_of(metric, shard, names)
+    except OutputError:
+        return None
+    pictures = _pictures(dataset, shard)
+    if marks.get(layout.SCORES_FINGERPRINT) != fingerprint or not scores.equals(
+        pictures.select(names)
+    ):
+        return None
+    without = pa.array(json.loads(marks.get(layout.SCORES_UNSCORED, "[]")), pa.string())
+    return pictures.filter(pc.is_in(pictures["id"], without))["place"].to_pylist()
 
 
-def _names(dataset: Dataset, shard: int) -> pa.Table:
-    """`id` and `sha256` of a shard's pictures."""
+def _pictures(dataset: Dataset, shard: int) -> pa.Table:
+    """`id` and `sha256` of a shard's pictures, and their places in it."""
     table = dataset.table(shard, ["id", "sha256", "status"])
-    return table.filter(pc.equal(table["status"], "ok")).select(["id", "sha256"])
+    table = table.append_column("place", pa.array(range(table.num_rows), pa.int64()))
+    return table.filter(pc.equal(table["status"], "ok")).drop_columns("status")

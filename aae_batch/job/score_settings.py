@@ -45,6 +45,7 @@ class ScoreSettings(ActorSettings):
     batch_size: int = Field(16, ge=1, description="Pictures that a model takes at a time.")
     dtype: str = Field("float32", description="Precision of the weights.")
     again: bool = Field(False, description="Score everything anew, whatever is there.")
+    retry_failed: bool = Field(False, description="Try again what could not be scored.")
 
     def metric_for(self, run: dict[str, Any]) -> Metric:
         """The metric, for a dataset whose `run.json` says `run`."""

@@ -25,6 +25,9 @@ from aae_batch.job.settings import ActorSettings
 T = TypeVar("T")
 POLL_SECONDS = 1.0
 
+GAVE_UP = "ActorDied"
+"""`error_type` of a row that has ended its process twice while it was alone."""
+
 logger = logging.getLogger("aae_batch.job")
 
 

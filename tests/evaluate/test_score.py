@@ -472,6 +472,13 @@ def test_a_picture_that_kills_its_judge_has_no_score_and_costs_no_other(
         else:
             assert one == other
 
+    later = run("evaluate", output, "--metric", "detector")
+    assert (later.exit_code, "1 pictures could not be scored" in later.stderr) == (1, True)
+    retried = score(settings(output, "detector", retry_failed=True))
+    assert (retried.rows, retried.kept, retried.unscored) == (1, 3, 0)
+    assert all_scores(Dataset(output), "detector").to_pylist() == expected
+    assert run("evaluate", output, "--metric", "detector").exit_code == 0
+
 
 def test_scores_depend_on_the_weights_of_every_model_that_is_used(scored, settings, judges):
     plan = plan_scores(settings(scored[0].storage.root, "captions", caption_model=judges.captioner))
