@@ -130,8 +130,11 @@ def _score_here(
     lock: Lock,
     report: Reporter,
 ) -> Tally:
-    """Score by the tables alone, several shards at a time."""
+    """Score by the tables alone, several shards at a time.
 
+    Raises:
+        KeyboardInterrupt: it was told to stop, and the shards under way are finished.
+    """
     fingerprint = plan.run["fingerprint"]
 
     def one(piece: Piece) -> Piece:
@@ -143,11 +146,13 @@ def _score_here(
         begin_scores(dataset, plan.run)
     started, done = time.monotonic(), Tally()
     before = plan.rows - sum(len(piece) for piece in plan.todo)
-    with ThreadPoolExecutor(READERS) as pool:
+    with stop_on_signals(settings.grace) as stop, ThreadPoolExecutor(READERS) as pool:
         try:
             for piece in pool.map(one, plan.todo):
                 lock.check()
                 done += Tally(len(piece))
+                if stop.requested and piece != plan.todo[-1]:
+                    raise KeyboardInterrupt
                 report(ScoreProgress(plan.rows, before, done, time.monotonic() - started))
         except BaseException:
             pool.shutdown(cancel_futures=True)

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from aae_batch.dataset import layout, writer
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import JobError, ModelError, OutputError, SettingsError
+from aae_batch.evaluate.attention import AttentionMetric
 from aae_batch.evaluate.clip import ClipMetric
 from aae_batch.evaluate.metric import score_rows
 from aae_batch.job.records import begin, make_plan
@@ -431,6 +433,27 @@ def test_an_incomplete_output_is_scored_as_far_as_it_is(output, ray_here):
     assert "1 shards of" in result.stderr
     assert "not generated yet" in result.stderr
     assert Dataset(output).scored_shards("attention") == [0, 2]
+
+
+def test_after_sigterm_the_same_command_completes(output, scored, monkeypatch):
+    judge, calls = AttentionMetric.score, []
+
+    def told_to_stop(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            time.sleep(0.5)  # so that the third shard is not begun yet
+        return judge(*arguments)
+
+    monkeypatch.setattr("aae_batch.job.score.READERS", 1)
+    monkeypatch.setattr(AttentionMetric, "score", told_to_stop)
+    stopped = run("evaluate", output, "--metric", "attention")
+    assert (stopped.exit_code, "same command again" in stopped.stderr) == (3, True)
+    assert Dataset(output).scored_shards("attention") == [0, 1]
+    monkeypatch.undo()
+    assert run("evaluate", output, "--metric", "attention").exit_code == 0
+    assert all_scores(Dataset(output), "attention").equals(all_scores(scored[0], "attention"))
 
 
 def test_a_dry_run_says_what_would_be_scored_and_writes_nothing(output):
