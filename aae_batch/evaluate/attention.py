@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from aae_batch.evaluate.metric import Attention, Loaded, Row, column
+from aae_batch.request import Method
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+OWN_CONJUNCTS: Method = "composable-diffusion"
+"""The method whose attention is not that of the whole prompt."""
 
 
 @dataclass
@@ -21,7 +26,9 @@ class AttentionMetric:
     `min_max_attention` is the least, over subjects, of the largest value of the subject's map at the
     last step. A threshold is met where that figure reaches it at the threshold's step, when that step
     is over; thresholds at steps that a row does not have do not count. `neglected` and
-    `num_refinements` are those of the metadata. Rows without subjects have nulls.
+    `num_refinements` are those of the metadata. Rows without subjects have nulls, and rows of
+    composable-diffusion have nulls but for `num_refinements`: a subject's maps are there those of its own
+    conjunct, in which no other competes with it (see `layout.ATTENTION_SCHEMA`).
 
     Attributes:
         thresholds: step -> threshold, as the run was told. Rows of other methods than
@@ -61,12 +68,13 @@ class AttentionMetric:
         return [self._read(row, attention.get(row["id"], ())) for row in rows]
 
     def _read(self, row: Row, subjects: Sequence[Row]) -> dict[str, Any]:
-        worst = [min(step) for step in zip(*(s["max_attention"] for s in subjects), strict=True)]
+        of_prompt = subjects if row["method"] != OWN_CONJUNCTS else ()
+        worst = [min(step) for step in zip(*(s["max_attention"] for s in of_prompt), strict=True)]
         held = [(worst[at], least) for at, least in self.thresholds.items() if at < len(worst)]
         return {
             "min_max_attention": worst[-1] if worst else None,
             "neglected": row["neglected"] if worst else None,
             "thresholds_met": sum(value >= least for value, least in held) if worst else None,
             "num_thresholds": len(held) if worst else None,
-            "num_refinements": row["num_refinements"],
+            "num_refinements": row["num_refinements"] if subjects else None,
         }

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import pytest
-
 from aae_batch.evaluate.attention import AttentionMetric
 from tests.evaluate.conftest import row
 
 
 def read(thresholds, *subjects, **values) -> dict:
     attention = {"a": [{"subject": str(i), "max_attention": s} for i, s in enumerate(subjects)]}
-    values = {"neglected": False, "num_refinements": 7} | values
+    values = {"method": "attend-and-excite", "neglected": False, "num_refinements": 7} | values
     (score,) = AttentionMetric(thresholds).score([row("a cat", **values)], [], attention)
     return score
 
@@ -29,6 +27,13 @@ def test_thresholds_at_steps_that_a_row_does_not_have_do_not_count():
     assert (score["thresholds_met"], score["num_thresholds"]) == (1, 1)
 
 
-@pytest.mark.parametrize("column", ["min_max_attention", "neglected", "thresholds_met"])
-def test_a_row_without_subjects_has_nulls(column):
-    assert read({0: 0.1}, neglected=None)[column] is None
+def test_a_row_without_subjects_has_nulls():
+    assert set(read({0: 0.1}, neglected=None).values()) == {None}
+
+
+def test_attention_within_a_conjunct_is_not_held_against_that_in_a_whole_prompt():
+    score = read({0: 0.1}, [0.9, 0.9], method="composable-diffusion")
+    assert {name for name, value in score.items() if value is None} == {
+        *("min_max_attention", "neglected", "thresholds_met", "num_thresholds"),
+    }
+    assert score["num_refinements"] == 7
