@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -98,15 +99,26 @@ class ShapesDetector:
 
 
 def thing_of(subject: str, phrase: str) -> Thing | None:
-    """The shape that a subject names, in the colour that its phrase gives it, or in none: "circle" of
-    "a red circle". None where it names no shape of the world."""
-    from aae_batch.shapes.world import COLOURS, SHAPES, Thing
+    """The shape that a subject names, in the colour that stands directly before it in the subject, else
+    in its phrase, or in none: "circle" of "a red circle". None where it names no shape of the world."""
+    from aae_batch.shapes.world import SHAPES, Thing
 
-    shape = next((word for word in subject.lower().split() if word in SHAPES), None)
+    shape = next((word for word in _words(subject) if word in SHAPES), None)
     if shape is None:
         return None
-    words = [*subject.lower().split(), *phrase.lower().split()]
-    return Thing(shape, next((word for word in words if word in COLOURS), ""))
+    return Thing(shape, _colour_before(shape, subject) or _colour_before(shape, phrase))
+
+
+def _colour_before(shape: str, text: str) -> str:
+    from aae_batch.shapes.world import COLOURS
+
+    words = ["", *_words(text)]
+    before = words[words.index(shape) - 1] if shape in words else ""
+    return before if before in COLOURS else ""
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
 
 
 @dataclass

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_SEPARATOR = re.compile(r"\s+(?:and|with)\s+|,\s*", re.IGNORECASE)
+_SEPARATOR = re.compile(r"\s*,\s*(?:(?:and|with)\s+)?|\s+(?:and|with)\s+", re.IGNORECASE)
 
 
 def subjects_of(row: Mapping[str, Any], attention: Sequence[Mapping[str, Any]]) -> list[str]:

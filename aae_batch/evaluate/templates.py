@@ -89,17 +89,21 @@ IMAGENET_TEMPLATES = (
 """The 80 of CLIP's notebook `Prompt_Engineering_for_ImageNet` (Radford et al. 2021, arXiv 2103.00020),
 in its order; Attend-and-Excite's metrics use the same."""
 
-_DOUBLE_ARTICLE = re.compile(r"\b(?:a|the) (?=an? )")
+_ARTICLE = re.compile(r"(?:an?|the)\s", re.IGNORECASE)
+_ARTICLE_OF_TEMPLATE = re.compile(r"\b(?:a|the) (?=\{\})")
 
 
 def filled(template: str, text: str) -> str:
-    """`text` in its place, where a template's article before the text's own is dropped: "a photo of a
-    {}." and "a cat and a frog" make "a photo of a cat and a frog."
+    """`text` in its place, where a template's article gives way to the text's own: "a photo of a {}." and
+    "a cat and a frog" make "a photo of a cat and a frog."
 
-    As the official `metrics/imagenet_utils.py`, which replaces "a a" and "the a" by "a", but never
-    inside of words.
+    For texts that begin with "a", as the official prompts do, it is what the official
+    `metrics/imagenet_utils.py` does, which replaces "a a" and "the a" by "a". Other than there, "the"
+    and capitals are articles, too, and neither letters of words nor the text itself are changed.
     """
-    return _DOUBLE_ARTICLE.sub("", template.replace("{}", text))
+    if _ARTICLE.match(text):
+        template = _ARTICLE_OF_TEMPLATE.sub("", template)
+    return template.replace("{}", text)
 
 
 def ensemble(text: str) -> list[str]:

@@ -64,8 +64,17 @@ def test_a_text_is_put_into_templates_as_the_official_code_does(text):
     assert ensemble(text) == [t.replace("a a", "a").replace("the a", "a") for t in official]
 
 
-def test_an_article_is_dropped_and_no_letter_of_a_word():
-    assert filled("a photo of the {}.", "apple") == "a photo of the apple."
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("apple", "a photo of the apple."),
+        ("The cat", "a photo of The cat."),
+        ("AN apple", "a photo of AN apple."),
+        ("cat in the a cappella choir", "a photo of the cat in the a cappella choir."),
+    ],
+)
+def test_a_templates_article_gives_way_to_the_texts_own_and_nothing_else_is_changed(text, expected):
+    assert filled("a photo of the {}.", text) == expected
 
 
 def test_similarities_are_those_of_a_direct_computation(metric, judges):

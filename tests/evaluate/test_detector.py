@@ -59,6 +59,9 @@ def test_without_subjects_there_is_nothing_to_find():
         ("circle", "a red circle", Thing("circle", "red")),
         ("red circle", "a blue square", Thing("circle", "red")),
         ("circle", "a circle", Thing("circle", "")),
+        ("circle", "a circle on a red square", Thing("circle", "")),
+        ("square", "a blue circle on a red square", Thing("square", "red")),
+        ("Circle", "A Red Circle.", Thing("circle", "red")),
         ("dog", "a red dog", None),
     ],
 )
