@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -141,6 +142,9 @@ def evaluate(
     """
     given = dict(locals())
     with errors_in_a_sentence():
+        if dry_run and not metric:
+            raise SettingsError("--dry-run says what would be scored: name a --metric, too.")
+        outputs = _each_once(outputs, s3_endpoint)
         jobs = [_settings(given, output, name) for name in _metrics(metric) for output in outputs]
         if dry_run:
             for job in jobs:
@@ -161,6 +165,16 @@ def _metrics(given: list[str] | None) -> list[str]:
     """Each once, in the order given."""
     names = [name.strip() for text in given or () for name in text.split(",")]
     return list(dict.fromkeys(names))
+
+
+def _each_once(outputs: list[str], endpoint: str | None) -> list[str]:
+    """Outputs without those that are named again in another way."""
+    from aae_batch.dataset.storage import open_storage
+
+    found: dict[str, str] = {}
+    for output in map(os.path.expanduser, outputs):
+        found.setdefault(open_storage(output, endpoint).root, output)
+    return list(found.values())
 
 
 def _settings(given: dict[str, Any], output: str, metric: str) -> ScoreSettings:
@@ -234,6 +248,7 @@ def _print(table: Table, csv: Path | None, latex: Path | None) -> None:
     for path, text in ((csv, as_csv), (latex, as_latex)):
         if path is None:
             continue
+        path = path.expanduser()
         try:
             path.write_text(text(table), encoding="utf-8")
         except OSError as error:

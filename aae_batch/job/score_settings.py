@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from aae_batch.evaluate.attention import AttentionMetric
 from aae_batch.evaluate.captions import PREFIX, CaptionsMetric
@@ -23,6 +24,10 @@ OF_OUTPUT = "output"
 """Among what scores depend on: the dataset's fingerprint, where all else is of the judge."""
 
 
+Place = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A folder, which may begin with ~, or a URL, or a hub id."""
+
+
 class ScoreSettings(ActorSettings):
     """One metric over one dataset.
 
@@ -30,12 +35,12 @@ class ScoreSettings(ActorSettings):
         SettingsError: a value is unknown or out of range.
     """
 
-    output: str = Field(description="The output root: a folder or a URL.")
+    output: Place = Field(description="The output root: a folder or a URL.")
     metric: MetricName = Field(description="What to score by.")
-    model: str = Field(CLIP, description="CLIP model: hub id, folder, or URL of one.")
-    caption_model: str = Field(CAPTIONER, description="Captioning model, of BLIP's kind.")
+    model: Place = Field(CLIP, description="CLIP model: hub id, folder, or URL of one.")
+    caption_model: Place = Field(CAPTIONER, description="Captioning model, of BLIP's kind.")
     caption_prefix: str = Field(PREFIX, description="What captions are made to begin with.")
-    detector: str | None = Field(
+    detector: Place | None = Field(
         None,
         description=f"'{SHAPES}', or an OWL-type model. Default: by the model that drew.",
     )

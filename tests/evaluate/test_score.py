@@ -228,14 +228,15 @@ def test_the_table_compares_methods_by_set(scored):
     assert "Animal-Animal & Object-Object" in (root / "table.tex").read_text()
 
 
-def test_outputs_with_the_same_methods_are_told_apart(scored, tmp_path):
+def test_outputs_with_the_same_methods_are_told_apart(scored, tmp_path, monkeypatch):
     root = scored[0].storage.root
     shutil.copytree(root, tmp_path / "again")
     text = run("evaluate", root, tmp_path / "again").output
     assert f"{PLAIN} (again)" in text
     assert f"{GUIDED} (again) minus {PLAIN} (again)" in text
     assert f"{GUIDED} (out) minus {PLAIN} (out)" in text
-    assert run("evaluate", root, root).output == run("evaluate", root).output
+    monkeypatch.setenv("HOME", str(Path(root).parent))
+    assert run("evaluate", root, f"{root}/", "~/out").output == run("evaluate", root).output
 
 
 def test_scores_of_different_judges_are_not_put_into_one_table(scored, copied):
@@ -527,6 +528,8 @@ def test_a_model_that_cannot_be_had_stops_the_command_at_once(output):
 def test_a_wrong_command_is_told_in_a_sentence(output, tmp_path):
     wrong = run("evaluate", output, "--metric", "beauty")
     assert (wrong.exit_code, "metric" in wrong.stderr) == (2, True)
+    dry = run("evaluate", output, "--dry-run")
+    assert (dry.exit_code, "name a --metric" in dry.stderr) == (2, True)
     nothing = run("evaluate", output)
     assert (nothing.exit_code, "name a --metric" in nothing.stderr) == (2, True)
     nowhere = run("evaluate", tmp_path / "none", "--metric", "attention")
