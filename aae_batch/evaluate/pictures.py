@@ -115,7 +115,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures in columns, which have an entry for each: a million of them are some 200 MB.
+    """Pictures in columns, which have an entry for each: a million of them are about 110 MB.
 
     Attributes:
         rows: of the table; `row` says which of them a picture belongs to.

@@ -128,7 +128,7 @@ def scored(tmp_path_factory, judges, ray_here):
     output = make_output(root / "out")
     result = run(
         *("evaluate", output, "--metric", "attention,detector", "--metric", "clip"),
-        *("--model", judges.clip),
+        *("--model", judges.clip, "--dtype", "auto"),
         *("--csv", root / "table.csv", "--latex", root / "table.tex", "--batch-size", 2),
     )
     assert result.exit_code == 0, result.output
@@ -346,10 +346,14 @@ def test_other_settings_are_refused_unless_all_is_scored_again(copied, settings)
 
 
 def test_scoring_anew_loses_nothing_when_its_judge_cannot_be_loaded(copied, settings, judges):
+    class Unloadable(Scorer):
+        def load(self):
+            raise ModelError("it does not fit")
+
     root = copied.storage.root
     before, run_before = all_scores(copied, "clip"), copied.metric_run("clip")
-    with pytest.raises(ModelError, match="lacks"):
-        score(settings(root, model=judges.captioner, again=True))
+    with pytest.raises(ModelError, match="does not fit"):
+        score(settings(root, model=judges.captioner, again=True), actor_class=Unloadable)
     assert all_scores(copied, "clip").equals(before)
     assert copied.metric_run("clip") == run_before
     assert score(settings(root)).kept == 3
@@ -414,11 +418,15 @@ def test_an_actor_refuses_another_model_than_the_run_was_begun_with(output, judg
         Scorer(told).load()
 
 
-def test_automatic_precision_is_recorded_as_it_was_found(output, ray_here, settings):
-    assert score(settings(output, dtype="auto")).kept == 0
-    run_record = Dataset(output).metric_run("clip")
+def test_automatic_precision_is_recorded_as_it_was_found(scored, settings):
+    run_record = scored[0].metric_run("clip")
     assert (run_record["settings"]["dtype"], run_record["device"]) == ("float32", "cpu")
-    assert score(settings(output, dtype="auto")).kept == score(settings(output)).kept == 3
+    for dtype in ("auto", "float32"):
+        plan = plan_scores(settings(scored[0].storage.root, dtype=dtype))
+        assert plan.kept == {0, 1, 2}
+        assert plan.run == run_record
+    with pytest.raises(OutputError, match="dtype"):
+        plan_scores(settings(scored[0].storage.root, dtype="float16"))
 
 
 def test_actors_are_told_the_endpoint_of_this_machines_environment(monkeypatch, scored, settings):

@@ -19,6 +19,7 @@ from aae_batch.errors import OutputError, SettingsError
 from aae_batch.export.condition import Condition
 from aae_batch.export.export import ExportSettings, export
 from aae_batch.export.formats import FORMATS
+from aae_batch.export.scores import Scores
 from aae_batch.export.selection import Best
 
 OK = ["a", "b", "c", "d.1"]
@@ -171,6 +172,14 @@ def test_scores_of_a_picture_that_was_made_again_are_none(make_output, run, tmp_
     output.storage.write_bytes(name, buffer.getvalue())
     assert run(output).exit_code == 0
     assert load(tmp_path / "dest")["clip_full"][:] == [None, pytest.approx(0.3), None, None]
+
+
+def test_scores_of_an_earlier_run_of_their_metric_are_left_out(make_output):
+    output = make_output()
+    score(output, 0, clip_full=[0.1, 0.3])
+    assert Scores(Dataset(output.storage), []).names == ["clip_full"]
+    output.storage.write_bytes(layout.metric_run_name("clip"), b'{"fingerprint": "another"}')
+    assert Scores(Dataset(output.storage), []).names == []
 
 
 @pytest.mark.parametrize(
