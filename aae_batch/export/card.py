@@ -62,6 +62,10 @@ class Facts:
 def dataset_card(facts: Facts, settings: ExportSettings, written: Format) -> DatasetCard:
     """The card of what was written.
 
+    Its header has no `configs`: `datasets` finds the split by the files' names, and then its cache
+    tells this export from another one of the same name by the files that it finds. With a pattern in
+    `configs` it goes by the pattern, and loads the rows of the earlier one.
+
     Raises:
         SettingsError: the format `hf` is asked for without `datasets`.
     """
@@ -73,12 +77,6 @@ def dataset_card(facts: Facts, settings: ExportSettings, written: Format) -> Dat
         task_categories=["text-to-image"],
         size_categories=[size_category(len(facts.selection))],
         tags=[*_TAGS, *({"webdataset", "imagefolder"} & {settings.format})],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": "train", "path": written.data_files}],
-            }
-        ],
     )
     if settings.format == "hf":
         assert isinstance(written, Parquet)

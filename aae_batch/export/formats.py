@@ -45,11 +45,9 @@ class Format(Protocol):
     """Writes pieces to a destination.
 
     Attributes:
-        data_files: the pattern that its files match, for the dataset card.
         num_bytes: written so far.
     """
 
-    data_files: str
     num_bytes: int
 
     def write(self, piece: Piece) -> None: ...
@@ -74,8 +72,6 @@ def open_format(name: str, destination: Storage, pieces: int, suffix: str) -> Fo
 
 class Parquet:
     """`data/train-00000-of-00005.parquet`: a file a piece, with a column `image`."""
-
-    data_files = "data/train-*.parquet"
 
     def __init__(self, destination: Storage, pieces: int, suffix: str) -> None:
         self._destination = destination
@@ -108,8 +104,6 @@ class Parquet:
 class WebDataset:
     """`train-00000.tar`: a file a piece, with `<id>.png` and `<id>.json` of each row."""
 
-    data_files = "train-*.tar"
-
     def __init__(self, destination: Storage, suffix: str) -> None:
         self._destination = destination
         self._suffix = suffix
@@ -125,8 +119,6 @@ class WebDataset:
 
 class ImageFolder:
     """`train/<id>.png`, and `train/metadata.parquet` with all rows, which are in memory until then."""
-
-    data_files = "train/**"
 
     def __init__(self, destination: Storage, suffix: str) -> None:
         self._destination = destination
