@@ -72,7 +72,7 @@ def export(
     """Write the pictures of OUTPUT and what is known of them to DEST, in a format that other tools
     load, with a dataset card and a page of samples.
 
-    Exit codes: 0 written, 2 wrong command or input.
+    Exit codes: 0 written, 2 wrong command or input, 3 stopped on the way; the same command begins anew.
     """
     with errors_in_a_sentence():
         if select not in (None, BEST):

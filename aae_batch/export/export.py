@@ -16,15 +16,8 @@ from aae_batch.dataset.storage import Storage
 from aae_batch.errors import OutputError, SettingsError
 from aae_batch.export.card import Facts, dataset_card, require_datasets
 from aae_batch.export.condition import Condition
-from aae_batch.export.formats import (
-    CARD,
-    FORMATS,
-    SAMPLES,
-    THREADS,
-    WRITTEN,
-    Piece,
-    open_format,
-)
+from aae_batch.export.destination import Marker, replace, replaceable
+from aae_batch.export.formats import CARD, FORMATS, SAMPLES, THREADS, Piece, open_format
 from aae_batch.export.samples import SAMPLES_SHOWN, samples_page
 from aae_batch.export.scores import Scores
 from aae_batch.export.selection import Best, Selection, choose
@@ -95,17 +88,17 @@ def export(
         SettingsError: the settings do not fit the rows.
     """
     run, shards = _opened(dataset, settings.partial)
-    stale = _stale(destination, settings.force)
+    replaceable(destination, settings.force)  # before it is looked through what there is to export
     selection = choose(dataset, settings.where, settings.best, choosing)
     if not len(selection):
         raise OutputError(
             f"No row of {dataset.storage.root} is left to export: {selection.failed} of "
             f"{selection.rows} have no picture, and --where leaves out {selection.refused}."
         )
-    for name in stale:
-        destination.delete(name)
     suffix = ImageFormat(**run["image_format"]).suffix
     pieces = -(-len(selection) // settings.rows_per_file)
+    marker = Marker(settings.format, pieces, suffix)
+    replace(destination, replaceable(destination, settings.force), marker)
     written = open_format(settings.format, destination, pieces, suffix)
     scores = Scores(dataset, dataset.table(dataset.shards()[0]).column_names)
     seen = _Seen(len(selection), scores)
@@ -141,23 +134,6 @@ def _opened(dataset: Dataset, partial: bool) -> tuple[dict, tuple[int, int]]:
             "command that began it, or export what there is with --partial."
         )
     return run, shards
-
-
-def _stale(destination: Storage, force: bool) -> list[str]:
-    """What an earlier export has left in the destination, its card first."""
-    names = [name for name in destination.list("") if not name.startswith(".")]
-    foreign = next((name for name in names if not WRITTEN.fullmatch(name)), None)
-    if foreign is not None:
-        raise OutputError(
-            f"{destination.root} holds {foreign}, which is of no export: choose an empty destination."
-        )
-    if names and not force:
-        state = "an export" if CARD in names else "an export that was not finished"
-        raise OutputError(
-            f"{destination.root} holds {state}: choose another destination, or replace it with "
-            "--force."
-        )
-    return sorted(names, key=lambda name: name != CARD)
 
 
 def _pieces(

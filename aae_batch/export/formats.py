@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import pyarrow as pa
@@ -14,16 +14,14 @@ import pyarrow.parquet as pq
 from aae_batch.dataset import layout
 from aae_batch.dataset.storage import Storage
 from aae_batch.dataset.webdataset import tar_of
+from aae_batch.row import is_safe_id
 
 FORMATS = ("hf", "parquet", "webdataset", "imagefolder")
 
 CARD = "README.md"
 SAMPLES = "samples.png"
-
-WRITTEN = re.compile(
-    r"README\.md|samples\.png|data/train-\d{5,}-of-\d{5,}\.parquet|train-\d{5,}\.tar|train/[^/]+"
-)
-"""Every name that an export can have under its destination."""
+TABLE = "train/metadata.parquet"
+"""Of a folder of images."""
 
 ROWS_A_GROUP = 100
 """Of a Parquet file: what a reader who wants one picture must fetch."""
@@ -70,6 +68,32 @@ def open_format(name: str, destination: Storage, pieces: int, suffix: str) -> Fo
     return Parquet(destination, pieces, suffix)
 
 
+def files_of(format: str, pieces: int, suffix: str, names: Iterable[str]) -> set[str]:
+    """Those of `names` that files of an export can have, besides its card and its samples.
+
+    Args:
+        format, pieces, suffix: as for `open_format`.
+    """
+    if format == "imagefolder":
+        folder, end = "train/", suffix
+        ids = {name: name.removeprefix(folder).removesuffix(end) for name in names}
+        return {
+            name
+            for name, row_id in ids.items()
+            if name == TABLE or (name == f"{folder}{row_id}{end}" and is_safe_id(row_id))
+        }
+    name_of = _tar_name if format == "webdataset" else partial(_parquet_name, pieces)
+    return set(names) & set(map(name_of, range(pieces)))
+
+
+def _tar_name(index: int) -> str:
+    return f"train-{index:05d}.tar"
+
+
+def _parquet_name(pieces: int, index: int) -> str:
+    return f"data/train-{index:05d}-of-{pieces:05d}.parquet"
+
+
 class Parquet:
     """`data/train-00000-of-00005.parquet`: a file a piece, with a column `image`."""
 
@@ -93,9 +117,8 @@ class Parquet:
         rows = rows.replace_schema_metadata(layout.HUGGING_FACE)
         self.schema = rows.schema
         self.memory_bytes += rows.nbytes
-        name = f"data/train-{piece.index:05d}-of-{self._pieces:05d}.parquet"
         data = _parquet(rows)
-        self._destination.write_bytes(name, data)
+        self._destination.write_bytes(_parquet_name(self._pieces, piece.index), data)
         self.num_bytes += len(data)
 
     def close(self) -> None: ...
@@ -111,7 +134,7 @@ class WebDataset:
 
     def write(self, piece: Piece) -> None:
         data = tar_of(piece.rows, piece.pictures, self._suffix)
-        self._destination.write_bytes(f"train-{piece.index:05d}.tar", data)
+        self._destination.write_bytes(_tar_name(piece.index), data)
         self.num_bytes += len(data)
 
     def close(self) -> None: ...
@@ -136,7 +159,7 @@ class ImageFolder:
 
     def close(self) -> None:
         data = _parquet(pa.concat_tables(self._rows), rows_a_group=10_000)
-        self._destination.write_bytes("train/metadata.parquet", data)
+        self._destination.write_bytes(TABLE, data)
         self.num_bytes += len(data)
 
 

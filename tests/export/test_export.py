@@ -17,6 +17,7 @@ from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import OutputError, SettingsError
 from aae_batch.export.condition import Condition
+from aae_batch.export.destination import MARKER, Marker, replaceable
 from aae_batch.export.export import ExportSettings, export
 from aae_batch.export.formats import FORMATS
 from aae_batch.export.scores import Scores
@@ -128,7 +129,7 @@ def test_a_dataset_goes_from_store_to_store(make_output, run, request, where):
     output = make_output("files", f"{bucket.url}/out")
     assert run(output, to=to).exit_code == 0
     found = open_storage(to)
-    assert found.list("") == [
+    assert [name for name in found.list("") if name != MARKER] == [
         "README.md",
         "data/train-00000-of-00001.parquet",
         "samples.png",
@@ -320,27 +321,63 @@ def test_an_incomplete_output_is_exported_only_when_asked(make_output, run, tmp_
 
 def test_an_earlier_export_is_replaced_only_when_asked(make_output, run, tmp_path):
     output = make_output()
-    assert run(output, "--rows-per-file", 1).exit_code == 0
+    assert run(output).exit_code == 0
     assert "holds an export: choose another" in run(output, "--format", "webdataset").output
-    assert run(output, "--format", "webdataset", "--force").exit_code == 0
-    names = open_storage(tmp_path / "dest").list("")
-    assert names == ["README.md", "samples.png", "train-00000.tar"]
+    assert len(exported(tmp_path / "dest")) == 4
 
 
-def test_an_export_that_was_cut_off_has_no_card(make_output, run, tmp_path):
+def test_an_export_that_was_cut_off_has_no_card_and_is_begun_anew(make_output, run, tmp_path):
     output = make_output()
     image = tmp_path / "out" / "images" / "00001" / "c.png"
+    whole = image.read_bytes()
     image.write_bytes(b"damaged")
     result = run(output, "--rows-per-file", 1)
     assert "The picture of row c is not the one that was made" in result.output
-    assert not (tmp_path / "dest" / "README.md").exists()
-    assert "an export that was not finished" in run(output).output
+    left = ["data/train-00000-of-00004.parquet", "data/train-00001-of-00004.parquet"]
+    assert open_storage(tmp_path / "dest").list("") == left
+    image.write_bytes(whole)
+    assert run(output).exit_code == 0
+    assert exported(tmp_path / "dest") == OK
 
 
-def test_files_of_others_are_never_replaced(make_output, run, tmp_path):
-    (tmp_path / "dest").mkdir()
-    (tmp_path / "dest" / "thesis.tex").write_text("")
-    assert "holds thesis.tex, which is of no export" in run(make_output(), "--force").output
+@pytest.mark.parametrize(
+    ("format", "name"),
+    [
+        ("hf", "thesis.tex"),
+        ("hf", "data/train-00000-of-00002.parquet"),
+        ("hf", "data/train-00001-of-00001.parquet"),
+        ("webdataset", "train-00001.tar"),
+        ("imagefolder", "train/notes.txt"),
+        ("imagefolder", "train/mine.jpg"),
+        ("imagefolder", "train/more/a.png"),
+    ],
+)
+def test_files_of_others_are_never_replaced(tmp_path, format, name):
+    storage = open_storage(tmp_path)
+    Marker(format, pieces=1, suffix=".png").write(storage)
+    storage.write_bytes("README.md", b"")
+    storage.write_bytes(name, b"")
+    with pytest.raises(OutputError, match=f"holds {name}, which is of no export"):
+        replaceable(storage, force=True)
+
+
+@pytest.mark.parametrize("name", ["README.md", "train/a.png", "data/train-00000-of-00001.parquet"])
+@pytest.mark.parametrize("marker", [None, "{}", '{"format": "zip", "pieces": 1, "suffix": ""}'])
+def test_without_a_marker_every_file_is_of_others(tmp_path, name, marker):
+    storage = open_storage(tmp_path)
+    storage.write_bytes(name, b"")
+    if marker is not None:
+        storage.write_bytes(MARKER, marker.encode())
+    with pytest.raises(OutputError, match="which is of no export"):
+        replaceable(storage, force=True)
+
+
+def test_every_file_of_every_format_can_be_replaced(make_output, run, tmp_path):
+    output = make_output()
+    for format in ("imagefolder", "parquet", "webdataset", "hf"):
+        assert run(output, "--format", format, "--force").exit_code == 0
+    names = ["README.md", "data/train-00000-of-00001.parquet", "samples.png"]
+    assert open_storage(tmp_path / "dest").list("") == names
 
 
 def test_a_place_without_a_run_is_said(tmp_path):

@@ -1,0 +1,82 @@
+"""Where an export goes: what lies there, and what of it may be replaced.
+
+An export writes its marker first, `.aae_batch_export.json`, which says what it is going to write, and
+its card last. So a file is known for an export's own by the marker beside it and by its name, and an
+export for whole by its card.
+"""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+from aae_batch.dataset.storage import Storage
+from aae_batch.errors import OutputError
+from aae_batch.export.formats import CARD, FORMATS, SAMPLES, THREADS, files_of
+
+MARKER = ".aae_batch_export.json"
+
+
+@dataclass(frozen=True)
+class Marker:
+    """What an export is going to write.
+
+    Attributes:
+        format: one of `FORMATS`.
+        pieces: how many files there are going to be, where a file has many pictures.
+        suffix: of picture files, with its dot.
+    """
+
+    format: str
+    pieces: int
+    suffix: str
+
+    def write(self, destination: Storage) -> None:
+        destination.write_bytes(MARKER, (json.dumps(asdict(self)) + "\n").encode())
+
+    @classmethod
+    def read(cls, destination: Storage) -> Marker | None:
+        """That of the export in the destination; None where there is none that can be read."""
+        if not destination.exists(MARKER):
+            return None
+        try:
+            marker = cls(**json.loads(destination.read_bytes(MARKER)))
+        except (ValueError, TypeError):
+            return None
+        kinds = (type(marker.format), type(marker.pieces), type(marker.suffix))
+        return marker if kinds == (str, int, str) and marker.format in FORMATS else None
+
+
+def replaceable(destination: Storage, force: bool) -> list[str]:
+    """The files of an earlier export in the destination, its card first.
+
+    Raises:
+        OutputError: there are files of others; or the earlier export is whole, and not `force`.
+    """
+    names = [name for name in destination.list("") if not name.startswith(".")]
+    marker = Marker.read(destination) if names else None
+    own = {CARD, SAMPLES} if marker else set()
+    if marker:
+        own.update(files_of(marker.format, marker.pieces, marker.suffix, names))
+    foreign = next((name for name in names if name not in own), None)
+    if foreign is not None:
+        raise OutputError(
+            f"{destination.root} holds {foreign}, which is of no export: choose an empty destination."
+        )
+    if CARD in names and not force:
+        raise OutputError(
+            f"{destination.root} holds an export: choose another destination, or replace it with "
+            "--force."
+        )
+    return sorted(names, key=lambda name: name != CARD)
+
+
+def replace(destination: Storage, earlier: list[str], marker: Marker) -> None:
+    """Delete the files of an earlier export, the card before the others so that what is left of it is
+    never taken for whole, and then mark the place for this one."""
+    for card in earlier[:1]:
+        destination.delete(card)
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(destination.delete, earlier[1:]))
+    marker.write(destination)
