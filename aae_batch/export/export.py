@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,56 +85,75 @@ def export(
 
     Raises:
         OutputError: the output is not complete, or cannot be read; the destination is not empty, or
-            cannot be written; no row is left.
+            cannot be written, or another process is writing to it; no row is left.
         SettingsError: the settings do not fit the rows.
     """
     run, shards = _opened(dataset, settings.partial)
     replaceable(destination, settings.force)  # before it is looked through what there is to export
-    selection = choose(dataset, settings.where, settings.best, choosing)
+    scores = Scores(dataset, dataset.table(shards.committed[0]).column_names)
+    selection = choose(dataset, shards.committed, scores, settings.where, settings.best, choosing)
     if not len(selection):
         raise OutputError(
             f"No row of {dataset.storage.root} is left to export: {selection.failed} of "
             f"{selection.rows} have no picture, and --where leaves out {selection.refused}."
         )
-    suffix = ImageFormat(**run["image_format"]).suffix
-    pieces = -(-len(selection) // settings.rows_per_file)
-    marker = Marker(settings.format, pieces, suffix)
-    replace(destination, replaceable(destination, settings.force), marker)
-    written = open_format(settings.format, destination, pieces, suffix)
-    scores = Scores(dataset, dataset.table(dataset.shards()[0]).column_names)
-    seen = _Seen(len(selection), scores)
-    for piece in _pieces(dataset, selection, scores, settings.rows_per_file, writing):
-        written.write(piece)
-        seen.add(piece)
-    written.close()
-    destination.write_bytes(SAMPLES, samples_page(seen.samples))
-    facts = Facts(
-        title=destination.root.rstrip("/").rpartition("/")[2],
-        run=run,
-        shards=shards,
-        selection=selection,
-        schema=piece.rows.schema,
-        scored=scores.of_metrics,
-        figures=pa.concat_tables(seen.figures),
-    )
-    card = dataset_card(facts, settings, written)
-    destination.write_bytes(CARD, str(card).encode())
+    with _locked(destination):
+        suffix = ImageFormat(**run["image_format"]).suffix
+        marker = Marker(settings.format, -(-len(selection) // settings.rows_per_file), suffix)
+        replace(destination, replaceable(destination, settings.force), marker)
+        written = open_format(settings.format, destination, marker.pieces, suffix)
+        seen = _Seen(len(selection), scores)
+        for piece in _pieces(dataset, selection, scores, settings.rows_per_file, writing):
+            written.write(piece)
+            seen.add(piece)
+        written.close()
+        destination.write_bytes(SAMPLES, samples_page(seen.samples))
+        facts = Facts(
+            title=destination.root.rstrip("/").rpartition("/")[2],
+            run=run,
+            shards=(len(shards.committed), shards.planned),
+            selection=selection,
+            schema=piece.rows.schema,
+            scored=scores.of_metrics,
+            figures=pa.concat_tables(seen.figures),
+        )
+        card = dataset_card(facts, settings, written)
+        destination.write_bytes(CARD, str(card).encode())
     return selection
 
 
-def _opened(dataset: Dataset, partial: bool) -> tuple[dict, tuple[int, int]]:
-    """What `run.json` says, and how many shards there are and will be."""
+@dataclass(frozen=True)
+class _Shards:
+    """Those of the output that are there, listed once: a job may commit more meanwhile; and how many
+    there are going to be."""
+
+    committed: list[int]
+    planned: int
+
+
+def _opened(dataset: Dataset, partial: bool) -> tuple[dict, _Shards]:
+    """What `run.json` says, and the shards."""
     run = dataset.run
     root = dataset.storage.root
     if run is None:
         raise OutputError(f"There is no run in {root}: check the path.")
-    shards = (len(dataset.shards()), -(-run["rows"] // run["shard_size"]))
-    if not partial and (shards[0] < shards[1] or dataset.summary is None):
+    shards = _Shards(dataset.shards(), -(-run["rows"] // run["shard_size"]))
+    there = f"{len(shards.committed)} of {shards.planned} shards are there"
+    if not partial and (len(shards.committed) < shards.planned or dataset.summary is None):
         raise OutputError(
-            f"{root} is not complete, {shards[0]} of {shards[1]} shards are there: finish it by the "
-            "command that began it, or export what there is with --partial."
+            f"{root} is not complete, {there}: finish it by the command that began it, or export what "
+            "there is with --partial."
         )
+    if not shards.committed:
+        raise OutputError(f"Nothing of {root} can be exported yet, {there}: wait for the first.")
     return run, shards
+
+
+def _locked(destination: Storage) -> AbstractContextManager[object]:
+    """The destination, with nobody else writing to it. That of the hub is not locked: each sign of
+    life would be a commit."""
+    is_hub = destination.root.startswith("hf://")
+    return nullcontext() if is_hub else destination.writing()
 
 
 def _pieces(

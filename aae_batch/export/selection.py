@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -63,9 +63,11 @@ class Selection:
 
 def choose(
     dataset: Dataset,
-    where: Condition | None = None,
-    best: Best | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    shards: Sequence[int],
+    scores: Scores,
+    where: Condition | None,
+    best: Best | None,
+    progress: Callable[[int, int], None],
 ) -> Selection:
     """The rows with a picture that `where` is true of, and of these the best.
 
@@ -76,13 +78,11 @@ def choose(
             best is to be chosen from.
     """
     selection = Selection()
-    shards = dataset.shards()
-    scores = Scores(dataset, dataset.table(shards[0]).column_names) if where and shards else None
     admitted = []
     for done, shard in enumerate(shards):
         table = dataset.table(shard, None if where else _COLUMNS)
         places = np.arange(table.num_rows)
-        if where is not None and scores is not None:
+        if where is not None:
             places = np.flatnonzero(where.admits(scores.beside(table, shard)))
         selection.rows += table.num_rows
         selection.refused += table.num_rows - len(places)
@@ -93,7 +93,7 @@ def choose(
         if best is not None:
             admitted.append(table)
         progress(done + 1, len(shards))
-    if best is not None and admitted:
+    if best is not None:
         _keep_the_best(selection, pa.concat_tables(admitted), best)
     return selection
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from uuid import uuid4
 
 import datasets
 import pyarrow as pa
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from aae_batch import cli
 from aae_batch.dataset import layout
+from aae_batch.dataset.lock import Timing
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import OutputError, SettingsError
@@ -123,12 +125,11 @@ def test_what_is_loaded_is_this_export_and_not_an_earlier_one(make_output, run, 
 
 
 @pytest.mark.parametrize("where", ["s3", "memory"])
-def test_a_dataset_goes_from_store_to_store(make_output, run, request, where):
-    bucket = request.getfixturevalue("bucket")
-    to = f"{bucket.url}/dest" if where == "s3" else f"memory://{bucket.name}/dest"
-    output = make_output("files", f"{bucket.url}/out")
-    assert run(output, to=to).exit_code == 0
-    found = open_storage(to)
+def test_a_dataset_goes_from_store_to_store(make_output, run, request, monkeypatch, where):
+    monkeypatch.setattr(Timing, "wait_until_settled", lambda timing: None)
+    root = request.getfixturevalue("bucket").url if where == "s3" else f"memory://{uuid4().hex}"
+    assert run(make_output("files", f"{root}/out"), to=f"{root}/dest").exit_code == 0
+    found = open_storage(f"{root}/dest")
     assert [name for name in found.list("") if name != MARKER] == [
         "README.md",
         "data/train-00000-of-00001.parquet",
@@ -317,6 +318,39 @@ def test_an_incomplete_output_is_exported_only_when_asked(make_output, run, tmp_
     assert exported(tmp_path / "dest") == ["a", "b", "c"]
     card = (tmp_path / "dest" / "README.md").read_text()
     assert "not complete: 2 of its 3 shards" in card
+
+
+def test_nothing_is_exported_before_the_first_shard(make_output, run, tmp_path):
+    output = make_output()
+    for shard in range(3):
+        output.storage.delete(layout.metadata_name(shard))
+    assert "0 of 3 shards are there: wait for the first" in run(output, "--partial").output
+
+
+def test_shards_that_a_job_commits_meanwhile_are_not_counted(
+    make_output, run, tmp_path, monkeypatch
+):
+    output = make_output()
+    last = output.storage.read_bytes(layout.metadata_name(2))
+    output.storage.delete(layout.metadata_name(2))
+
+    class Slow(Condition):
+        def admits(self, rows):
+            output.storage.write_bytes(layout.metadata_name(2), last)
+            return super().admits(rows)
+
+    monkeypatch.setattr("aae_batch.export.condition.Condition", Slow)
+    assert run(output, "--partial", "--where", "true").exit_code == 0
+    assert exported(tmp_path / "dest") == ["a", "b", "c"]
+    assert "2 of its 3 shards" in (tmp_path / "dest" / "README.md").read_text()
+
+
+def test_two_exports_to_one_place_do_not_mix(make_output, run, tmp_path):
+    output = make_output()
+    with open_storage(tmp_path / "dest").writing():
+        result = run(output)
+    assert (result.exit_code, "Another run is writing to" in result.output) == (2, True)
+    assert open_storage(tmp_path / "dest").list("") == []
 
 
 def test_an_earlier_export_is_replaced_only_when_asked(make_output, run, tmp_path):
