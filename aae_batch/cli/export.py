@@ -65,7 +65,10 @@ def export(
         ),
     ] = None,
     rows_per_file: Annotated[
-        int, typer.Option(help="Of a Parquet file or a tar; so many pictures are held in memory.")
+        int,
+        typer.Option(
+            help="Of a Parquet file or a tar; memory holds so many pictures up to two and a half times."
+        ),
     ] = 1000,
     s3_endpoint: S3Endpoint = None,
 ) -> None:

@@ -24,7 +24,7 @@ from aae_batch.export.scores import Scores
 from aae_batch.export.selection import Best, Selection, choose
 
 ROWS_PER_FILE = 1000
-"""Some 400 MB of 512 x 512 PNG: what the hub likes a file to be, and what memory holds."""
+"""Some 400 MB of 512 x 512 PNG: what the hub likes a file to be, and what memory has room for."""
 
 _LEFT_OUT = frozenset(
     ["status", "error_type", "error", "file_name", "seconds", "shard", "fingerprint"]
@@ -47,7 +47,7 @@ class ExportSettings:
         partial: take what is committed of an output that is not complete.
         force: replace an earlier export in the destination.
         license: for the card, as the hub spells it; None: left to the user.
-        rows_per_file: of a Parquet file or a tar; so many pictures are in memory.
+        rows_per_file: of a Parquet file or a tar; memory holds so many pictures, up to two and a half times.
 
     Raises:
         SettingsError: a value is unknown or out of range, or needs a package that is missing.
@@ -90,7 +90,9 @@ def export(
     """
     run, shards = _opened(dataset, settings.partial)
     replaceable(destination, settings.force)  # before it is looked through what there is to export
-    scores = Scores(dataset, dataset.table(shards.committed[0]).column_names)
+    first = dataset.table(shards.committed[0])
+    scores = Scores(dataset, first.column_names)
+    schema = _exported(scores.beside(first, shards.committed[0])).schema
     selection = choose(dataset, shards.committed, scores, settings.where, settings.best, choosing)
     if not len(selection):
         raise OutputError(
@@ -101,11 +103,12 @@ def export(
         suffix = ImageFormat(**run["image_format"]).suffix
         marker = Marker(settings.format, -(-len(selection) // settings.rows_per_file), suffix)
         replace(destination, replaceable(destination, settings.force), marker)
-        written = open_format(settings.format, destination, marker.pieces, suffix)
+        written = open_format(settings.format, destination, marker.pieces, suffix, schema)
         seen = _Seen(len(selection), scores)
         for piece in _pieces(dataset, selection, scores, settings.rows_per_file, writing):
             written.write(piece)
             seen.add(piece)
+            del piece  # memory is for one piece, not for the next as well
         written.close()
         destination.write_bytes(SAMPLES, samples_page(seen.samples))
         facts = Facts(
@@ -113,7 +116,7 @@ def export(
             run=run,
             shards=(len(shards.committed), shards.planned),
             selection=selection,
-            schema=piece.rows.schema,
+            schema=schema,
             scored=scores.of_metrics,
             figures=pa.concat_tables(seen.figures),
         )
@@ -166,19 +169,23 @@ def _pieces(
     chosen = {shard: places for shard, places in selection.places.items() if len(places)}
     for done, (shard, places) in enumerate(chosen.items()):
         rows = scores.beside(dataset.table(shard), shard).take(places)
-        kept = rows.drop_columns([name for name in rows.column_names if name in _LEFT_OUT])
-        for start in range(0, rows.num_rows, size):  # a shard may have more rows than memory is for
-            part = rows.slice(start, size)
-            held.append(kept.slice(start, size))
+        start = 0
+        while start < rows.num_rows:
+            part = rows.slice(start, size - len(pictures))
+            start += part.num_rows
+            held.append(_exported(part))
             pictures += _pictures(dataset, part)
-            while len(pictures) >= size:
-                table = pa.concat_tables(held)
-                yield Piece(index, table.slice(0, size).combine_chunks(), pictures[:size])
+            if len(pictures) == size:
+                yield Piece(index, pa.concat_tables(held).combine_chunks(), pictures)
                 index += 1
-                held, pictures = [table.slice(size)], pictures[size:]
+                held, pictures = [], []
         progress(done + 1, len(chosen))
     if pictures:
         yield Piece(index, pa.concat_tables(held).combine_chunks(), pictures)
+
+
+def _exported(rows: pa.Table) -> pa.Table:
+    return rows.drop_columns([name for name in rows.column_names if name in _LEFT_OUT])
 
 
 def _pictures(dataset: Dataset, rows: pa.Table) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -54,18 +55,21 @@ class Format(Protocol):
         """Write what can only be written at the end."""
 
 
-def open_format(name: str, destination: Storage, pieces: int, suffix: str) -> Format:
+def open_format(
+    name: str, destination: Storage, pieces: int, suffix: str, schema: pa.Schema
+) -> Format:
     """The format of a name.
 
     Args:
         pieces: how many there are going to be.
         suffix: of picture files, with its dot.
+        schema: of the pieces' rows.
     """
     if name == "imagefolder":
         return ImageFolder(destination, suffix)
     if name == "webdataset":
         return WebDataset(destination, suffix)
-    return Parquet(destination, pieces, suffix)
+    return Parquet(destination, pieces, suffix, schema)
 
 
 def files_of(format: str, pieces: int, suffix: str, names: Iterable[str]) -> set[str]:
@@ -97,29 +101,46 @@ def _parquet_name(pieces: int, index: int) -> str:
 class Parquet:
     """`data/train-00000-of-00005.parquet`: a file a piece, with a column `image`."""
 
-    def __init__(self, destination: Storage, pieces: int, suffix: str) -> None:
+    def __init__(self, destination: Storage, pieces: int, suffix: str, schema: pa.Schema) -> None:
         self._destination = destination
         self._pieces = pieces
         self._suffix = suffix
+        image = pa.field(layout.IMAGE_COLUMN.name, layout.IMAGE_COLUMN.type)
+        self.schema = pa.schema([image, *schema], metadata=layout.HUGGING_FACE)
+        # Pictures are compressed already, and none is there twice.
+        others = [leaf for leaf in _leaves(self.schema) if leaf != f"{image.name}.bytes"]
+        self._compression = dict.fromkeys(others, "zstd")
+        self._use_dictionary = others
         self.num_bytes = 0
         self.memory_bytes = 0
         """The rows in Arrow's format, which Hugging Face calls the dataset's size."""
-        self.schema: pa.Schema | None = None
 
     def write(self, piece: Piece) -> None:
-        ids = piece.rows["id"].to_pylist()
-        cells = [
-            {"bytes": picture, "path": f"{row_id}{self._suffix}"}
-            for row_id, picture in zip(ids, piece.pictures, strict=True)
-        ]
-        images = pa.array(cells, layout.IMAGE_COLUMN.type)
-        rows = piece.rows.add_column(0, layout.IMAGE_COLUMN.name, images)
-        rows = rows.replace_schema_metadata(layout.HUGGING_FACE)
-        self.schema = rows.schema
-        self.memory_bytes += rows.nbytes
-        data = _parquet(rows)
+        """Memory holds the pictures twice: as they are, and in the file."""
+        sink = io.BytesIO()
+        with pq.ParquetWriter(
+            sink,
+            self.schema,
+            compression=self._compression,
+            use_dictionary=self._use_dictionary,
+            write_page_index=True,
+        ) as file:
+            for start in range(0, piece.rows.num_rows, ROWS_A_GROUP):
+                group = self._group(piece, slice(start, start + ROWS_A_GROUP))
+                file.write_table(group)
+                self.memory_bytes += group.nbytes
+        data = sink.getvalue()
         self._destination.write_bytes(_parquet_name(self._pieces, piece.index), data)
         self.num_bytes += len(data)
+
+    def _group(self, piece: Piece, places: slice) -> pa.Table:
+        rows = piece.rows[places]
+        cells = [
+            {"bytes": picture, "path": f"{row_id}{self._suffix}"}
+            for row_id, picture in zip(rows["id"].to_pylist(), piece.pictures[places], strict=True)
+        ]
+        images = pa.array(cells, layout.IMAGE_COLUMN.type)
+        return rows.add_column(0, layout.IMAGE_COLUMN.name, images)
 
     def close(self) -> None: ...
 
@@ -158,14 +179,17 @@ class ImageFolder:
         self.num_bytes += sum(map(len, piece.pictures))
 
     def close(self) -> None:
-        data = _parquet(pa.concat_tables(self._rows), rows_a_group=10_000)
+        sink = io.BytesIO()
+        rows = pa.concat_tables(self._rows)
+        pq.write_table(rows, sink, row_group_size=10_000, compression="zstd", write_page_index=True)
+        data = sink.getvalue()
         self._destination.write_bytes(TABLE, data)
         self.num_bytes += len(data)
 
 
-def _parquet(rows: pa.Table, rows_a_group: int = ROWS_A_GROUP) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        rows, sink, row_group_size=rows_a_group, compression="zstd", write_page_index=True
-    )
-    return sink.getvalue().to_pybytes()
+def _leaves(schema: pa.Schema) -> list[str]:
+    """What Parquet calls the columns of a schema, e.g. `subjects.list.element`."""
+    sink = io.BytesIO()
+    pq.write_table(schema.empty_table(), sink)
+    written = pq.ParquetFile(sink).schema
+    return [written.column(i).path for i in range(len(written))]

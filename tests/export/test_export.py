@@ -21,7 +21,7 @@ from aae_batch.errors import OutputError, SettingsError
 from aae_batch.export.condition import Condition
 from aae_batch.export.destination import MARKER, Marker, replaceable
 from aae_batch.export.export import ExportSettings, export
-from aae_batch.export.formats import FORMATS
+from aae_batch.export.formats import FORMATS, Piece, open_format
 from aae_batch.export.scores import Scores
 from aae_batch.export.selection import Best
 
@@ -111,6 +111,25 @@ def test_plain_parquet_is_loaded_as_pictures(make_output, run, tmp_path):
     assert run(make_output(), "--format", "parquet").exit_code == 0
     rows = load(tmp_path / "dest", "parquet")
     assert [image.getpixel((0, 0))[0] for image in rows["image"]] == REDS
+
+
+def test_pictures_are_not_compressed_again_and_a_reader_of_one_fetches_a_hundred(tmp_path):
+    rows = pa.table({"id": [f"r{i}" for i in range(250)], "subjects": [["cat"]] * 250})
+    written = open_format("parquet", open_storage(tmp_path), 1, ".png", rows.schema)
+    written.write(Piece(0, rows, [b"picture"] * 250))
+    with pq.ParquetFile(tmp_path / "data" / "train-00000-of-00001.parquet") as file:
+        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        columns = [groups[0].column(i) for i in range(file.metadata.num_columns)]
+        paths = file.read(["image"])["image"].combine_chunks().field("path").to_pylist()
+    assert [group.num_rows for group in groups] == [100, 100, 50]
+    assert {column.path_in_schema: column.compression for column in columns} == {
+        "image.bytes": "UNCOMPRESSED",
+        "image.path": "ZSTD",
+        "id": "ZSTD",
+        "subjects.list.element": "ZSTD",
+    }
+    assert not columns[0].has_dictionary_page
+    assert paths == [f"r{i}.png" for i in range(250)]
 
 
 @pytest.mark.parametrize("format", FORMATS)
