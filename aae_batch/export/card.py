@@ -121,6 +121,22 @@ def require_datasets() -> None:
         ) from None
 
 
+def check_features(schema: pa.Schema) -> None:
+    """Raises:
+    SettingsError: `datasets` has no features for a column of this schema.
+    """
+    from datasets import Features
+
+    for column in schema:
+        try:
+            Features.from_arrow_schema(pa.schema([column]))
+        except ValueError:
+            raise SettingsError(
+                f"Column {column.name} is of the type {column.type}, which Hugging Face's datasets "
+                "cannot describe: choose --format parquet."
+            ) from None
+
+
 def _add_info(data: DatasetCardData, written: Parquet, rows: int) -> None:
     from datasets import DatasetInfo, Features, SplitDict, SplitInfo
     from datasets.info import DatasetInfosDict

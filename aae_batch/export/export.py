@@ -15,7 +15,7 @@ from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import Storage
 from aae_batch.errors import OutputError, SettingsError
-from aae_batch.export.card import Facts, dataset_card, require_datasets
+from aae_batch.export.card import Facts, check_features, dataset_card, require_datasets
 from aae_batch.export.condition import Condition
 from aae_batch.export.destination import Marker, replace, replaceable
 from aae_batch.export.formats import CARD, FORMATS, SAMPLES, THREADS, Piece, open_format
@@ -93,6 +93,8 @@ def export(
     first = dataset.table(shards.committed[0])
     scores = Scores(dataset, first.column_names)
     schema = _exported(scores.beside(first, shards.committed[0])).schema
+    if settings.format == "hf":
+        check_features(schema)
     selection = choose(dataset, shards.committed, scores, settings.where, settings.best, choosing)
     if not len(selection):
         raise OutputError(

@@ -63,6 +63,15 @@ def score(output, shard: int, metric: str = "clip", **columns) -> None:
     output.storage.write_bytes(layout.metric_name(metric, shard), buffer.getvalue())
 
 
+def add_column(output, column: str, values: pa.Array) -> None:
+    """As if the manifest had had a column of its own; `values` has one for each row of a shard."""
+    for name in output.storage.list(layout.METADATA):
+        rows = pq.read_table(io.BytesIO(output.storage.read_bytes(name)))
+        buffer = io.BytesIO()
+        pq.write_table(rows.append_column(column, values[: rows.num_rows]), buffer)
+        output.storage.write_bytes(name, buffer.getvalue())
+
+
 # --- every format, from every layout -------------------------------------------------------------
 
 
@@ -156,6 +165,20 @@ def test_a_dataset_goes_from_store_to_store(make_output, run, request, monkeypat
     ]
     table = pq.read_table(io.BytesIO(found.read_bytes("data/train-00000-of-00001.parquet")))
     assert table["id"].to_pylist() == OK
+
+
+def test_a_column_that_the_hub_cannot_describe_is_refused_before_anything_is_replaced(
+    make_output, run, tmp_path
+):
+    output = make_output()
+    assert run(output).exit_code == 0
+    add_column(output, "sizes", pa.array([[("cat", 2)]] * 2, pa.map_(pa.string(), pa.int32())))
+    result = run(output, "--force")
+    assert result.exit_code == 2
+    assert "Column sizes is of the type map<string, int32" in result.output
+    assert exported(tmp_path / "dest") == OK
+    assert run(output, "--force", "--format", "parquet").exit_code == 0
+    assert pq.read_table(tmp_path / "dest" / "data")["sizes"][0].as_py() == [("cat", 2)]
 
 
 # --- which rows ----------------------------------------------------------------------------------
