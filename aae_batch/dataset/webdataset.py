@@ -22,7 +22,7 @@ def tar_of(rows: pa.Table, images: Sequence[bytes | None], suffix: str) -> bytes
         images: a picture's bytes for each row, or None.
         suffix: of the pictures' names, with its dot.
     """
-    described = [column.name for column in rows.schema if _is_json(column.type)]
+    described = json_columns(rows.schema)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for row, image in zip(rows.select(described).to_pylist(), images, strict=True):
@@ -31,6 +31,11 @@ def tar_of(rows: pa.Table, images: Sequence[bytes | None], suffix: str) -> bytes
                 add_member(tar, member_name(row["id"], suffix), image)
                 add_member(tar, member_name(row["id"], ".json"), text)
     return buffer.getvalue()
+
+
+def json_columns(schema: pa.Schema) -> list[str]:
+    """The columns whose values JSON has, which are those that a tar has."""
+    return [column.name for column in schema if _is_json(column.type)]
 
 
 def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -45,7 +45,7 @@ class Facts:
     Attributes:
         run: what the output's `run.json` says.
         shards: how many of the output's there are, and how many there will be.
-        schema: of the exported rows.
+        schema: of the exported rows, as far as the format has their columns.
         scored: names of columns that metrics have added, by metric.
         figures: the rows' method and the columns that are averaged for each.
     """
@@ -125,16 +125,22 @@ def check_features(schema: pa.Schema) -> None:
     """Raises:
     SettingsError: `datasets` has no features for a column of this schema.
     """
-    from datasets import Features
-
     for column in schema:
-        try:
-            Features.from_arrow_schema(pa.schema([column]))
-        except ValueError:
+        if not _has_features(column):
             raise SettingsError(
                 f"Column {column.name} is of the type {column.type}, which Hugging Face's datasets "
                 "cannot describe: choose --format parquet."
-            ) from None
+            )
+
+
+def _has_features(column: pa.Field) -> bool:
+    from datasets import Features
+
+    try:
+        Features.from_arrow_schema(pa.schema([column]))
+    except ValueError:
+        return False
+    return True
 
 
 def _add_info(data: DatasetCardData, written: Parquet, rows: int) -> None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import Storage
+from aae_batch.dataset.webdataset import json_columns
 from aae_batch.errors import OutputError, SettingsError
 from aae_batch.export.card import Facts, check_features, dataset_card, require_datasets
 from aae_batch.export.condition import Condition
@@ -101,6 +102,15 @@ def export(
             f"No row of {dataset.storage.root} is left to export: {selection.failed} of "
             f"{selection.rows} have no picture, and --where leaves out {selection.refused}."
         )
+    described = schema
+    if settings.format == "webdataset":
+        described = pa.schema([schema.field(name) for name in json_columns(schema)])
+        selection.notes += [
+            f"The column {column.name} is left out, since JSON has no values of its type, "
+            f"{column.type}."
+            for column in schema
+            if column.name not in described.names
+        ]
     with _locked(destination):
         suffix = ImageFormat(**run["image_format"]).suffix
         marker = Marker(settings.format, -(-len(selection) // settings.rows_per_file), suffix)
@@ -118,7 +128,7 @@ def export(
             run=run,
             shards=(len(shards.committed), shards.planned),
             selection=selection,
-            schema=schema,
+            schema=described,
             scored=scores.of_metrics,
             figures=pa.concat_tables(seen.figures),
         )

@@ -106,6 +106,20 @@ def test_tars_are_those_of_webdataset(make_output, run, tmp_path):
     assert [image.getpixel((0, 0))[0] for image in rows["png"]] == REDS
 
 
+def test_columns_that_json_has_no_values_for_are_named_as_left_out_of_tars(
+    make_output, run, tmp_path
+):
+    output = make_output()
+    add_column(output, "made", pa.array([0, 1], pa.date32()))
+    result = run(output, "--format", "webdataset")
+    note = "The column made is left out, since JSON has no values of its type, date32[day]."
+    assert note in result.output
+    card = (tmp_path / "dest" / "README.md").read_text()
+    assert "column made is left out" in card
+    assert "| `made` |" not in card
+    assert "| `seed` |" in card
+
+
 @pytest.mark.parametrize("kind", [(), ("imagefolder",)])
 def test_a_folder_of_images_has_their_columns(make_output, run, tmp_path, kind):
     result = run(make_output("webdataset"), "--format", "imagefolder", "--rows-per-file", 3)
