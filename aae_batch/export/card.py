@@ -28,6 +28,11 @@ _SIZES = (
 )
 _TAGS = ("synthetic", "attend-and-excite", "semantic-guidance")
 _PAPER = "https://arxiv.org/abs/2301.13826"
+_BY_CONJUNCT = "composable-diffusion"
+_OF_ATTENTION = ("final_loss", "neglected")
+"""Besides those of the metric `attention`. With `_BY_CONJUNCT` they are of another kind: see
+`layout.ATTENTION_SCHEMA`."""
+
 _DESCRIPTIONS = {
     column.name: (column.metadata or {}).get(b"description", b"").decode()
     for column in (*layout.MANIFEST_COLUMNS, *layout.OUTCOME_COLUMNS, layout.IMAGE_COLUMN)
@@ -87,7 +92,7 @@ def dataset_card(facts: Facts, settings: ExportSettings, written: Format) -> Dat
             f"![Pictures evenly spaced over the dataset, not picked]({SAMPLES})",
             _summary(facts),
             "## Pictures",
-            _counts(facts.figures),
+            _counts(facts),
             _choice(facts, settings),
             "## Columns",
             _columns(facts, settings),
@@ -175,19 +180,30 @@ def _summary(facts: Facts) -> str:
     )
 
 
-def _counts(figures: pa.Table) -> str:
-    """A table of each method's pictures, and the means of its figures."""
+def _counts(facts: Facts) -> str:
+    """A table of each method's pictures, and the means of its figures that can be compared."""
+    figures = facts.figures
     names = [
         name
         for name in figures.column_names
         if name != "method" and figures[name].null_count < figures.num_rows
     ]
+    of_attention = {*_OF_ATTENTION, *facts.scored.get("attention", ())}
     lines = []
     for method in sorted(figures["method"].unique().to_pylist()):
         of_method = figures.filter(pc.equal(figures["method"], method))
-        means = (_mean(of_method[name]) for name in names)
+        means = (
+            "-" if method == _BY_CONJUNCT and name in of_attention else _mean(of_method[name])
+            for name in names
+        )
         lines.append([method, f"{of_method.num_rows:,}", *means])
-    return _table(["method", "pictures", *(f"mean {name}" for name in names)], lines)
+    table = _table(["method", "pictures", *(f"mean {name}" for name in names)], lines)
+    if not any("-" in line for line in lines):
+        return table
+    return (
+        f"{table}\n\n-: with `{_BY_CONJUNCT}` a subject competes with the words of its own part of the "
+        "prompt alone, so that figures of attention are not to be compared with those of other methods."
+    )
 
 
 def _mean(values: pa.ChunkedArray) -> str:

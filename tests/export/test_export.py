@@ -523,6 +523,26 @@ def test_the_card_tells_what_it_holds(make_output, run, tmp_path, card_of):
     assert sample.width > 200
 
 
+def test_attention_within_conjuncts_is_not_averaged_beside_that_of_other_methods(
+    make_output, run, tmp_path, card_of
+):
+    methods = ("attend-and-excite", "composable-diffusion")
+    rows = [{"prompt": "a cat", "subjects": ["cat"], "method": method} for method in methods]
+    output = make_output(rows=rows)
+    score(output, 0, "attention", min_max_attention=[0.8, 0.9])
+    score(output, 0, "clip", clip_full=[0.25, 0.5])
+    assert run(output).exit_code == 0
+    lines = card_of(tmp_path / "dest").text.splitlines()
+    cells = {line.split(" | ")[0]: line.strip("| ").split(" | ") for line in lines}
+    heads = cells["| method"]
+    of_method = dict(zip(heads, cells["| composable-diffusion"], strict=True))
+    assert of_method["mean final_loss"] == of_method["mean min_max_attention"] == "-"
+    assert of_method["mean clip_full"] == "0.500"
+    of_method = dict(zip(heads, cells["| attend-and-excite"], strict=True))
+    assert (of_method["mean final_loss"], of_method["mean min_max_attention"]) == ("0.500", "0.800")
+    assert any(line.startswith("-: with `composable-diffusion`") for line in lines)
+
+
 def test_samples_are_spread_over_many_files(make_output, run, tmp_path):
     rows = [{"prompt": "a cat", "method": "stable-diffusion"} for _ in range(30)]
     assert run(make_output(rows=rows), "--rows-per-file", 1).exit_code == 0
