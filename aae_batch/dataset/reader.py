@@ -7,6 +7,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any, cast
 
@@ -156,7 +157,16 @@ class Dataset:
         Raises:
             OutputError: the row has none, or it cannot be read.
         """
-        return Image.open(io.BytesIO(self.image_bytes(row)))
+        data = self.image_bytes(row)
+        try:
+            image = Image.open(io.BytesIO(data))
+            image.load()
+        except (OSError, SyntaxError, ValueError) as error:  # what Pillow says of damaged files
+            place = self.storage.place(row["file_name"] or layout.metadata_name(row["shard"]))
+            raise OutputError(
+                f"The picture of row {row['id']} in {place} is damaged: {self._mend()}"
+            ) from error
+        return image
 
     def image_bytes(self, row: Mapping[str, Any]) -> bytes:
         """The same as a file's bytes. Where a shard's pictures are one object, those of the last shard
@@ -175,7 +185,8 @@ class Dataset:
             place, key = layout.metadata_name(row["shard"]), row["id"]
             read = parquet_images
         if self._held[0] != place:
-            self._held = (place, dict(read(self.storage.read_bytes(place))))
+            with self._whole(place):
+                self._held = (place, dict(read(self.storage.read_bytes(place))))
         try:
             return self._held[1][key]
         except KeyError:
@@ -185,11 +196,36 @@ class Dataset:
             ) from None
 
     def _table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        with self.storage.open(name) as source, pq.ParquetFile(source) as file:
+        with (
+            self._whole(name),
+            self.storage.open(name) as source,
+            pq.ParquetFile(source) as file,
+        ):
             names = file.schema_arrow.names
             if columns is None and layout.IMAGE_COLUMN.name in names:
                 columns = [name for name in names if name != layout.IMAGE_COLUMN.name]
             return file.read(columns).replace_schema_metadata(None)
+
+    @contextmanager
+    def _whole(self, name: str) -> Iterator[None]:
+        """What the readers of an object say of a damaged one becomes a sentence."""
+        try:
+            yield
+        except pa.ArrowMemoryError:
+            raise
+        except (pa.ArrowException, tarfile.TarError, EOFError, OSError) as error:
+            place = self.storage.place(name)
+            if isinstance(error, OSError) and error.strerror:  # Arrow's own errors have none
+                raise OutputError(f"Cannot read {place}: {error.strerror}.") from error
+            is_score = name.startswith(layout.METRICS)
+            mend = "delete it and run `aae-batch evaluate` again." if is_score else self._mend()
+            raise OutputError(f"{place} is damaged: {mend}") from error
+
+    def _mend(self) -> str:
+        return (
+            f"`aae-batch verify --repair {self.storage.root}` removes what is, and the command that "
+            "began the run makes it again."
+        )
 
     def _json(self, name: str) -> dict[str, Any] | None:
         if not self.storage.exists(name):

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from aae_batch.dataset import layout
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import open_storage
+from aae_batch.errors import OutputError
 
 
 def test_scores_are_found_by_metric_and_shard(tmp_path):
@@ -38,3 +41,65 @@ def test_scores_of_another_run_than_the_metrics_last_one_are_not_current(tmp_pat
     wanted = dataset.metric_fingerprint("clip")
     assert dataset.current_scores_of("clip", 0, wanted) is None
     assert dataset.current_scores_of("clip", 1, wanted).equals(table, check_metadata=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "whole"),
+    [
+        ("files", "metadata/00000.parquet", 0),
+        ("files", "metadata/00000.parquet", 1000),
+        ("files", "attention/00000.parquet", 1000),
+        ("files", "images/00000/a.png", 0),
+        ("files", "images/00000/a.png", 40),
+        ("webdataset", "images/00000.tar", 0),
+        ("webdataset", "images/00000.tar", 540),
+    ],
+)
+def test_a_damaged_object_is_named_with_what_mends_it(make_output, source, name, whole):
+    """`whole` bytes of it are as they were."""
+    storage = make_output(source).storage
+    dataset = Dataset(storage)
+    row = dataset.metadata().to_pylist()[0]
+    data = storage.read_bytes(name)
+    storage.write_bytes(name, data[:whole] + b"\xff" * 2000)
+    mend = f"{re.escape(name)}.* is damaged: `aae-batch verify --repair {storage.root}`"
+    with pytest.raises(OutputError, match=mend):
+        _read_all(dataset, row)
+
+
+def test_damaged_pictures_within_a_table_are_named(make_output):
+    storage = make_output("parquet").storage
+    dataset = Dataset(storage)
+    row = dataset.metadata().to_pylist()[0]
+    data = storage.read_bytes("metadata/00000.parquet")
+    start = data.index(b"\x28\xb5\x2f\xfd")  # of what zstd wrote first
+    storage.write_bytes(
+        "metadata/00000.parquet", data[:start] + b"\xff" * 900 + data[start + 900 :]
+    )
+    with pytest.raises(OutputError, match=r"metadata/00000\.parquet is damaged"):
+        _read_all(dataset, row)
+
+
+def _read_all(dataset: Dataset, row: dict) -> None:
+    dataset.metadata()
+    dataset.attention()
+    dataset.image(row)
+
+
+def test_damaged_scores_are_to_be_made_again(tmp_path):
+    storage = open_storage(tmp_path)
+    storage.write_bytes(layout.metric_name("clip", 0), b"nothing")
+    with pytest.raises(OutputError, match="is damaged: delete it and run `aae-batch evaluate`"):
+        Dataset(storage).scores_of("clip", 0)
+
+
+def test_what_a_store_says_while_a_table_is_read_is_told(make_output, monkeypatch):
+    storage = make_output().storage
+
+    class Failing(io.BytesIO):
+        def read(self, *args):
+            raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(storage, "open", lambda name: Failing(b"0" * 100))
+    with pytest.raises(OutputError, match=r"Cannot read .*00000\.parquet: Input/output error\."):
+        Dataset(storage).table(0)
