@@ -6,7 +6,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any, cast
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from aae_batch.dataset import layout
+from aae_batch.dataset.read_ahead import read_ahead
 from aae_batch.dataset.storage import Storage, open_storage
 from aae_batch.errors import OutputError
 
@@ -58,23 +59,36 @@ class Dataset:
         found = (layout.shard_of(name) for name in self.storage.list(layout.METADATA))
         return sorted(shard for shard in found if shard is not None)
 
-    def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The metadata of each committed shard, in order, as `table` gives it."""
-        for shard in self.shards():
-            yield self.table(shard, columns)
+    def tables(
+        self, columns: list[str] | None = None, shards: Sequence[int] | None = None
+    ) -> Iterator[pa.Table]:
+        """The metadata of each of `shards`, by default of those that are committed, in order, as
+        `table` gives it; some are read ahead."""
+        listed = self.shards() if shards is None else shards
+        return read_ahead(lambda shard: self.table(shard, columns), listed)
 
     def table(self, shard: int, columns: list[str] | None = None) -> pa.Table:
         """The metadata of a committed shard; all columns but the pictures themselves."""
         return self._table(layout.metadata_name(shard), columns)
 
-    def metadata(self) -> pa.Table:
-        """The metadata of all committed shards, in the manifest's order."""
-        return pa.concat_tables(self.tables()) if self.shards() else pa.table({})
+    def metadata(
+        self, columns: list[str] | None = None, shards: Sequence[int] | None = None
+    ) -> pa.Table:
+        """The metadata of the same shards, in the manifest's order; without any, no rows, of the
+        columns that every dataset has."""
+        tables = list(self.tables(columns, shards))
+        if tables:
+            return pa.concat_tables(tables)
+        empty = layout.metadata_schema(pa.schema([])).empty_table()
+        return (
+            empty
+            if columns is None
+            else empty.select([n for n in empty.column_names if n in columns])
+        )
 
     def attention(self) -> pa.Table:
         """The attention rows of all committed shards."""
-        names = (layout.attention_name(shard) for shard in self.shards())
-        tables = [self._table(name) for name in names]
+        tables = read_ahead(self.attention_of, self.shards())
         return pa.concat_tables([layout.ATTENTION_SCHEMA.empty_table(), *tables])
 
     def attention_of(self, shard: int, columns: list[str] | None = None) -> pa.Table:
@@ -144,9 +158,9 @@ class Dataset:
     def failed_rows(self) -> dict[int, list[int]]:
         """Of each committed shard with failed rows: their places in it. Reads every metadata table."""
         found = {}
-        for shard in self.shards():
-            status = self.table(shard, ["status"])["status"]
-            failed = pc.indices_nonzero(pc.equal(status, "failed")).to_pylist()
+        shards = self.shards()
+        for shard, table in zip(shards, self.tables(["status"], shards), strict=True):
+            failed = pc.indices_nonzero(pc.equal(table["status"], "failed")).to_pylist()
             if failed:
                 found[shard] = failed
         return found

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from aae_batch.dataset.image_format import ImageFormat
+from aae_batch.dataset.read_ahead import read_ahead
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import Storage
 from aae_batch.dataset.webdataset import json_columns
@@ -179,8 +180,11 @@ def _pieces(
     pictures: list[bytes] = []
     index = 0
     chosen = {shard: places for shard, places in selection.places.items() if len(places)}
-    for done, (shard, places) in enumerate(chosen.items()):
-        rows = scores.beside(dataset.table(shard), shard).take(places)
+
+    def read(shard: int) -> pa.Table:
+        return scores.beside(dataset.table(shard), shard).take(chosen[shard])
+
+    for done, rows in enumerate(read_ahead(read, chosen)):
         start = 0
         while start < rows.num_rows:
             part = rows.slice(start, size - len(pictures))

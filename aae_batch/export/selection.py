@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from aae_batch.dataset.read_ahead import read_ahead
 from aae_batch.dataset.reader import Dataset
 from aae_batch.errors import SettingsError, shown
 from aae_batch.export.condition import Condition
@@ -71,7 +72,8 @@ def choose(
 ) -> Selection:
     """The rows with a picture that `where` is true of, and of these the best.
 
-    Reads the tables shard by shard; memory holds eight bytes a row, with `best` some 300.
+    Reads the tables shard by shard, some of them ahead; memory holds eight bytes a row, with `best`
+    some 300.
 
     Raises:
         SettingsError: the condition does not fit the columns, or no prompt has as many rows as the
@@ -79,11 +81,16 @@ def choose(
     """
     selection = Selection()
     admitted = []
-    for done, shard in enumerate(shards):
-        table = dataset.table(shard, None if where else _COLUMNS)
+
+    def read(shard: int) -> pa.Table:
+        if where is None:
+            return dataset.table(shard, _COLUMNS)
+        return scores.beside(dataset.table(shard), shard)
+
+    for done, (shard, table) in enumerate(zip(shards, read_ahead(read, shards), strict=True)):
         places = np.arange(table.num_rows)
         if where is not None:
-            places = np.flatnonzero(where.admits(scores.beside(table, shard)))
+            places = np.flatnonzero(where.admits(table))
         selection.rows += table.num_rows
         selection.refused += table.num_rows - len(places)
         table = table.select(_COLUMNS).take(places)
