@@ -6,6 +6,7 @@ import base64
 import io
 import os
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
@@ -59,12 +60,15 @@ class OpenDataset:
         self._held: dict[str, tuple[int, pa.Table]] = {}
 
     def __len__(self) -> int:
-        return self._index.num_rows
+        """Rows that are committed, told by the shards alone."""
+        rows, size = self._run["rows"], self._run["shard_size"]
+        return sum(
+            len(range(shard * size, min((shard + 1) * size, rows))) for shard in self._shards
+        )
 
     def rows(self, columns: list[str] | None = None) -> pa.Table:
         """The metadata of all rows, in the manifest's order; all columns, or `columns`."""
-        tables = [self.dataset.table(shard, columns) for shard in self._shards]
-        return pa.concat_tables(tables) if tables else pa.table({})
+        return self.dataset.metadata(columns, self._shards)
 
     def to_pandas(self, columns: list[str] | None = None) -> pandas.DataFrame:
         """The same for pandas, which must be installed."""
@@ -90,15 +94,18 @@ class OpenDataset:
         table = self._of_shard("attention", self._shard_of(id))
         return table.filter(pc.equal(table["id"], id))
 
-    def heatmap(self, id: str, subject: str) -> Image.Image:
+    def heatmap(self, id: str, subject: str | int) -> Image.Image:
         """The attention to a subject at the last step, laid over the picture.
+
+        Args:
+            subject: its words, of several alike the first; or its place among the subjects, from 0.
 
         Raises:
             OutputError: there is no such row or subject, or no picture.
         """
         seen = self.attention(id).to_pylist()
-        for row in seen:
-            if row["subject"] == subject:
+        for place, row in enumerate(seen):
+            if subject in (place, row["subject"]):
                 return heatmap(self.image(id), attention_map(row))
         subjects = [row["subject"] for row in seen[:_NAMED]]
         names = f"its subjects are {', '.join(map(repr, subjects))}" if seen else "it has none"
@@ -133,7 +140,7 @@ class OpenDataset:
         return comparison
 
     def __repr__(self) -> str:
-        return f"<{self.dataset.storage.root}: {len(self)} of {self._planned} rows>"
+        return f"<{self.dataset.storage.root}: {len(self)} of {self._run['rows']} rows>"
 
     def _repr_html_(self) -> str:
         counts = self._index.group_by(["method", "status"]).aggregate([([], "count_all")])
@@ -145,34 +152,36 @@ class OpenDataset:
             for method, status, count in lines
         )
         return (
-            f"<div><b>{escape(self.dataset.storage.root)}</b>, {len(self)} of {self._planned} rows"
+            f"<div><b>{escape(self.dataset.storage.root)}</b>, {len(self)} of {self._run['rows']} rows"
             f"<table><tr><th>method</th><th>status</th><th>rows</th></tr>{cells}</table>"
             f"{_figures(self._thumbnails())}</div>"
         )
 
     def _thumbnails(self) -> list[tuple[str, Image.Image]]:
-        """The first pictures of the first shard that has any, so that one shard is read."""
+        """The first pictures of the first shard that has any, so that one shard is read; without those
+        that are gone or damaged."""
         ok = self._index.filter(pc.equal(self._index["status"], "ok"))
         shown_ones = ok.slice(0, _THUMBNAILS).to_pylist()
         pictures = []
         for row in shown_ones:
             if row["shard"] == shown_ones[0]["shard"]:
-                image = self.image(row["id"])
-                image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
-                pictures.append((row["prompt"], image))
+                with suppress(OutputError):
+                    image = self.image(row["id"])
+                    image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+                    pictures.append((row["prompt"], image))
         return pictures
 
     @cached_property
-    def _planned(self) -> int:
-        """Rows that the run is going to have."""
-        return (self.dataset.run or {}).get("rows", len(self))
+    def _run(self) -> dict[str, Any]:
+        """What `run.json` says."""
+        run = self.dataset.run
+        assert run is not None, "open_dataset opens no place without a run"
+        return run
 
     @cached_property
     def _index(self) -> pa.Table:
         """Which shard a row is in, by id or by prompt and seed; all shards are read once for it."""
-        tables = [self.dataset.table(shard, _INDEX) for shard in self._shards]
-        empty = pa.table({name: pa.array([], pa.string()) for name in _INDEX})
-        return pa.concat_tables(tables) if tables else empty
+        return self.dataset.metadata(_INDEX, self._shards)
 
     def _shard_of(self, id: str) -> int:
         place = pc.index(self._index["id"], id).as_py()

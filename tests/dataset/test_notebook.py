@@ -75,6 +75,30 @@ def test_what_is_not_there_is_said(opened):
         opened.compare("A cat", 7)
 
 
+def test_before_the_first_shard_there_are_columns_and_no_rows(make_output):
+    output = make_output()
+    for name in output.storage.list("metadata/"):
+        output.storage.delete(name)
+    opened = open_dataset(output.storage.root)
+    assert repr(opened).endswith(": 0 of 5 rows>")
+    assert opened.to_pandas(["id", "final_loss"]).columns.tolist() == ["id", "final_loss"]
+    assert {"prompt", "status", "shard"} < set(opened.rows().column_names)
+    assert "0 of 5 rows" in opened._repr_html_()
+    with pytest.raises(OutputError, match="among the 0 that are committed"):
+        opened.image("a")
+    with pytest.raises(OutputError, match="the same to the letter"):
+        opened.compare("a cat", 3)
+
+
+def test_rows_are_counted_without_reading_a_table(make_output):
+    output = make_output()
+    for name in ("metadata/00000.parquet", "metadata/00002.parquet"):
+        output.storage.write_bytes(name, b"no table")
+    assert repr(open_dataset(output.storage.root)).endswith(": 5 of 5 rows>")
+    output.storage.delete("metadata/00001.parquet")
+    assert repr(open_dataset(output.storage.root)).endswith(": 3 of 5 rows>")
+
+
 def test_an_empty_place_is_no_dataset(tmp_path):
     with pytest.raises(OutputError, match="There is no run in"):
         open_dataset(tmp_path)
@@ -84,6 +108,21 @@ def test_attention_is_that_of_the_row(opened):
     assert opened.attention("a")["subject"].to_pylist() == ["cat", "dog"]
     assert opened.attention("d.1").num_rows == 0
     assert opened.heatmap("a", "dog").size == opened.image("a").size
+
+
+def test_subjects_of_the_same_words_are_told_apart_by_their_place(make_output, monkeypatch):
+    row = {"prompt": "a cat and a cat", "subjects": ["cat", "cat"], "id": "x"}
+    opened = open_dataset(make_output(rows=[row]).storage.root)
+    laid = []
+    monkeypatch.setattr(
+        "aae_batch.dataset.notebook.attention_map",
+        lambda seen: laid.append(seen["token_indices"]) or np.ones((4, 2), np.float32),
+    )
+    for subject in ("cat", 0, 1):
+        opened.heatmap("x", subject)
+    assert laid == [[1], [1], [2]]
+    with pytest.raises(OutputError, match="no subject 2: its subjects are 'cat', 'cat'"):
+        opened.heatmap("x", 2)
 
 
 def test_a_heatmap_is_lightest_where_attention_is_largest():
@@ -140,6 +179,15 @@ def test_a_dataset_shows_its_counts_and_first_pictures(opened):
     assert "<td>attend-and-excite</td><td>ok</td><td>3</td>" in html
     assert "<td>attend-and-excite</td><td>failed</td><td>1</td>" in html
     assert html.count("data:image/png;base64,") == 2  # those of the first shard
+
+
+def test_pictures_that_are_gone_or_damaged_are_not_shown(make_output):
+    rows = [{"id": row_id, "prompt": "a cat"} for row_id in ("x", "y")]
+    storage = make_output(rows=rows).storage
+    storage.delete("images/00000/x.png")
+    assert open_dataset(storage.root)._repr_html_().count("<img") == 1
+    storage.write_bytes("images/00000/y.png", b"no picture")
+    assert open_dataset(storage.root)._repr_html_().count("<img") == 0
 
 
 def test_text_of_a_dataset_is_no_html_of_the_page(pair):
