@@ -16,7 +16,7 @@ from aae_batch.export.condition import Condition
 from aae_batch.export.scores import Scores
 
 _NAMED = 3
-"""So many prompts are named in a note."""
+"""So many prompts and methods are named in a note."""
 
 _COLUMNS = ["prompt", "method", "seed", "final_loss", "status"]
 
@@ -46,8 +46,8 @@ class Selection:
         rows: of the shards that are committed.
         failed: rows without a picture, among those that the condition is true of.
         refused: rows that the condition is not true of.
-        beaten: rows with a picture that another one of the same prompt was preferred to, or that could
-            not be compared.
+        beaten: rows with a picture that another one of the same prompt and method was preferred to, or
+            that could not be compared.
         notes: sentences on what is less than was asked for.
     """
 
@@ -96,9 +96,12 @@ def choose(
         table = table.select(_COLUMNS).take(places)
         ok = pc.equal(table["status"], "ok").to_numpy()
         selection.failed += int((~ok).sum())
-        selection.places[shard] = places if best else places[ok]
-        if best is not None:
-            admitted.append(table)
+        if best is None:
+            selection.places[shard] = places[ok]
+        else:  # a row whose prompt or method could not be read has failed, and competes with no other
+            known = pc.and_(table["prompt"].is_valid(), table["method"].is_valid())
+            selection.places[shard] = places[known.to_numpy()]
+            admitted.append(table.filter(known))
         progress(done + 1, len(shards))
     if best is not None:
         _keep_the_best(selection, pa.concat_tables(admitted), best)
@@ -112,7 +115,7 @@ def _keep_the_best(selection: Selection, admitted: pa.Table, best: Best) -> None
         admitted: the rows of `selection`, in its order.
     """
     ok = pc.equal(admitted["status"], "ok").to_numpy()
-    groups, prompts = _groups(admitted)
+    groups, pairs = _groups(admitted)
     asked = np.ones(len(groups), bool) if best.of is None else _rank(groups) < best.of
     losses = admitted["final_loss"].to_numpy()
     seeds = pc.fill_null(admitted["seed"], 0).to_numpy()
@@ -135,28 +138,30 @@ def _keep_the_best(selection: Selection, admitted: pa.Table, best: Best) -> None
             )
         short = np.flatnonzero(sizes < best.of)
         if len(short):
-            named = ", ".join(f"{shown(prompts[i])} ({sizes[i]})" for i in short[:_NAMED])
+            named = ", ".join(f"{pairs[i]} ({sizes[i]})" for i in short[:_NAMED])
             selection.notes.append(
-                f"{len(short)} of {len(sizes)} prompts have fewer than {best.of} rows to choose "
-                f"from: {named}{', ...' if len(short) > _NAMED else ''}."
+                f"{len(short)} of {len(sizes)} pairs of prompt and method have fewer than {best.of} "
+                f"rows to choose from: {named}{', ...' if len(short) > _NAMED else ''}."
             )
-    empty = np.setdiff1d(np.arange(len(prompts)), groups[kept])
+    empty = np.setdiff1d(np.arange(len(pairs)), groups[kept])
     if len(empty):
-        named = ", ".join(shown(prompts[i]) for i in empty[:_NAMED])
+        named = ", ".join(pairs[i] for i in empty[:_NAMED])
         selection.notes.append(
-            f"{len(empty)} of {len(prompts)} prompts have no picture with a final loss, and are left "
-            f"out: {named}{', ...' if len(empty) > _NAMED else ''}."
+            f"{len(empty)} of {len(pairs)} pairs of prompt and method have no picture with a final "
+            f"loss, and are left out: {named}{', ...' if len(empty) > _NAMED else ''}."
         )
 
 
 def _groups(rows: pa.Table) -> tuple[np.ndarray, list[str]]:
-    """The number of each row's prompt and method, int64 [rows], and the prompts of the numbers."""
-    prompts = rows["prompt"].combine_chunks().dictionary_encode("encode")
-    methods = rows["method"].combine_chunks().dictionary_encode("encode")
-    pairs = prompts.indices.to_numpy() * len(methods.dictionary) + methods.indices.to_numpy()
+    """The number of each row's prompt and method, int64 [rows], and what messages call each pair."""
+    prompts = rows["prompt"].combine_chunks().dictionary_encode()
+    methods = rows["method"].combine_chunks().dictionary_encode()
+    count = max(1, len(methods.dictionary))
+    pairs = prompts.indices.to_numpy() * count + methods.indices.to_numpy()
     used, groups = np.unique(pairs, return_inverse=True)
-    names = prompts.dictionary.to_pylist()
-    return groups, [names[pair // len(methods.dictionary)] for pair in used.tolist()]
+    prompt_of, method_of = prompts.dictionary.to_pylist(), methods.dictionary.to_pylist()
+    places = (divmod(pair, count) for pair in used.tolist())
+    return groups, [f"{shown(prompt_of[i])} by {method_of[j]}" for i, j in places]
 
 
 def _rank(groups: np.ndarray) -> np.ndarray:

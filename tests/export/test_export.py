@@ -328,13 +328,25 @@ def test_prompts_with_fewer_seeds_are_named(make_output, run):
     rows = [row for row in SEEDS if row["id"] != "dog-3-s"]
     result = run(make_output(rows=rows), "--select", "best-attention", "--of", 3)
     assert result.exit_code == 0
-    assert "1 of 4 prompts have fewer than 3 rows to choose from: 'a dog' (2)." in result.output
+    note = "1 of 4 pairs of prompt and method have fewer than 3 rows to choose from"
+    assert f"{note}: 'a dog' by stable-diffusion (2)." in result.output
+
+
+def test_rows_without_a_prompt_or_a_method_are_of_no_pair(make_output, run, tmp_path):
+    rows = [{"id": "no-prompt", "prompt": 3}, {"id": "no-method", "prompt": "a cat", "method": 3}]
+    output = make_output(rows=[*rows, *SEEDS], losses=LOSSES)
+    result = run(output, "--select", "best-attention", "--of", 3)
+    assert result.exit_code == 0
+    assert "pairs of prompt and method" not in result.output
+    assert exported(tmp_path / "dest") == ["cat-4-a", "cat-3-s", "dog-5-s", "dog-3-a"]
+    assert "2 without a picture" in result.output
 
 
 def test_prompts_without_a_final_loss_are_named(make_output, run, tmp_path):
     output = make_output(rows=SEEDS, losses={"cat-4-a": 0.2} | dict.fromkeys(ALL_DOGS, None))
     result = run(output, "--select", "best-attention")
-    assert "2 of 4 prompts have no picture with a final loss" in result.output
+    note = "2 of 4 pairs of prompt and method have no picture with a final loss, and are left out"
+    assert f"{note}: 'a dog' by " in result.output
     assert exported(tmp_path / "dest") == ["cat-4-a", "cat-3-s"]
 
 
