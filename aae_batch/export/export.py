@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -90,79 +91,106 @@ def export(
             cannot be written, or another process is writing to it; no row is left.
         SettingsError: the settings do not fit the rows.
     """
-    run, shards = _opened(dataset, settings.partial)
-    replaceable(destination, settings.force)  # before it is looked through what there is to export
-    first = dataset.table(shards.committed[0])
-    scores = Scores(dataset, first.column_names)
-    schema = _exported(scores.beside(first, shards.committed[0])).schema
+    source = _opened(dataset, settings.partial)
     if settings.format == "hf":
-        check_features(schema)
-    selection = choose(dataset, shards.committed, scores, settings.where, settings.best, choosing)
+        check_features(source.schema)
+    replaceable(destination, settings.force)  # before it is looked through what there is to export
+    selection = choose(
+        dataset, source.shards, source.scores, settings.where, settings.best, choosing
+    )
     if not len(selection):
         raise OutputError(
             f"No row of {dataset.storage.root} is left to export: {selection.failed} of "
             f"{selection.rows} have no picture, and --where leaves out {selection.refused}."
         )
-    described = schema
-    if settings.format == "webdataset":
-        described = pa.schema([schema.field(name) for name in json_columns(schema)])
-        selection.notes += [
-            f"The column {column.name} is left out, since JSON has no values of its type, "
-            f"{column.type}."
-            for column in schema
-            if column.name not in described.names
-        ]
     with _locked(destination):
-        suffix = ImageFormat(**run["image_format"]).suffix
-        marker = Marker(settings.format, -(-len(selection) // settings.rows_per_file), suffix)
-        replace(destination, replaceable(destination, settings.force), marker)
-        written = open_format(settings.format, destination, marker.pieces, suffix, schema)
-        seen = _Seen(len(selection), scores)
-        for piece in _pieces(dataset, selection, scores, settings.rows_per_file, writing):
-            written.write(piece)
-            seen.add(piece)
-            del piece  # memory is for one piece, not for the next as well
-        written.close()
-        destination.write_bytes(SAMPLES, samples_page(seen.samples))
-        facts = Facts(
-            title=destination.root.rstrip("/").rpartition("/")[2],
-            run=run,
-            shards=(len(shards.committed), shards.planned),
-            selection=selection,
-            schema=described,
-            scored=scores.of_metrics,
-            figures=pa.concat_tables(seen.figures),
-        )
-        card = dataset_card(facts, settings, written)
-        destination.write_bytes(CARD, str(card).encode())
+        _write(source, selection, destination, settings, writing)
     return selection
 
 
 @dataclass(frozen=True)
-class _Shards:
-    """Those of the output that are there, listed once: a job may commit more meanwhile; and how many
-    there are going to be."""
+class _Source:
+    """An output as it was when it was opened; a job may commit more meanwhile.
 
-    committed: list[int]
+    Attributes:
+        shards: those that are committed.
+        planned: how many there are going to be.
+        schema: of the exported rows.
+    """
+
+    dataset: Dataset
+    run: dict[str, Any]
+    shards: list[int]
     planned: int
+    scores: Scores
+    schema: pa.Schema
 
 
-def _opened(dataset: Dataset, partial: bool) -> tuple[dict, _Shards]:
-    """What `run.json` says, and the shards."""
+def _opened(dataset: Dataset, partial: bool) -> _Source:
     run = dataset.run
     root = dataset.storage.root
     if run is None:
         raise OutputError(f"There is no run in {root}: check the path.")
-    shards = _Shards(dataset.shards(), -(-run["rows"] // run["shard_size"]))
-    there = f"{len(shards.committed)} of {shards.planned} shards are there"
-    if not partial and (len(shards.committed) < shards.planned or dataset.summary is None):
+    shards = dataset.shards()
+    planned = -(-run["rows"] // run["shard_size"])
+    there = f"{len(shards)} of {planned} shards are there"
+    if not partial and (len(shards) < planned or dataset.summary is None):
         raise OutputError(
             f"{root} is not complete, {there}: finish it by the command that began it, or export what "
             "there is with --partial."
         )
-    if not shards.committed:
+    if not shards:
         raise OutputError(f"Nothing of {root} can be exported yet, {there}: wait for the first.")
-    return run, shards
+    first = dataset.table(shards[0])
+    scores = Scores(dataset, first.column_names)
+    schema = _exported(scores.beside(first, shards[0])).schema
+    return _Source(dataset, run, shards, planned, scores, schema)
+
+
+def _write(
+    source: _Source,
+    selection: Selection,
+    destination: Storage,
+    settings: ExportSettings,
+    progress: Progress,
+) -> None:
+    suffix = ImageFormat(**source.run["image_format"]).suffix
+    pieces = -(-len(selection) // settings.rows_per_file)
+    written = open_format(settings.format, destination, pieces, suffix, source.schema)
+    earlier = replaceable(destination, settings.force)
+    replace(destination, earlier, Marker(settings.format, pieces, suffix))
+    seen = _Seen(len(selection), source.scores)
+    for piece in _pieces(source, selection, settings.rows_per_file, progress):
+        written.write(piece)
+        seen.add(piece)
+        del piece  # memory is for one piece, not for the next as well
+    written.close()
+    destination.write_bytes(SAMPLES, samples_page(seen.samples))
+    described = source.schema
+    if settings.format == "webdataset":
+        described = _in_json(source.schema, selection)
+    facts = Facts(
+        title=destination.root.rstrip("/").rpartition("/")[2],
+        run=source.run,
+        shards=(len(source.shards), source.planned),
+        selection=selection,
+        schema=described,
+        scored=source.scores.of_metrics,
+        figures=pa.concat_tables(seen.figures),
+    )
+    card = dataset_card(facts, settings, written)
+    destination.write_bytes(CARD, str(card).encode())
+
+
+def _in_json(schema: pa.Schema, selection: Selection) -> pa.Schema:
+    """The columns that JSON has values for; the others are noted."""
+    names = json_columns(schema)
+    selection.notes += [
+        f"The column {column.name} is left out, since JSON has no values of its type, {column.type}."
+        for column in schema
+        if column.name not in names
+    ]
+    return pa.schema([schema.field(name) for name in names])
 
 
 def _locked(destination: Storage) -> AbstractContextManager[object]:
@@ -173,7 +201,7 @@ def _locked(destination: Storage) -> AbstractContextManager[object]:
 
 
 def _pieces(
-    dataset: Dataset, selection: Selection, scores: Scores, size: int, progress: Progress
+    source: _Source, selection: Selection, size: int, progress: Progress
 ) -> Iterator[Piece]:
     """The chosen rows with their scores and pictures, `size` a piece and fewer in the last."""
     held: list[pa.Table] = []
@@ -182,7 +210,8 @@ def _pieces(
     chosen = {shard: places for shard, places in selection.places.items() if len(places)}
 
     def read(shard: int) -> pa.Table:
-        return scores.beside(dataset.table(shard), shard).take(chosen[shard])
+        rows = source.scores.beside(source.dataset.table(shard), shard)
+        return rows.take(chosen[shard])
 
     for done, rows in enumerate(read_ahead(read, chosen)):
         start = 0
@@ -190,7 +219,7 @@ def _pieces(
             part = rows.slice(start, size - len(pictures))
             start += part.num_rows
             held.append(_exported(part))
-            pictures += _pictures(dataset, part)
+            pictures += _pictures(source.dataset, part)
             if len(pictures) == size:
                 yield Piece(index, pa.concat_tables(held).combine_chunks(), pictures)
                 index += 1
