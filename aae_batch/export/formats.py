@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from aae_batch.dataset import layout
 from aae_batch.dataset.storage import Storage
 from aae_batch.dataset.webdataset import tar_of
+from aae_batch.errors import SettingsError
 from aae_batch.row import is_safe_id
 
 FORMATS = ("hf", "parquet", "webdataset", "imagefolder")
@@ -26,6 +27,9 @@ TABLE = "train/metadata.parquet"
 
 ROWS_A_GROUP = 100
 """Of a Parquet file: what a reader who wants one picture must fetch."""
+
+MOST_PARQUET_FILES = 100_000
+"""Hugging Face's `datasets` finds names with five digits."""
 
 THREADS = 8
 """Files that are written at once where each picture is one."""
@@ -64,6 +68,9 @@ def open_format(
         pieces: how many there are going to be.
         suffix: of picture files, with its dot.
         schema: of the pieces' rows.
+
+    Raises:
+        SettingsError: there are more pieces than readers would find.
     """
     if name == "imagefolder":
         return ImageFolder(destination, suffix)
@@ -102,6 +109,11 @@ class Parquet:
     """`data/train-00000-of-00005.parquet`: a file a piece, with a column `image`."""
 
     def __init__(self, destination: Storage, pieces: int, suffix: str, schema: pa.Schema) -> None:
+        if pieces > MOST_PARQUET_FILES:
+            raise SettingsError(
+                f"Of {pieces:,} Parquet files the library datasets would find the first "
+                f"{MOST_PARQUET_FILES:,}: give larger --rows-per-file."
+            )
         self._destination = destination
         self._pieces = pieces
         self._suffix = suffix

@@ -155,6 +155,13 @@ def test_pictures_are_not_compressed_again_and_a_reader_of_one_fetches_a_hundred
     assert paths == [f"r{i}.png" for i in range(250)]
 
 
+def test_more_parquet_files_than_readers_find_are_refused(tmp_path):
+    schema = pa.schema([("id", pa.string())])
+    open_format("parquet", open_storage(tmp_path), 100_000, ".png", schema)
+    with pytest.raises(SettingsError, match="give larger --rows-per-file"):
+        open_format("parquet", open_storage(tmp_path), 100_001, ".png", schema)
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_what_is_loaded_is_this_export_and_not_an_earlier_one(make_output, run, tmp_path, format):
     rows = [{"id": row_id, "prompt": "a cat"} for row_id in ("test", "test-1")]
