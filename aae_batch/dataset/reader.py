@@ -123,16 +123,12 @@ class Dataset:
     ) -> tuple[pa.Table, dict[str, str]]:
         """The same, and what the table says of itself: see `layout.SCORES_FINGERPRINT` and the one after it."""
         name = layout.metric_name(metric, shard)
-        with self.storage.open(name) as source:
-            try:
-                with pq.ParquetFile(source) as file:
-                    table = file.read(columns)
-            except (pa.ArrowException, OSError) as error:
-                why = " ".join(str(error).split())[:200] or type(error).__name__
-                raise OutputError(
-                    f"{self.storage.place(name)} is damaged ({why}): run `aae-batch evaluate` with "
-                    f"--metric {metric} to have it made again."
-                ) from error
+        with (
+            self._whole(name),
+            self.storage.open(name) as source,
+            pq.ParquetFile(source) as file,
+        ):
+            table = file.read(columns)
         marks = {
             key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()
         }
@@ -231,8 +227,10 @@ class Dataset:
             place = self.storage.place(name)
             if isinstance(error, OSError) and error.strerror:  # Arrow's own errors have none
                 raise OutputError(f"Cannot read {place}: {error.strerror}.") from error
-            is_score = name.startswith(layout.METRICS)
-            mend = "delete it and run `aae-batch evaluate` again." if is_score else self._mend()
+            mend = self._mend()
+            if name.startswith(layout.METRICS):
+                metric = name.split("/")[1]
+                mend = f"`aae-batch evaluate` with --metric {metric} makes it again."
             raise OutputError(f"{place} is damaged: {mend}") from error
 
     def _mend(self) -> str:

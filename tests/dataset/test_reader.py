@@ -89,7 +89,7 @@ def _read_all(dataset: Dataset, row: dict) -> None:
 def test_damaged_scores_are_to_be_made_again(tmp_path):
     storage = open_storage(tmp_path)
     storage.write_bytes(layout.metric_name("clip", 0), b"nothing")
-    with pytest.raises(OutputError, match="is damaged: delete it and run `aae-batch evaluate`"):
+    with pytest.raises(OutputError, match="is damaged: `aae-batch evaluate` with --metric clip"):
         Dataset(storage).scores_of("clip", 0)
 
 
