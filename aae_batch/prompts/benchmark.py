@@ -125,7 +125,7 @@ def _lines(text: str) -> list[str]:
     try:
         return list(_texts(json.loads(text)))
     except ValueError:
-        return [line.strip() for line in text.splitlines() if line.strip()]
+        return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -54,7 +54,7 @@ def read_prompts(
             "into one, or leave --template and --subjects out."
         )
     if suffix == ".txt":
-        lines = read_text(path, s3_endpoint).splitlines()
+        lines = read_text(path, s3_endpoint).split("\n")  # no other: a prompt may have U+2028 in it
         return Prompts([Prompt(line.strip()) for line in lines if line.strip()])
     if suffix in TABLES:
         with open_manifest(path, s3_endpoint) as manifest:

@@ -21,6 +21,12 @@ def test_text_has_a_prompt_on_each_line(tmp_path):
     assert [prompt.text for prompt in read_prompts(path).prompts] == ["a cat", "a frog"]
 
 
+@pytest.mark.parametrize("odd", ["\u2028", "\x0b", "\x0c", "\x85", "\x1e"])
+def test_only_a_line_feed_ends_a_prompt_of_a_text(tmp_path, odd):
+    path = written(tmp_path, "p.txt", f"a cat{odd}and a frog\na dog\n")
+    assert [p.text for p in read_prompts(path).prompts] == [f"a cat{odd}and a frog", "a dog"]
+
+
 def test_a_table_s_columns_go_with_its_prompts(tmp_path):
     path = written(
         tmp_path,
