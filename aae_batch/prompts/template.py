@@ -32,7 +32,7 @@ def expand(
     Args:
         subjects: of every prompt, with gaps as the template has them, e.g. `["{animal}",
             "{color} {object}"]`; of these, a template takes those whose gaps it has. Empty to leave
-            the subjects open.
+            the subjects open, as they are for a template that has the gaps of none.
 
     Returns:
         The prompts; carried is a column for each gap, null where a template does not have it.
@@ -52,8 +52,8 @@ def expand(
     for template, own in gaps.items():
         named = [subject for subject in subjects if set(_GAP.findall(subject)) <= set(own)]
         for values in _fillings(own, lists):
-            filled = tuple(_fill(subject, values) for subject in named) if subjects else None
-            prompts.append(Prompt(_fill(template, values), subjects=filled))
+            filled = tuple(_fill(subject, values) for subject in named)
+            prompts.append(Prompt(_fill(template, values), subjects=filled or None))
             for name in names:
                 columns[name].append(values.get(name))
     return Prompts(prompts, {name: pa.array(some, pa.string()) for name, some in columns.items()})

@@ -52,6 +52,12 @@ def test_subjects_are_filled_as_the_template_is_and_go_where_their_gaps_are():
     assert made.prompts[-1].subjects == ("dog",)
 
 
+def test_a_template_with_the_gaps_of_no_subject_leaves_them_to_be_found():
+    lists = {"animal": ["cat"], "object": ["car"]}
+    made = expand(["a {animal}", "a {object}"], lists, subjects=["{animal}"])
+    assert [prompt.subjects for prompt in made.prompts] == [("cat",), None]
+
+
 @pytest.mark.parametrize(
     ("template", "lists", "subjects", "said"),
     [
