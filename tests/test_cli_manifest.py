@@ -33,7 +33,7 @@ def test_subjects_that_were_found_are_shown_and_need_a_yes(run, prompts, tmp_pat
     assert result.exit_code == 2
     assert "a cat and a teddy bear  cat; teddy bear" in result.output
     assert "2 of 3 prompts have fewer than two subjects, 1 have none" in result.output
-    assert "1 prompts have no subject" in result.stderr
+    assert "1 prompt has no subject" in result.stderr
     assert "add --yes" in result.stderr
     assert not (tmp_path / "m.parquet").exists()
     result = run("build", prompts, "m.parquet", "--yes", "--seeds", "2", "--methods", "both")
@@ -58,6 +58,29 @@ def test_on_a_terminal_the_answer_decides(prompts, tmp_path, answer, code):
     assert ended.returncode == code, ended.stderr
     assert "Write 3 rows with these subjects?" in ended.stdout
     assert (tmp_path / "m.csv").exists() == (code == 0)
+
+
+def test_rows_that_no_method_guides_need_no_subjects_unless_asked_for(run, prompts, tmp_path):
+    plain = ["--methods", "stable-diffusion"]
+    result = run("build", prompts, "m.parquet", *plain)
+    assert result.exit_code == 0, result.output
+    assert "subject, and" not in result.stderr
+    assert "subjects" not in pq.read_table("m.parquet").column_names
+    (tmp_path / "p.csv").write_text("prompt,method\na cat,\na dog,stable-diffusion\n")
+    assert run("build", "p.csv", "n.parquet", "--yes").exit_code == 0
+    assert pq.read_table("n.parquet")["subjects"].to_pylist() == [["cat"], None]
+    assert run("build", prompts, "o.parquet", *plain, "--find-subjects", "--yes").exit_code == 0
+    assert pq.read_table("o.parquet")["subjects"].to_pylist()[1] == ["frog"]
+
+
+def test_prompts_that_cannot_be_guided_are_told_of_however_that_came_about(run, prompts, tmp_path):
+    result = run("build", prompts, "m.parquet", "--no-find-subjects")
+    assert result.exit_code == 0
+    assert "3 prompts have no subject" in result.stderr
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a cat", "subjects": []}\n')
+    result = run("build", "p.jsonl", "n.parquet")
+    assert result.exit_code == 0
+    assert "1 prompt has no subject, and attend-and-excite cannot guide it" in result.stderr
 
 
 def test_without_finding_or_with_subjects_nobody_is_asked(run, prompts, tmp_path):

@@ -83,7 +83,7 @@ class Nouns:
             raise SettingsError(
                 "Some prompts have no subjects, and finding them needs `pip install 'aae-batch[nlp]'`; "
                 'or give them in a column subjects, e.g. "cat;frog", or for a template with '
-                '--subjects "{animal};{object}".'
+                '--subjects "{animal};{object}"; or leave them out with --no-find-subjects.'
             ) from None
         return HanoverTagger("morphmodel_en.pgz")
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 from aae_batch.errors import ManifestError, RowError
 from aae_batch.prompts.prompt import Prompt, Prompts
 from aae_batch.request import Request
 from aae_batch.subjects import Tokenizer, resolve_subjects
+
+GUIDED = "attend-and-excite"
+"""The one method that must have subjects."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +33,47 @@ class Found:
         return sum(len(subjects) < number for subjects in some)
 
 
+def may_be_guided(prompt: Prompt, methods: Sequence[str]) -> bool:
+    """Whether some row of a prompt must have subjects; one of no method, which the run decides, may.
+
+    Args:
+        methods: of every prompt; empty for that of its table.
+    """
+    named = methods or [prompt.settings.get("method")]
+    return any(method in (None, GUIDED) for method in named)
+
+
+def unguidable(prompts: Prompts, methods: Sequence[str]) -> int:
+    """How many prompts have no subject and a row that must have one."""
+    return sum(
+        not (prompt.subjects or prompt.token_indices) and may_be_guided(prompt, methods)
+        for prompt in prompts.prompts
+    )
+
+
 def find_subjects(
-    prompts: Prompts, finder: Callable[[], Callable[[str], tuple[str, ...]]]
+    prompts: Prompts,
+    finder: Callable[[], Callable[[str], tuple[str, ...]]],
+    wanted: Callable[[Prompt], bool] = lambda prompt: True,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Found:
-    """Look for subjects in the prompts that have none. One without any is left as it was.
+    """Look for subjects in the prompts of which nobody has said any. One without is left as it was.
 
     Args:
         finder: makes what finds the subjects of a text; called only if some prompt needs it.
+        wanted: whether to look in such a prompt.
+        report: is told in how many prompts of how many it has looked.
     """
-    places = tuple(i for i, prompt in enumerate(prompts.prompts) if not prompt.has_subjects)
+    places = tuple(
+        i for i, prompt in enumerate(prompts.prompts) if not prompt.has_subjects and wanted(prompt)
+    )
     if not places:
         return Found(prompts, ())
-    find = finder()
+    find = cache(finder())  # a table may have a prompt in many rows
     filled = list(prompts.prompts)
-    for i in places:
+    for done, i in enumerate(places, 1):
         filled[i] = replace(filled[i], subjects=find(filled[i].text) or None)
+        report(done, len(places))
     return Found(replace(prompts, prompts=filled), places)
 
 

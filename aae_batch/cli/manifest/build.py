@@ -44,12 +44,13 @@ def build(
     ] = None,
     methods: Methods = None,
     find_subjects: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--find-subjects/--no-find-subjects",
             help="Where no subjects are given, take the nouns; needs the extra nlp.",
+            show_default="where a row may be guided",
         ),
-    ] = True,
+    ] = None,
     ignore: Annotated[
         str,
         typer.Option(help="Words that are never found as subjects, e.g. 'artstation;style'."),
@@ -70,20 +71,33 @@ def build(
     Exit codes: 0 written, 1 not wanted, 2 wrong command or input.
     """
     with errors_in_a_sentence():
-        from aae_batch.cli.manifest.common import ask, show_found, show_prompts, write
+        from aae_batch.cli.manifest.common import (
+            ask,
+            show_found,
+            show_prompts,
+            warn_of_unguidable,
+            write,
+        )
         from aae_batch.model.loading import load_tokenizer
         from aae_batch.prompts import subjects as naming
         from aae_batch.prompts.nouns import Nouns
         from aae_batch.prompts.rows import ManifestRows, check_target, parse_methods, parse_seeds
         from aae_batch.prompts.source import read_prompts
+        from aae_batch.terminal import count_reporter
 
         check_target(output, force, s3_endpoint)
         wanted_seeds = parse_seeds(seeds) if seeds else []
         wanted_methods = parse_methods(methods) if methods else []
         prompts = read_prompts(source, template, _listed(subjects), s3_endpoint)
         found = naming.Found(prompts, ())
-        if find_subjects:
-            found = naming.find_subjects(prompts, lambda: Nouns(_listed(ignore)))
+        if find_subjects is not False:
+            with count_reporter("prompts looked through for subjects") as report:
+                found = naming.find_subjects(
+                    prompts,
+                    lambda: Nouns(_listed(ignore)),
+                    lambda prompt: find_subjects or naming.may_be_guided(prompt, wanted_methods),
+                    report,
+                )
             prompts = found.prompts
         if model:
             tokenizer = load_tokenizer(model, revision=revision, s3_endpoint=s3_endpoint)
@@ -91,10 +105,12 @@ def build(
         rows = ManifestRows(prompts, wanted_seeds, wanted_methods)
         if found.places:
             show_found(found, show)
+            warn_of_unguidable(naming.unguidable(prompts, wanted_methods))
             ask(f"Write {len(rows)} rows with these subjects?", yes)
         else:
             first = range(min(show, len(prompts)))
             show_prompts(prompts, first, f"{len(prompts)} prompts, the first {len(first)}:")
+            warn_of_unguidable(naming.unguidable(prompts, wanted_methods))
         write(output, rows, s3_endpoint)
         raise typer.Exit(COMPLETE)
 

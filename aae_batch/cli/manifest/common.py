@@ -69,10 +69,15 @@ def show_found(found: Found, show: int) -> None:
     )
     none, few = found.with_fewer_than(1), found.with_fewer_than(2)
     print(f"{few} of {count} prompts have fewer than two subjects, {none} have none")
-    if none:
+
+
+def warn_of_unguidable(count: int) -> None:
+    """That some prompts name nothing, however that came about."""
+    if count:
+        prompts, them = ("1 prompt has", "it") if count == 1 else (f"{count} prompts have", "them")
         complain(
-            f"{none} prompts have no subject, and attend-and-excite cannot guide them: name some in a "
-            "column subjects, or generate these rows with another method."
+            f"{prompts} no subject, and attend-and-excite cannot guide {them}: name some in a column "
+            "subjects, or generate these rows with another method."
         )
 
 
