@@ -391,18 +391,22 @@ def _problem(row: Row, kind: str, reason: str, fails: bool) -> Problem:
 
 
 def _picture(request: Request, config: GuidanceConfig) -> tuple[Any, ...]:
-    """All that a row's picture depends on; the settings it does not name are the same for all."""
+    """All that a row's picture depends on, the run's settings where it has none of its own; what is left
+    open there, the size, the model decides for all alike. stable-diffusion looks at no subjects."""
+    method = request.method or config.method
+    scale, negative = request.guidance_scale, request.negative_prompt
+    named = method != "stable-diffusion"
     return (
         request.prompt,
         request.seed,
-        request.method or config.method,
-        request.subjects,
-        request.token_indices,
-        request.negative_prompt,
-        request.guidance_scale,
-        request.num_inference_steps,
-        request.height,
-        request.width,
+        method,
+        tuple(request.subjects or ()) if named else (),
+        tuple(request.token_indices or ()) if named else (),
+        (config.negative_prompt if negative is None else negative) or "",
+        float(config.guidance_scale if scale is None else scale),
+        request.num_inference_steps or config.num_inference_steps,
+        request.height or config.height,
+        request.width or config.width,
     )
 
 

@@ -152,6 +152,25 @@ def test_rows_that_ask_for_the_same_picture_are_warnings(tmp_path):
     assert summary.totals == {"PromptError": 2, "RepeatedRow": 1}
 
 
+def test_what_a_row_says_as_the_run_does_tells_no_pictures_apart(tmp_path):
+    base = {"prompt": "a circle", "subjects": ["circle"], "seed": 1}
+    said = {"num_inference_steps": 30, "guidance_scale": 4, "height": 64, "negative_prompt": ""}
+    path = jsonl(tmp_path, base, base | said, base | {"num_inference_steps": 31})
+    settings = {"num_inference_steps": 30, "guidance_scale": 4.0, "height": 64}
+    assert [problem.row for problem in judged(path, **settings)[0]] == [2]
+
+
+def test_subjects_tell_pictures_apart_only_where_the_method_looks_at_them(tmp_path):
+    named = [{}, {"subjects": ["circle"]}, {"token_indices": [2]}]
+    base = {"prompt": "a circle and a star", "seed": 1}
+    path = jsonl(
+        tmp_path,
+        *(base | some | {"method": "stable-diffusion"} for some in named),
+        *(base | some | {"method": "structure-diffusion"} for some in named),
+    )
+    assert [(p.row, p.kind) for p in judged(path)[0]] == [(2, "RepeatedRow"), (3, "RepeatedRow")]
+
+
 def test_the_run_s_method_counts_for_rows_that_name_none(tmp_path):
     path = jsonl(
         tmp_path, {"prompt": "a circle"}, {"prompt": "a star", "method": "stable-diffusion"}
