@@ -119,18 +119,15 @@ def quote_for(
 
 
 def quote(
-    work: Counter[Work],
-    costs: Mapping[tuple[int | None, int | None], PictureCosts],
-    config: GuidanceConfig,
-    assumed: Assumptions,
+    work: Counter[Work], costs: ModelCosts, config: GuidanceConfig, assumed: Assumptions
 ) -> Quote:
-    """The price of some pictures, by what the passes cost at each size."""
+    """The price of some pictures, by what the passes of their model cost."""
     flops = image_bytes = table_bytes = 0.0
     for kind, count in work.items():
-        cost = costs[kind.height, kind.width]
-        flops += count * picture_flops(kind, cost, config, assumed.refinements)
+        cost, steps = costs.pictures[kind.height, kind.width], costs.steps[kind.num_inference_steps]
+        flops += count * picture_flops(kind, steps, cost, config, assumed.refinements)
         image_bytes += count * cost.pixels * PNG_BYTES_PER_PIXEL
-        per_subject = FIGURES_PER_STEP * 4 * kind.num_inference_steps + MAP_BYTES
+        per_subject = FIGURES_PER_STEP * 4 * steps + MAP_BYTES
         table_bytes += count * (ROW_BYTES + kind.subjects * per_subject)
     return Quote(
         images=work.total(),
@@ -161,12 +158,29 @@ class PictureCosts:
     pixels: int
 
 
+@dataclass(frozen=True)
+class ModelCosts:
+    """What a model's passes cost, and how many there are.
+
+    Attributes:
+        pictures: by height and width, None where the model decides.
+        steps: the scheduler's, by `num_inference_steps`.
+    """
+
+    pictures: Mapping[tuple[int | None, int | None], PictureCosts]
+    steps: Mapping[int, int]
+
+
 def picture_flops(
-    kind: Work, cost: PictureCosts, config: GuidanceConfig, refinements: float
+    kind: Work, steps: int, cost: PictureCosts, config: GuidanceConfig, refinements: float
 ) -> float:
     """FLOPs of one picture. Only attend-and-excite has guided passes, and only composable-diffusion
-    more rows than the prompt and the negative prompt."""
-    passes, steps = cost.sampling, kind.num_inference_steps
+    more rows than the prompt and the negative prompt.
+
+    Args:
+        steps: the scheduler's.
+    """
+    passes = cost.sampling
     rows = kind.conjuncts + (kind.classifier_free or kind.conjuncts > 1)
     flops = steps * passes.denoise * rows / 2 + rows * cost.encode + cost.decode
     if kind.method == "attend-and-excite":
@@ -181,10 +195,13 @@ def picture_flops(
 # --- counting ------------------------------------------------------------------------------------
 
 
-def costs_of(
-    pipe, work: Counter[Work], config: GuidanceConfig
-) -> dict[tuple[int | None, int | None], PictureCosts]:
-    """What the passes cost at every size that occurs, on a pipeline of the meta device."""
+def costs_of(pipe, work: Counter[Work], config: GuidanceConfig) -> ModelCosts:
+    """What the passes cost at every size that occurs, and how many steps there are, on a pipeline of
+    the meta device.
+
+    Raises:
+        SettingsError: the scheduler does not fit Stable Diffusion.
+    """
     import torch
 
     from aae_batch.model.unet import StableDiffusion
@@ -194,17 +211,25 @@ def costs_of(
     tokens, width = text.max_position_embeddings, pipe.unet.config.cross_attention_dim
     prompt = torch.zeros(1, tokens, dtype=torch.long, device="meta")
     encode = count_flops(lambda: pipe.text_encoder(prompt))
-    costs = {}
+    pictures = {}
     for size in {(kind.height, kind.width) for kind in work}:
         shape = model.latent_shape(*size)
         latents = torch.empty(1, *shape, device="meta")
-        costs[size] = PictureCosts(
+        pictures[size] = PictureCosts(
             count_sampling(pipe, latents, tokens, width, config.attn_res),
             encode=encode,
             decode=count_flops(lambda latents=latents: pipe.vae.decode(latents)),  # type: ignore[misc]
             pixels=shape[1] * shape[2] * pipe.vae_scale_factor**2,
         )
-    return costs
+    scheduler = model.scheduler(config.scheduler)
+    steps = {n: _steps(scheduler, n) for n in {kind.num_inference_steps for kind in work}}
+    return ModelCosts(pictures, steps)
+
+
+def _steps(scheduler, num_inference_steps: int) -> int:
+    """How many a scheduler takes; PNDM and those that look twice take more than they are asked for."""
+    scheduler.set_timesteps(num_inference_steps)
+    return len(scheduler.timesteps)
 
 
 def count_sampling(

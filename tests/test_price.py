@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -10,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from aae_batch import Engine, GuidanceConfig, Request
 from aae_batch.errors import ModelError
-from aae_batch.model.loading import default_guidance
+from aae_batch.model.loading import default_guidance, source_of
 from aae_batch.model.skeleton import load_skeleton
 from aae_batch.price import GPUS, Assumptions, costs_of, quote, quote_for
 from aae_batch.validate import Work
@@ -58,13 +60,41 @@ def test_the_flops_are_those_of_a_real_picture(engine, config, costs, method, co
     assert said.flops == pytest.approx(counter.get_total_flops(), rel=0.001)
 
 
+@pytest.mark.parametrize(("scheduler", "steps"), [("pndm", 4), ("HeunDiscreteScheduler", 5)])
+def test_every_step_that_the_scheduler_adds_has_its_price(engine, config, scheduler, steps):
+    engine.model._encode_one.cache_clear()
+    own = config.updated(scheduler=scheduler, max_iter_to_alter=25)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        (result,) = engine.generate([Request(PROMPT, subjects=SUBJECTS, seed=1)], own)
+    assert result.error is None
+    costs = costs_of(load_skeleton("shapes"), work(), own)
+    assert costs.steps == {3: steps}
+    said = quote(work(), costs, own, Assumptions())
+    assert said.flops == pytest.approx(counter.get_total_flops(), rel=0.001)
+
+
+def test_the_model_s_own_scheduler_counts_where_the_run_names_none(tmp_path):
+    for source in Path(source_of("shapes")).rglob("*.json"):
+        target = tmp_path / source.relative_to(source_of("shapes"))
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(source.read_bytes())
+    file = tmp_path / "scheduler" / "scheduler_config.json"
+    own = json.loads(file.read_text()) | {"_class_name": "PNDMScheduler", "skip_prk_steps": True}
+    file.write_text(json.dumps(own))
+    costs = costs_of(load_skeleton(str(tmp_path)), work(), GuidanceConfig())
+    assert costs.steps == {3: 4}
+    file.write_text(json.dumps(own | {"_class_name": "Magic"}))
+    with pytest.raises(ModelError, match="has a scheduler Magic, which diffusers lacks"):
+        load_skeleton(str(tmp_path))
+
+
 def test_refinements_cost_guided_passes_and_only_where_there_are_thresholds(config, costs):
     with_thresholds = config.updated(thresholds={0: 0.5})
 
     def flops(method: str, own: GuidanceConfig, refinements: int) -> float:
         return quote(work(method), costs, own, Assumptions(refinements)).flops
 
-    passes = costs[None, None].sampling
+    passes = costs.pictures[None, None].sampling
     guided = [flops("attend-and-excite", with_thresholds, n) for n in (0, 20)]
     assert guided[1] - guided[0] == pytest.approx(20 * (passes.attend + passes.attend_backward))
     plain = [flops("stable-diffusion", with_thresholds, n) for n in (0, 20)]
