@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aae_batch.config import GuidanceConfig
+from aae_batch.errors import SettingsError
 from aae_batch.guidance.schedule import GuidanceSchedule
 from aae_batch.validate import Work
 
@@ -86,12 +87,13 @@ class Quote:
     def __str__(self) -> str:
         each = self.flops / self.images
         lines = [
-            f"{self.images} images, {each / 1e12:.3g} TFLOP each on average with "
-            f"{self.refinements:g} refinements of a guided one, {self.flops / 1e15:.4g} PFLOP in all",
-            f"GPU-hours at {self.utilisation:.0%} of the peak of half precision: "
-            + ", ".join(f"{name} {_short(hours)}" for name, hours in self.gpu_hours.items()),
-            f"bytes, an estimate: images {self.image_bytes / 1e9:.3g} GB as PNG "
-            f"({PNG_BYTES_PER_PIXEL} bytes a pixel), tables {self.table_bytes / 1e9:.3g} GB",
+            f"{self.images} images, {in_thousands(each, 'FLOP')} each on average with "
+            f"{self.refinements:g} refinements of a guided one, {in_thousands(self.flops, 'FLOP')} in "
+            "all",
+            f"GPU time at {self.utilisation:.0%} of the peak of half precision: "
+            + ", ".join(f"{name} {in_time(hours)}" for name, hours in self.gpu_hours.items()),
+            f"bytes, an estimate: images {in_thousands(self.image_bytes, 'B')} as PNG "
+            f"({PNG_BYTES_PER_PIXEL} bytes a pixel), tables {in_thousands(self.table_bytes, 'B')}",
         ]
         return "\n".join(lines)
 
@@ -200,7 +202,7 @@ def costs_of(pipe, work: Counter[Work], config: GuidanceConfig) -> ModelCosts:
     the meta device.
 
     Raises:
-        SettingsError: the scheduler does not fit Stable Diffusion.
+        SettingsError: the scheduler does not fit Stable Diffusion, or cannot take so many steps.
     """
     import torch
 
@@ -228,7 +230,13 @@ def costs_of(pipe, work: Counter[Work], config: GuidanceConfig) -> ModelCosts:
 
 def _steps(scheduler, num_inference_steps: int) -> int:
     """How many a scheduler takes; PNDM and those that look twice take more than they are asked for."""
-    scheduler.set_timesteps(num_inference_steps)
+    try:
+        scheduler.set_timesteps(num_inference_steps)
+    except ValueError as error:
+        raise SettingsError(
+            f"num_inference_steps is {num_inference_steps}, which {type(scheduler).__name__} cannot "
+            f"take; use fewer. ({error})"
+        ) from None
     return len(scheduler.timesteps)
 
 
@@ -296,5 +304,27 @@ def count_flops(run: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def _short(hours: float) -> str:
-    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.2g}"
+# --- units ---------------------------------------------------------------------------------------
+
+
+def in_thousands(value: float, unit: str) -> str:
+    """With the prefix that leaves up to three digits before the point: `4.58e11` FLOP is 458 GFLOP."""
+    prefixes = iter(_PREFIXES)
+    prefix = next(prefixes)
+    while value >= 999.5 and prefix != _PREFIXES[-1]:
+        value, prefix = value / 1000, next(prefixes)
+    return f"{_number(value, 3)} {prefix}{unit}"
+
+
+def in_time(hours: float) -> str:
+    """In seconds, minutes or hours."""
+    if hours < 2 / 60:
+        return f"{_number(hours * 3600, 2)} s"
+    return f"{_number(hours * 60, 2)} min" if hours < 2 else f"{_number(hours, 2)} h"
+
+
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:,.0f}" if value >= 99.5 else f"{value:.{digits}g}"

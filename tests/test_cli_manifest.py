@@ -133,7 +133,10 @@ def test_a_valid_manifest_is_clean(run):
     result = run("validate", "m.parquet", "--price")
     assert result.exit_code == 0, result.output
     assert result.output.startswith("20 rows: 20 good, 0 would fail\n")
-    assert "GPU-hours at 40% of the peak" in result.output
+    assert "judged as the model shapes would; --model names another\n" in result.output
+    assert "\nwith the model shapes: 20 images" in result.output
+    assert "GPU time at 40% of the peak" in result.output
+    assert "names another" not in run("validate", "m.parquet", "--model", "shapes").output
 
 
 @pytest.fixture
@@ -161,7 +164,7 @@ def test_all_problems_can_be_had_as_json_or_csv(run, wrong, tmp_path):
     result = run("validate", wrong, "--json", "--output", "problems.csv")
     assert result.exit_code == 1
     said = json.loads(result.stdout)
-    assert (said["rows"], said["failing"]) == (4, 2)
+    assert (said["model"], said["rows"], said["failing"]) == ("shapes", 4, 2)
     assert said["totals"] == {"SubjectError": 1, "PromptError": 1, "RepeatedRow": 1}
     with (tmp_path / "problems.csv").open(newline="") as file:
         records = list(csv.DictReader(file))

@@ -11,10 +11,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from aae_batch import Engine, GuidanceConfig, Request
-from aae_batch.errors import ModelError
+from aae_batch.errors import ModelError, SettingsError
 from aae_batch.model.loading import default_guidance, source_of
 from aae_batch.model.skeleton import load_skeleton
-from aae_batch.price import GPUS, Assumptions, costs_of, quote, quote_for
+from aae_batch.price import GPUS, Assumptions, costs_of, in_thousands, in_time, quote, quote_for
 from aae_batch.validate import Work
 
 PROMPT = "a red circle and a blue square"
@@ -114,6 +114,34 @@ def test_hours_and_bytes_follow_from_what_is_assumed(config, costs):
     assert all(name in text for name in GPUS)
     assert "an estimate" in text
     assert "at 25% of the peak" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.0, "0 B"),
+        (446_000, "446 kB"),
+        (999_700, "1 MB"),
+        (1.234e9, "1.23 GB"),
+        (5.5e15, "5.5 PB"),
+        (4e21, "4,000 EB"),
+    ],
+)
+def test_amounts_are_said_in_the_unit_that_suits_them(value, said):
+    assert in_thousands(value, "B") == said
+
+
+@pytest.mark.parametrize(
+    ("hours", "said"),
+    [(4.9e-6, "0.018 s"), (0.03, "108 s"), (0.5, "30 min"), (2.5, "2.5 h"), (12345.6, "12,346 h")],
+)
+def test_time_is_said_in_seconds_minutes_or_hours(hours, said):
+    assert in_time(hours) == said
+
+
+def test_more_steps_than_the_scheduler_has_are_refused_in_a_sentence(config):
+    with pytest.raises(SettingsError, match=r"num_inference_steps is 2000, .* use fewer"):
+        costs_of(load_skeleton("shapes"), work(num_inference_steps=2000), config)
 
 
 def test_a_larger_picture_costs_more(config, costs):

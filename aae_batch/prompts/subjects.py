@@ -39,7 +39,7 @@ def may_be_guided(prompt: Prompt, methods: Sequence[str]) -> bool:
     Args:
         methods: of every prompt; empty for that of its table.
     """
-    named = methods or [prompt.settings.get("method")]
+    named: Sequence[str | None] = methods or [prompt.settings.get("method")]
     return any(method in (None, GUIDED) for method in named)
 
 

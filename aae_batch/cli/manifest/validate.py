@@ -23,6 +23,7 @@ OWN = "the model's own"
 
 
 def validate(
+    context: typer.Context,
     manifest: Annotated[str, typer.Argument(help="Parquet, CSV or JSONL: a path or a URL.")],
     model: Model = "shapes",
     revision: Revision = None,
@@ -31,6 +32,9 @@ def validate(
     ] = None,
     num_inference_steps: Annotated[
         int | None, typer.Option(help="The run's.", show_default=OWN)
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="The run's, for --price.", show_default=OWN)
     ] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="The run's.", show_default=OWN)
@@ -49,7 +53,7 @@ def validate(
     ] = None,
     price: Annotated[
         bool,
-        typer.Option("--price", help="Also FLOPs, GPU-hours and bytes of the rows that are good."),
+        typer.Option("--price", help="Also FLOPs, GPU time and bytes of the rows that are good."),
     ] = False,
     refinements: Annotated[
         float,
@@ -70,6 +74,7 @@ def validate(
         own = {
             "method": method,
             "num_inference_steps": num_inference_steps,
+            "scheduler": scheduler,
             "guidance_scale": guidance_scale,
             "height": height,
             "width": width,
@@ -86,11 +91,17 @@ def validate(
             assumed = Assumptions(refinements, utilisation)
             quote = quote_for(summary.work, model, config, assumed, revision, s3_endpoint)
         if as_json:
-            _print_json(summary, shown, quote)
+            _print_json(model, summary, shown, quote)
         else:
             _print(summary, shown, output)
+            source = context.get_parameter_source("model")
+            is_given = source is not None and source.name != "DEFAULT"
+            print(
+                f"judged as the model {model} would"
+                + ("" if is_given else "; --model names another")
+            )
             if quote is not None:
-                print(f"\n{quote}")
+                print(f"\nwith the model {model}: {quote}")
         raise typer.Exit(WITH_FAILURES if summary.failing else COMPLETE)
 
 
@@ -178,11 +189,12 @@ def printable(text: str) -> str:
     return shown if len(shown) <= 300 else f"{shown[:200]}...{shown[-60:]}"
 
 
-def _print_json(summary: Summary, problems: list[Problem], quote: Any) -> None:
+def _print_json(model: str, summary: Summary, problems: list[Problem], quote: Any) -> None:
     import dataclasses
     import json
 
     said = {
+        "model": model,
         "rows": summary.rows,
         "failing": summary.failing,
         "totals": dict(summary.totals.most_common()),
