@@ -8,6 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
+MOST_PROMPTS = 2_000_000
+"""At once: they are held in memory, at about 750 bytes each. Their rows, for each seed and method, are
+not."""
+
 
 @dataclass(frozen=True)
 class Prompt:

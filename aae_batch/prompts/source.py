@@ -15,7 +15,7 @@ from aae_batch.dataset.fetch import fetch
 from aae_batch.dataset.storage import is_url
 from aae_batch.errors import ManifestError, OutputError, shown
 from aae_batch.manifest import Manifest, open_manifest
-from aae_batch.prompts.prompt import Prompt, Prompts
+from aae_batch.prompts.prompt import MOST_PROMPTS, Prompt, Prompts
 from aae_batch.prompts.template import expand
 from aae_batch.row import Row
 
@@ -43,7 +43,7 @@ def read_prompts(
         subjects: of every prompt of the template, likewise.
 
     Raises:
-        ManifestError: the file cannot be read, or a row of it is wrong.
+        ManifestError: the file cannot be read, a row of it is wrong, or there are too many prompts.
     """
     suffix = PurePosixPath(path).suffix.lower()
     if suffix in YAML:
@@ -55,11 +55,22 @@ def read_prompts(
         )
     if suffix == ".txt":
         lines = read_text(path, s3_endpoint).split("\n")  # no other: a prompt may have U+2028 in it
-        return Prompts([Prompt(line.strip()) for line in lines if line.strip()])
+        texts = [line.strip() for line in lines if line.strip()]
+        _check_number(path, len(texts))
+        return Prompts([Prompt(text) for text in texts])
     if suffix in TABLES:
         with open_manifest(path, s3_endpoint) as manifest:
+            _check_number(path, len(manifest))
             return _from_table(manifest)
     raise ManifestError(f"Source {path} is none of {', '.join(('.txt', *TABLES, *YAML))}.")
+
+
+def _check_number(path: str, count: int) -> None:
+    if count > MOST_PROMPTS:
+        raise ManifestError(
+            f"{path} has {count:,} prompts, more than {MOST_PROMPTS:,}; split it and make a manifest of "
+            "each part."
+        )
 
 
 def read_text(path: str, s3_endpoint: str | None = None) -> str:

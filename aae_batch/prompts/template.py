@@ -16,9 +16,8 @@ import pyarrow as pa
 
 from aae_batch.dataset.layout import MANIFEST_COLUMNS, RESERVED
 from aae_batch.errors import ManifestError
-from aae_batch.prompts.prompt import Prompt, Prompts
+from aae_batch.prompts.prompt import MOST_PROMPTS, Prompt, Prompts
 
-MOST_PROMPTS = 10_000_000
 _GAP = re.compile(r"\{([^{}]*)\}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.\d+)?")
 _TAKEN = frozenset(column.name for column in MANIFEST_COLUMNS) | RESERVED

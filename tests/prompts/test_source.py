@@ -99,6 +99,17 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path):
         read_prompts(str(tmp_path / "p.txt"))
 
 
+@pytest.mark.parametrize("name", ["p.txt", "p.parquet"])
+def test_too_many_prompts_are_refused_before_memory_is_gone(tmp_path, name):
+    path = tmp_path / name
+    if name == "p.txt":
+        path.write_text("a\n" * 2_000_001)
+    else:
+        pq.write_table(pa.table({"prompt": pa.repeat("a", 2_000_001)}), path)
+    with pytest.raises(ManifestError, match="has 2,000,001 prompts, more than 2,000,000; split it"):
+        read_prompts(str(path))
+
+
 def test_a_source_may_lie_in_an_object_store(tmp_path, bucket):
     for name, text in (("p.txt", "a cat"), ("p.jsonl", json.dumps({"prompt": "a cat"}))):
         bucket.client.put_object(Bucket=bucket.name, Key=name, Body=text.encode())
