@@ -184,3 +184,11 @@ def test_what_cannot_be_read_is_one_sentence_and_exit_code_2(run, tmp_path, name
 def test_a_row_can_not_write_to_the_terminal(run, tmp_path):
     (tmp_path / "m.jsonl").write_text(json.dumps({"prompt": "a", "id": "\u001b[2Jx"}) + "\n")
     assert "\u001b" not in run("validate", "m.jsonl").output
+
+
+@pytest.mark.parametrize(
+    ("command", "default"), [("build", "(as the run says)"), ("benchmark", "both")]
+)
+def test_help_says_which_methods_rows_are_made_for(run, command, default):
+    output = " ".join(run(command, "--help").output.split())
+    assert f"from the same noise; or all. [default: {default}]" in output

@@ -35,15 +35,19 @@ def parse_seeds(text: str) -> list[int]:
     """`64` is 0 to 63, as `0:64` is; `1,5,10:20` are 1, 5 and 10 to 19.
 
     Raises:
-        SettingsError: it is no such list.
+        SettingsError: it is no such list, or a longer one than is taken.
     """
     seeds: list[int] = []
     for part in f"0:{text}".split(",") if text.strip().isdecimal() else text.split(","):
         match = re.fullmatch(r"\s*(\d{1,18})\s*(?::\s*(\d{1,18})\s*)?", part, re.ASCII)
         first, end = (int(match[1]), int(match[2] or int(match[1]) + 1)) if match else (0, 0)
-        if end <= first or end - first + len(seeds) > MOST_SEEDS:
+        if end <= first:
             raise SettingsError(
                 f"--seeds {text!r} is no list of seeds; write e.g. 64 or 0:64 for 0 to 63, or 1,5,9."
+            )
+        if end - first + len(seeds) > MOST_SEEDS:
+            raise SettingsError(
+                f"--seeds {text!r} are more than {MOST_SEEDS:,} seeds; make several manifests."
             )
         seeds += range(first, end)
     if len(set(seeds)) < len(seeds):
@@ -72,8 +76,8 @@ class ManifestRows:
     """The rows that prompts make, with explicit ids and seeds.
 
     An id is `<number>-<words>-s<seed>-<method>`, of a prompt with a name `<name>-s<seed>-<method>`;
-    without the parts in which no two rows differ. Numbers and seeds are padded, so that ids sort as
-    the rows stand.
+    without the parts in which no two rows differ. Numbers and seeds are padded: sorted by id, prompts
+    without a name are in their order, the seeds of each rise, and methods are in alphabetical order.
 
     Args:
         seeds: of every prompt; empty for the one of its table, or else one from a hash of its id, the

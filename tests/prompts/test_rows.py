@@ -35,9 +35,15 @@ def test_seeds_are_a_number_a_range_or_a_list(text, seeds):
     assert parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "0", "a", "5:5", "1:", "-1:3", "1,1", "0:9999999", "\u0663"])
+@pytest.mark.parametrize("text", ["", "0", "a", "5:5", "1:", "-1:3", "1,1", "\u0663"])
 def test_what_is_no_list_of_seeds_is_refused(text):
     with pytest.raises(SettingsError, match="seed"):
+        parse_seeds(text)
+
+
+@pytest.mark.parametrize("text", ["0:2000000", "5,0:1000000", "1000001"])
+def test_too_many_seeds_are_said_to_be_too_many(text):
+    with pytest.raises(SettingsError, match="are more than 1,000,000 seeds; make several"):
         parse_seeds(text)
 
 
@@ -64,6 +70,14 @@ def test_a_row_for_each_prompt_seed_and_method_in_this_order():
     ids = [record["id"] for record in made]
     assert sorted(ids) == ids
     assert len(set(ids)) == len(ids)
+
+
+def test_sorted_ids_keep_the_prompts_and_raise_the_seeds_whatever_the_order_of_the_lists():
+    prompts = Prompts([Prompt(f"a cat {i}") for i in range(11)])
+    made = records(ManifestRows(prompts, seeds=[10, 9], methods=METHODS))
+    ordered = sorted(made, key=lambda record: record["id"])
+    wanted = sorted(made, key=lambda r: (int(r["prompt"].split()[-1]), r["seed"], r["method"]))
+    assert ordered == wanted
 
 
 def test_without_seeds_both_methods_start_from_the_same_noise():

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from aae_batch.cli.common import COMPLETE, Revision, S3Endpoint, complain, errors_in_a_sentence
-from aae_batch.cli.manifest.common import Force, Methods, Show, Target, TokenizerOf
+from aae_batch.cli.manifest.common import METHODS_HELP, Force, Show, Target, TokenizerOf
 
 
 def benchmark(
@@ -23,7 +23,7 @@ def benchmark(
     seeds: Annotated[
         str, typer.Option(help="A row for each: 64 or 0:64 for 0 to 63, or 1,5,9.")
     ] = "64",
-    methods: Methods = "both",
+    methods: Annotated[str, typer.Option(help=METHODS_HELP)] = "both",
     prompts: Annotated[
         str | None,
         typer.Option(
@@ -59,7 +59,7 @@ def benchmark(
             tokenizer = load_tokenizer(model, revision=revision, s3_endpoint=s3_endpoint)
             chosen = with_token_indices(chosen, tokenizer)
         wanted_seeds = parse_seeds(seeds)
-        rows = ManifestRows(chosen, wanted_seeds, parse_methods(methods) if methods else [])
+        rows = ManifestRows(chosen, wanted_seeds, parse_methods(methods))
         for name, count in paper.missing(chosen, sets).items():
             complain(
                 f"The file of prompts has {count} of the {paper.SIZES[name]} prompts of {name}."

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from aae_batch.cli.common import COMPLETE, Revision, S3Endpoint, errors_in_a_sentence
-from aae_batch.cli.manifest.common import Force, Methods, Show, Target, TokenizerOf
+from aae_batch.cli.manifest.common import METHODS_HELP, Force, Show, Target, TokenizerOf
 
 
 def build(
@@ -42,7 +42,9 @@ def build(
             show_default="one for each prompt, from its id",
         ),
     ] = None,
-    methods: Methods = None,
+    methods: Annotated[
+        str | None, typer.Option(help=METHODS_HELP, show_default="as the run says")
+    ] = None,
     find_subjects: Annotated[
         bool | None,
         typer.Option(

@@ -20,14 +20,10 @@ Target = Annotated[
     str,
     typer.Argument(help="The manifest to write, .parquet, .csv or .jsonl: a path or a URL."),
 ]
-Methods = Annotated[
-    str | None,
-    typer.Option(
-        help="A row for each: a comma list of methods; both, for attend-and-excite and "
-        "stable-diffusion from the same noise; or all.",
-        show_default="as the run says",
-    ),
-]
+METHODS_HELP = (
+    "A row for each: a comma list of methods; both, for attend-and-excite and stable-diffusion from the "
+    "same noise; or all."
+)
 TokenizerOf = Annotated[
     str | None,
     typer.Option(
