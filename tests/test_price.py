@@ -60,15 +60,14 @@ def test_the_flops_are_those_of_a_real_picture(engine, config, costs, method, co
     assert said.flops == pytest.approx(counter.get_total_flops(), rel=0.001)
 
 
-@pytest.mark.parametrize(("scheduler", "steps"), [("pndm", 4), ("HeunDiscreteScheduler", 5)])
-def test_every_step_that_the_scheduler_adds_has_its_price(engine, config, scheduler, steps):
+def test_every_step_that_the_scheduler_adds_has_its_price(engine, config):
     engine.model._encode_one.cache_clear()
-    own = config.updated(scheduler=scheduler, max_iter_to_alter=25)
+    own = config.updated(scheduler="pndm", max_iter_to_alter=25)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         (result,) = engine.generate([Request(PROMPT, subjects=SUBJECTS, seed=1)], own)
     assert result.error is None
     costs = costs_of(load_skeleton("shapes"), work(), own)
-    assert costs.steps == {3: steps}
+    assert costs.steps == {3: 4}
     said = quote(work(), costs, own, Assumptions())
     assert said.flops == pytest.approx(counter.get_total_flops(), rel=0.001)
 
