@@ -91,7 +91,14 @@ def admit(model: StableDiffusion, request: Request, config: GuidanceConfig) -> S
             "'stable-diffusion'",
         )
     scheduler = model.scheduler(config.scheduler)
-    scheduler.set_timesteps(config.num_inference_steps, device=model.device)
+    try:
+        scheduler.set_timesteps(config.num_inference_steps, device=model.device)
+    except ValueError:  # which schedulers raise for more steps than they were trained with
+        raise RequestError(
+            request.name,
+            f"num_inference_steps is {config.num_inference_steps}, and the scheduler takes up to "
+            f"{scheduler.config.num_train_timesteps}",
+        ) from None
     generator = torch.Generator("cpu").manual_seed(request.seed)
     noise = model.draw_noise(shape, generator)
     steps = len(scheduler.timesteps)

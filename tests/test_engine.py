@@ -224,6 +224,19 @@ def test_other_schedulers_guide_too(sd1_pipeline, scheduler):
         assert torch.allclose(result.latents, together[name].latents, atol=1e-2)
 
 
+def test_more_steps_than_the_scheduler_has_fail_their_row_alone(sd1_pipeline):
+    requests = [
+        Request("a red circle", subjects=["circle"], num_inference_steps=steps, id=str(steps))
+        for steps in (1001, 1)
+    ]
+    config = GuidanceConfig(thresholds={})
+    results = {
+        r.request.id: r for r in Engine.from_pipeline(sd1_pipeline).generate(requests, config)
+    }
+    assert "takes up to 1000" in str(results["1001"].error)
+    assert results["1"].error is None
+
+
 def test_a_scheduler_of_another_family_is_refused(sd1_pipeline):
     engine = Engine.from_pipeline(sd1_pipeline)
     with pytest.raises(SettingsError, match=r"FlowMatch.*take one of ddim"):

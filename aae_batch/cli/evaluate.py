@@ -12,6 +12,14 @@ from aae_batch.cli.common import (
     COMPLETE,
     USAGE,
     WITH_FAILURES,
+    Actors,
+    Device,
+    Dtype,
+    GpusPerActor,
+    Grace,
+    MaxDeaths,
+    RayAddress,
+    RowTimeout,
     S3Endpoint,
     complain,
     errors_in_a_sentence,
@@ -70,45 +78,14 @@ def evaluate(
     ] = 0.1,
     # The job
     batch_size: Annotated[int, typer.Option(help="Pictures that a model takes at a time.")] = 16,
-    actors: Annotated[
-        str | None,
-        typer.Option(
-            help="Processes that hold the models each: a number, or MIN:MAX.",
-            show_default="one per GPU as they come, else one",
-        ),
-    ] = None,
-    gpus_per_actor: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of a GPU that an actor takes.",
-            show_default="1 where there are GPUs, else 0",
-        ),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="Torch device of each actor; auto is CUDA, else MPS, else CPU.")
-    ] = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="float32, float16, bfloat16, float64, or auto (16 bits on CUDA, else float32)."
-        ),
-    ] = "float32",
-    ray_address: Annotated[
-        str | None,
-        typer.Option(help="Ray cluster to join, e.g. 'auto'.", show_default="one on this machine"),
-    ] = None,
-    grace: Annotated[
-        float,
-        typer.Option(help="Seconds that shards under way are given after SIGTERM or Ctrl-C."),
-    ] = 30.0,
-    row_timeout: Annotated[
-        float,
-        typer.Option(help="Seconds without a finished row after which an actor is given up."),
-    ] = 1800.0,
-    max_deaths: Annotated[
-        int,
-        typer.Option(help="Stop after more actor deaths than this with nothing finished between."),
-    ] = 20,
+    actors: Actors = None,
+    gpus_per_actor: GpusPerActor = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    ray_address: RayAddress = None,
+    grace: Grace = 30.0,
+    row_timeout: RowTimeout = 1800.0,
+    max_deaths: MaxDeaths = 20,
     s3_endpoint: S3Endpoint = None,
     again: Annotated[
         bool,

@@ -9,8 +9,16 @@ import typer
 from aae_batch.cli.common import (
     COMPLETE,
     WITH_FAILURES,
+    Actors,
+    Device,
+    Dtype,
+    GpusPerActor,
+    Grace,
+    MaxDeaths,
     Model,
+    RayAddress,
     Revision,
+    RowTimeout,
     S3Endpoint,
     errors_in_a_sentence,
 )
@@ -42,21 +50,8 @@ def generate(
     model: Model = "shapes",
     revision: Revision = None,
     # The job
-    actors: Annotated[
-        str | None,
-        typer.Option(
-            help="Processes that hold a model each: a number, or MIN:MAX to use what a cluster has room "
-            "for. MIN are asked for in any case, which makes a cluster that scales grow.",
-            show_default="one per GPU as they come, else one",
-        ),
-    ] = None,
-    gpus_per_actor: Annotated[
-        float | None,
-        typer.Option(
-            help="Share of a GPU that an actor takes, e.g. 0.5 for two on each.",
-            show_default="1 where there are GPUs, else 0",
-        ),
-    ] = None,
+    actors: Actors = None,
+    gpus_per_actor: GpusPerActor = None,
     slots: Annotated[
         int, typer.Option(help="Pictures in flight in each actor; memory grows with it.")
     ] = 8,
@@ -89,19 +84,9 @@ def generate(
     webp_lossless: Annotated[
         bool | None, typer.Option(help="Keep every pixel in webp.", show_default="lossy")
     ] = None,
-    device: Annotated[
-        str, typer.Option(help="Torch device of each actor; auto is CUDA, else MPS, else CPU.")
-    ] = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="auto (bfloat16 or float16 on CUDA, else float32), float32, float16, bfloat16, float64."
-        ),
-    ] = "auto",
-    ray_address: Annotated[
-        str | None,
-        typer.Option(help="Ray cluster to join, e.g. 'auto'.", show_default="one on this machine"),
-    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    ray_address: RayAddress = None,
     retry_failed: Annotated[
         bool,
         typer.Option("--retry-failed", help="Generate again the rows that failed before."),
@@ -113,22 +98,10 @@ def generate(
             show_default="never",
         ),
     ] = None,
-    grace: Annotated[
-        float,
-        typer.Option(
-            help="Seconds that shards under way are given after SIGTERM or Ctrl-C; what is not done by "
-            "then is dropped, to be made again. A second signal stops at once."
-        ),
-    ] = 30.0,
-    row_timeout: Annotated[
-        float,
-        typer.Option(help="Seconds without a finished row after which an actor is given up."),
-    ] = 1800.0,
+    grace: Grace = 30.0,
+    row_timeout: RowTimeout = 1800.0,
     s3_endpoint: S3Endpoint = None,
-    max_deaths: Annotated[
-        int,
-        typer.Option(help="Stop after more actor deaths than this with nothing finished between."),
-    ] = 20,
+    max_deaths: MaxDeaths = 20,
     dry_run: Annotated[
         bool,
         typer.Option(
