@@ -4,7 +4,8 @@ them."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 from typing import Any
 from urllib.parse import quote
 
@@ -105,7 +106,8 @@ class Rows:
             of_row[seen["id"]].append(seen)
         for row, found in zip(rows, scores.found, strict=False):
             self._add_row(row, picture)
-            self._add_attention(of_row[row["id"]], row, found)
+            attended = of_row[row["id"]] if row["status"] == "ok" else []
+            self._add_attention(attended, found or ())
         for score, values in scores.columns.items():
             column = self.scores.setdefault(score, [None] * before)
             column.extend(_short(value) for value in values[: len(rows)])
@@ -128,13 +130,11 @@ class Rows:
         self._seen[(*key, row["method"])] += 1
         return self._cards.setdefault((*key, nth), len(self._cards))
 
-    def _add_attention(
-        self, seen: list[dict], row: dict[str, Any], found: list[bool] | None
-    ) -> None:
+    def _add_attention(self, seen: list[dict], found: Sequence[bool]) -> None:
+        """`seen` is in the order of the row's subjects, as `found` is."""
         self.columns["first"].append(len(self.attention["subject"]))
         self.columns["attended"].append(len(seen))
-        verdicts = dict(zip(row["subjects"] or (), found or (), strict=False))
-        for one in seen:
+        for one, verdict in zip_longest(seen, found[: len(seen)]):
             curve = np.nan_to_num(np.asarray(one["max_attention"], np.float32))
             self.curves += np.rint(curve.clip(0, 1) * UNIT).astype("<u2").tobytes()
             self.maps += one["map"]
@@ -143,7 +143,7 @@ class Rows:
             self.attention["height"].append(one["map_height"])
             self.attention["width"].append(one["map_width"])
             self.attention["scale"].append(_short(one["map_scale"]))
-            self.attention["found"].append(verdicts.get(one["subject"]))
+            self.attention["found"].append(verdict)
 
 
 _ATTENTION = ["id", "subject", "max_attention", "map", "map_height", "map_width", "map_scale"]

@@ -87,7 +87,10 @@ def record(row: Row) -> AttentionRecord:
     guided = row.request.method == "attend-and-excite"
     last = 0.8 if guided else 0.3
     subjects = []
-    for i, name in enumerate(row.request.subjects or ()):
+    named = row.request.subjects or [
+        f"word {n}" for n in range(len(row.request.token_indices or ()))
+    ]
+    for i, name in enumerate(named):
         where = np.zeros((4, 4), np.uint8)
         where[:, 3 * (i % 2)] = 255
         curve = np.linspace(0.1, last - 0.1 * i, 4, dtype=np.float32)

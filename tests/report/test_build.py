@@ -98,6 +98,26 @@ def test_scores_are_joined_by_the_picture_they_are_of(storage):
     assert report.figures.stale == 1
 
 
+def test_verdicts_are_joined_to_the_subjects_by_their_order(tmp_path):
+    rows = [
+        {"id": "twice", "prompt": "a cat and a cat", "subjects": ["cat", "cat"]},
+        {"id": "indices", "prompt": "a cat and a dog", "token_indices": [2, 5]},
+    ]
+    storage = write_dataset(tmp_path / "out", rows, drawn)
+    pictures = Dataset(storage).table(0, ["id", "sha256"]).to_pydict()
+    write_scores(storage, "detector", 0, pictures | {"found": [[True, False], [False, True]]})
+    attention = collect(Dataset(storage)).rows.attention
+    assert attention["subject"] == ["cat", "cat", "word 0", "word 1"]
+    assert attention["found"] == [True, False, False, True]
+
+
+def test_a_failed_row_has_none_of_the_attention_of_the_row_with_its_id(tmp_path):
+    row = {"id": "a", "prompt": "a cat", "subjects": ["cat"]}
+    rows = collect(Dataset(write_dataset(tmp_path / "out", [row, row], drawn))).rows
+    assert rows.columns["error_type"] == [None, "RequestError"]
+    assert rows.columns["attended"] == [1, 0]
+
+
 @pytest.mark.parametrize("form", ["webdataset", "parquet"])
 def test_layouts_without_files_put_small_pictures_into_the_page(tmp_path, form):
     storage = write_dataset(tmp_path / "out", ROWS, drawn, form)

@@ -139,6 +139,28 @@ def test_a_tap_keeps_the_map_until_the_next(look, small_page):
     assert page.locator("canvas.on").count() == 0
 
 
+@pytest.fixture
+def repeated_page(tmp_path):
+    """The page of a row that names a subject twice, and of one that fails since it has its id."""
+    row = {"id": "a", "prompt": "a cat and a cat", "subjects": ["cat", "cat"], "seed": 1}
+    rows = [row, {**row, "prompt": "the same id", "seed": 2}]
+    write_report(write_dataset(tmp_path / "out", rows, drawn))
+    return tmp_path / "out" / layout.REPORT
+
+
+def test_subjects_and_cards_of_one_name_are_told_apart(look, repeated_page):
+    page = look(repeated_page, reduced_motion="reduce")
+    card = page.locator(".card").first
+    assert card.locator(".chip").all_text_contents() == ["cat", "cat (2)"]
+    card.get_by_role("button", name="cat (2)").hover()
+    left, right = (colour_of(page, card.locator(".frame"), x, 0.5) for x in (0.05, 0.95))
+    assert sum(right) > sum(left) + 100
+    page.locator(".card h2 button").nth(1).click()
+    assert page.get_by_role("dialog", name="the same id").is_visible()
+    page.keyboard.press("ArrowLeft")
+    assert page.get_by_role("dialog", name="a cat and a cat").is_visible()
+
+
 # --- filters -------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,10 @@ const { rows, attention, scores, methods, thresholds, embedded, picturesABlock }
 );
 const [curves, maps] = parted(await unpacked("maps"));
 const cards = gathered();
+const labels = rows.id.flatMap((_, row) =>
+  numbered(attendedOf(row).map((i) => attention.subject[i])),
+);
+const names = numbered(cards.map(([first]) => rows.id[first]));
 const found = new Map(rows.id.map((id, row) => [row, searchable(row)]));
 
 // --- data ----------------------------------------------------------------------------------------
@@ -54,6 +58,20 @@ function gathered() {
 /** The rows of `attention` that are of a row of the dataset. */
 function attendedOf(row) {
   return Array.from({ length: rows.attended[row] }, (_, i) => rows.first[row] + i);
+}
+
+/** Names that tell equal ones apart: cat, cat (2). */
+function numbered(names) {
+  const seen = new Map();
+  return names.map((name) => {
+    seen.set(name, (seen.get(name) ?? 0) + 1);
+    return seen.get(name) === 1 ? name : `${name} (${seen.get(name)})`;
+  });
+}
+
+/** The labels of the subjects that some rows attended to, each once. */
+function labelsOf(card) {
+  return [...new Set(card.flatMap((row) => attendedOf(row).map((i) => labels[i])))];
 }
 
 /** The subjects of some rows, each once: those with attention, or else those asked for. */
@@ -126,7 +144,7 @@ const DEFAULTS = {
   sort: "",
   order: "",
   page: "1",
-  card: "", // the id of the first row of the card that is open
+  card: "", // the name of the card that is open
 };
 const form = byId("filters");
 let state = fromHash();
@@ -256,9 +274,9 @@ function between(pixel, times, cells) {
   return [low, Math.min(cells - 1, low + 1), at - low];
 }
 
-/** The row of `attention` of a row of the dataset and a subject; undefined where there is none. */
-function mapOf(row, subject) {
-  return attendedOf(row).find((i) => attention.subject[i] === subject);
+/** The row of `attention` of a row of the dataset and a label; undefined where there is none. */
+function mapOf(row, label) {
+  return attendedOf(row).find((i) => labels[i] === label);
 }
 
 /** Buttons that lay a subject's map over pictures: while pointed at or focused, or once pressed. */
@@ -346,12 +364,12 @@ function chart(row, subjects, top, large) {
   });
   for (const i of attended) {
     const points = Array.from(curves[i], point).join(" ");
-    const style = `--hue: ${hue(subjects.indexOf(attention.subject[i]))}`;
+    const style = `--hue: ${hue(subjects.indexOf(labels[i]))}`;
     parts.push(svg("polyline", { class: "curve", style, points }));
   }
   const spoken = attended.map((i) => {
     const [from, to] = [curves[i].at(0), curves[i].at(-1)].map((value) => told(value, 2));
-    return `${attention.subject[i]} from ${from} to ${to}`;
+    return `${labels[i]} from ${from} to ${to}`;
   });
   const label = `Largest attention over ${steps} steps: ${spoken.join("; ")}`;
   const fit = large ? "xMidYMid meet" : "none";
@@ -386,8 +404,8 @@ function figureOf(row, subjects, top, large) {
   const verdicts = el("span", { class: "verdicts" });
   for (const i of attendedOf(row).filter((i) => attention.found[i] !== null)) {
     const [mark, style] = attention.found[i] ? ["✓", "found"] : ["✗", "missed"];
-    const said = `${attention.subject[i]} ${attention.found[i] ? "found" : "not found"}`;
-    const verdict = el("span", { class: style, title: said }, `${mark} ${attention.subject[i]}`);
+    const said = `${labels[i]} ${attention.found[i] ? "found" : "not found"}`;
+    const verdict = el("span", { class: style, title: said }, `${mark} ${labels[i]}`);
     verdicts.append(verdict, " ");
   }
   const caption = el("figcaption", {}, method, verdicts.childElementCount ? verdicts : null);
@@ -403,7 +421,7 @@ function figureOf(row, subjects, top, large) {
 function cardOf(card) {
   const [first] = card;
   const left = visible(card);
-  const subjects = subjectsOf(card);
+  const subjects = labelsOf(card);
   const top = ceiling(card);
   const figures = left.map((row) => figureOf(row, subjects, top, false));
   const bar = chips(left, subjects, figures);
@@ -413,10 +431,15 @@ function cardOf(card) {
   const under = el("p", { class: "under", dir: "auto" }, facts(first));
   const node = el("article", { class: "card" }, el("h2", {}, title), under, bar, pictures);
   node.clear = bar.clear;
-  const open = () => change({ card: rows.id[first] });
+  const open = () => change({ card: nameOf(card) });
   title.addEventListener("click", open);
   pictures.addEventListener("click", (event) => event.target.closest(".frame") && open());
   return node;
+}
+
+/** What the address calls a card: the id of its first row. */
+function nameOf(card) {
+  return names[rows.card[card[0]]];
 }
 
 function titleOf(row) {
@@ -433,7 +456,7 @@ function facts(row) {
 const dialog = byId("details");
 
 function details(card) {
-  const subjects = subjectsOf(card);
+  const subjects = labelsOf(card);
   const top = ceiling(card);
   const figures = card.map((row) => figureOf(row, subjects, top, true));
   const bar = chips(card, subjects, figures);
@@ -490,8 +513,8 @@ function comparison(card) {
 
 /** Open the card before or after the one that is open. */
 function step(by) {
-  const next = shown[shown.findIndex((card) => rows.id[card[0]] === state.card) + by];
-  if (next) change({ card: rows.id[next[0]] });
+  const next = shown[shown.findIndex((card) => nameOf(card) === state.card) + by];
+  if (next) change({ card: nameOf(next) });
 }
 
 // --- the page ------------------------------------------------------------------------------------
@@ -505,7 +528,7 @@ function show() {
     drawn = JSON.stringify(view);
     showCards();
   }
-  const open = card && cards.find((rowsOfCard) => rows.id[rowsOfCard[0]] === card);
+  const open = card && cards[names.indexOf(card)];
   if (open) {
     details(open);
     const at = shown.indexOf(open);
