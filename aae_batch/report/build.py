@@ -118,7 +118,7 @@ def render(report: Report, name: str) -> bytes:
         settings=list(_flat({k: v for k, v in run.items() if k not in _NOT_PIXELS})),
         figures=figures,
         failures=sorted(figures.failures.items(), key=lambda item: -item[1].count),
-        scores=[score for score in figures.scores if not score.is_text],
+        scores=figures.telling(),
         shown=len(report.rows),
         unreadable=report.unreadable,
         script=Markup(script),

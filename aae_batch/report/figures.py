@@ -68,7 +68,7 @@ class Figures:
         self.scores.update(dict.fromkeys(scores))
         ok = pc.equal(table["status"], "ok")
         self._add_failures(table.filter(pc.invert(ok)))
-        numbers = {_name(score): values for score, values in scores.items() if not score.is_text}
+        numbers = {score.name: values for score, values in scores.items() if not score.is_text}
         part = table.select(["method", *_OWN])
         for name, values in numbers.items():
             part = part.append_column(name, _floats(values))
@@ -91,9 +91,23 @@ class Figures:
         """Those that have pictures, the baseline first."""
         return sorted(self.images, key=method_order)
 
+    def telling(self) -> list[Score]:
+        """The scores that a table of means has a use for: no words, nothing that no picture has, and
+        no number that is zero throughout. A share of zero is a finding."""
+        means = {
+            score: [self.mean(method, score) for method in self.images]
+            for score in self.scores
+            if not score.is_text
+        }
+        return [
+            score
+            for score, values in means.items()
+            if any(values) or (score.is_truth and 0 in values)
+        ]
+
     def mean(self, method: str, of: str | Score) -> float | None:
         """The mean over a method's pictures of a metadata column or a score; None without values."""
-        name = _name(of) if isinstance(of, Score) else of
+        name = of.name if isinstance(of, Score) else of
         count = self._counts[method][name]
         return self._sums[method][name] / count if count else None
 
@@ -111,7 +125,3 @@ def _floats(values: list) -> pa.Array:
     """Numbers and truths as numbers; what is no number is as good as missing in a mean."""
     numbers = [None if value is None else float(value) for value in values]
     return pa.array(numbers, pa.float64(), from_pandas=True)
-
-
-def _name(score: Score) -> str:
-    return f"{score.metric}/{score.column}"

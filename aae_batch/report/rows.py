@@ -66,7 +66,7 @@ class Rows:
         columns: of every row, by name; `card` numbers the cards, `picture` is None without one,
             `first` and `attended` are the place and the number of its rows in `attention`.
         attention: of every row and subject, by name: `subject`, `steps` of its curve, `height`,
-            `width` and `scale` of its map, and `found`, what a detector says.
+            `width` and `scale` of its map, and `found` and `bound`, what a detector says.
         scores: of every row, by score.
         curves: max attention per step, uint16, little-endian, 65535 for 1, one after the other.
         maps: uint8, row by row, one after the other.
@@ -77,7 +77,7 @@ class Rows:
             name: [] for name in (*_AS_THEY_ARE, "card", "picture", "first", "attended")
         }
         self.attention: dict[str, list] = {
-            name: [] for name in ("subject", "steps", "height", "width", "scale", "found")
+            name: [] for name in ("subject", "steps", "height", "width", "scale", "found", "bound")
         }
         self.scores: dict[Score, list] = {}
         self.curves = bytearray()
@@ -104,10 +104,10 @@ class Rows:
         of_row: dict[str, list[dict]] = defaultdict(list)
         for seen in _columns_of(attention, wanted):
             of_row[seen["id"]].append(seen)
-        for row, found in zip(rows, scores.found, strict=False):
+        for row, found, bound in zip(rows, scores.found, scores.bound, strict=False):
             self._add_row(row, picture)
             attended = of_row[row["id"]] if row["status"] == "ok" else []
-            self._add_attention(attended, found or ())
+            self._add_attention(attended, found or (), bound or ())
         for score, values in scores.columns.items():
             column = self.scores.setdefault(score, [None] * before)
             column.extend(_short(value) for value in values[: len(rows)])
@@ -130,11 +130,13 @@ class Rows:
         self._seen[(*key, row["method"])] += 1
         return self._cards.setdefault((*key, nth), len(self._cards))
 
-    def _add_attention(self, seen: list[dict], found: Sequence[bool]) -> None:
-        """`seen` is in the order of the row's subjects, as `found` is."""
+    def _add_attention(
+        self, seen: list[dict], found: Sequence[bool], bound: Sequence[bool | None]
+    ) -> None:
+        """`seen` is in the order of the row's subjects, as `found` and `bound` are."""
         self.columns["first"].append(len(self.attention["subject"]))
         self.columns["attended"].append(len(seen))
-        for one, verdict in zip_longest(seen, found[: len(seen)]):
+        for one, is_found, is_bound in zip_longest(seen, found[: len(seen)], bound[: len(seen)]):
             curve = np.nan_to_num(np.asarray(one["max_attention"], np.float32))
             self.curves += np.rint(curve.clip(0, 1) * UNIT).astype("<u2").tobytes()
             self.maps += one["map"]
@@ -143,7 +145,8 @@ class Rows:
             self.attention["height"].append(one["map_height"])
             self.attention["width"].append(one["map_width"])
             self.attention["scale"].append(_short(one["map_scale"]))
-            self.attention["found"].append(verdict)
+            self.attention["found"].append(is_found)
+            self.attention["bound"].append(is_bound)
 
 
 _ATTENTION = ["id", "subject", "max_attention", "map", "map_height", "map_width", "map_scale"]

@@ -10,8 +10,12 @@ import pyarrow.compute as pc
 from aae_batch.dataset import layout
 from aae_batch.dataset.reader import Dataset
 
-FOUND = "found"
-"""The column that says of each subject whether a detector found it."""
+FOUND, BOUND = "found", "bound"
+"""The columns that say of each subject whether a detector found it, and whether in its colour; the
+second may be missing."""
+
+_OF_THE_METADATA = ("neglected", "num_refinements")
+"""Columns of the attention metric that repeat the metadata's, which the page shows anyway."""
 
 _LABELS = {
     "clip_full": "CLIP, prompt",
@@ -21,6 +25,7 @@ _LABELS = {
     "subjects_named": "subjects named",
     "subjects_found": "subjects found",
     "all_found": "all subjects found",
+    "all_bound": "all in their colours",
     "min_max_attention": "attention of the weakest subject",
     "thresholds_met": "thresholds met",
     "num_thresholds": "thresholds",
@@ -33,12 +38,19 @@ class Score:
 
     Attributes:
         label: what a person calls it.
-        is_text: whether its values are words; they are numbers or truths otherwise.
+        is_text: whether its values are words.
+        is_truth: whether they are truths; they are numbers otherwise.
     """
 
     metric: str
     column: str
-    is_text: bool
+    is_text: bool = False
+    is_truth: bool = False
+
+    @property
+    def name(self) -> str:
+        """What tells it from all others."""
+        return f"{self.metric}/{self.column}"
 
     @property
     def label(self) -> str:
@@ -56,11 +68,14 @@ class ShardScores:
     Attributes:
         columns: the values.
         found: per row, whether each subject was found; None where no detector has looked.
+        bound: per row, whether each subject has the colour that the prompt gives it; None where it
+            gives none, or no detector tells colours.
         stale: scores of pictures that are there no more.
     """
 
     columns: Columns
     found: list[list[bool] | None]
+    bound: list[list[bool | None] | None]
     stale: int = 0
 
 
@@ -84,7 +99,7 @@ class Scores:
         """
         keys = list(zip(metadata["id"].to_pylist(), metadata["sha256"].to_pylist(), strict=True))
         columns: Columns = {}
-        found: list[list[bool] | None] = [None] * len(keys)
+        by_subject: dict[str, list] = {name: [None] * len(keys) for name in (FOUND, BOUND)}
         stale = 0
         for metric in self._metrics_of(shard):
             table = self._dataset.current_scores_of(metric, shard, self._runs[metric])
@@ -100,25 +115,29 @@ class Scores:
             order = [places.get(key) for key in keys]
             for score in _scores(metric, table.schema):
                 columns[score] = _in_order(table[score.column], order)
-            if FOUND in table.column_names:
-                found = _in_order(table[FOUND], order)
-        return ShardScores(columns, found, stale)
+            for name in by_subject.keys() & set(table.column_names):
+                by_subject[name] = _in_order(table[name], order)
+        return ShardScores(columns, by_subject[FOUND], by_subject[BOUND], stale)
 
     def _metrics_of(self, shard: int) -> list[str]:
         return [metric for metric, shards in self._shards.items() if shard in shards]
 
 
 def _scores(metric: str, schema: pa.Schema) -> list[Score]:
-    own = {column.name for column in layout.SCORED_COLUMNS}
+    left_out = {column.name for column in layout.SCORED_COLUMNS}
+    if metric == "attention":
+        left_out.update(_OF_THE_METADATA)
     return [
-        Score(metric, field.name, is_text=not _is_number(field.type))
+        _score(metric, field)
         for field in schema
-        if field.name not in own and not pa.types.is_nested(field.type)
+        if field.name not in left_out and not pa.types.is_nested(field.type)
     ]
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+def _score(metric: str, field: pa.Field) -> Score:
+    is_truth = pa.types.is_boolean(field.type)
+    is_number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+    return Score(metric, field.name, is_text=not (is_truth or is_number), is_truth=is_truth)
 
 
 def _in_order(column: pa.ChunkedArray, order: list[int | None]) -> list:

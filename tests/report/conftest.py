@@ -106,6 +106,8 @@ def small_page_of(root: Path, form: str) -> Path:
             "sha256": pictures["sha256"],
             "subjects_found": [2, 1, 0, 2],
             "found": [[True, True], [True, False], [False, False], [True, True]],
+            "bound": [[None, None], [None, None], [None, False], [None, False]],
+            "all_bound": [None, None, False, False],
         },
     )
     write_report(storage)

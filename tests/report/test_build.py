@@ -111,6 +111,25 @@ def test_verdicts_are_joined_to_the_subjects_by_their_order(tmp_path):
     assert attention["found"] == [True, False, False, True]
 
 
+def test_the_table_leaves_out_what_says_nothing(storage):
+    pictures = Dataset(storage).table(0, ["id", "sha256"]).to_pydict()
+    attention = {
+        "min_max_attention": [0.5] * 4,
+        "neglected": [True] * 4,
+        "thresholds_met": [0] * 4,
+        "num_refinements": [3] * 4,
+    }
+    write_scores(storage, "attention", 0, pictures | attention)
+    detector = {"all_found": [False] * 4, "subjects_found": [0, 0, 1, 0], "caption": ["a cat"] * 4}
+    write_scores(storage, "detector", 0, pictures | detector)
+    figures = collect(Dataset(storage)).figures
+    assert [score.name for score in figures.telling()] == [
+        "attention/min_max_attention",
+        "detector/all_found",
+        "detector/subjects_found",
+    ]
+
+
 def test_a_failed_row_has_none_of_the_attention_of_the_row_with_its_id(tmp_path):
     row = {"id": "a", "prompt": "a cat", "subjects": ["cat"]}
     rows = collect(Dataset(write_dataset(tmp_path / "out", [row, row], drawn))).rows

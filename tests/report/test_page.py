@@ -57,6 +57,10 @@ def test_pairs_stand_side_by_side_under_their_prompt(look, small_page):
         "attend-and-excite",
     ]
     assert card.locator(".verdicts").all_inner_texts() == ["✓ cat ✗ frog", "✓ cat ✓ frog"]
+    assert page.locator(".card").nth(1).locator(".verdicts").all_inner_texts() == [
+        "✓ bear ✗ red bow: other colour",
+        "✗ bear ✗ red bow",
+    ]
     boxes = [figure.bounding_box() for figure in card.locator("figure").all()]
     assert boxes[0]["y"] == boxes[1]["y"]
     assert boxes[0]["x"] < boxes[1]["x"]
@@ -87,6 +91,9 @@ def test_the_figures_of_each_method_and_the_reasons_of_failure_stand_at_the_top(
         "attend-and-excite",
     ]
     assert table.locator("tbody tr").nth(0).locator("td").nth(2).text_content() == "100.0 %"
+    colours = table.get_by_role("columnheader", name="all in their colours")
+    assert colours.evaluate("(cell) => cell.cellIndex") == 7
+    assert table.locator("tbody tr").nth(0).locator("td").nth(6).text_content() == "0.0 %"
     page.get_by_text("Why 1 row failed").click()
     assert "RequestError" in page.get_by_role("region", name="Reasons of failure").inner_text()
 

@@ -403,10 +403,7 @@ function figureOf(row, subjects, top, large) {
   if (rows.neglected[row]) method.append(el("span", { class: "badge" }, "neglected"));
   const verdicts = el("span", { class: "verdicts" });
   for (const i of attendedOf(row).filter((i) => attention.found[i] !== null)) {
-    const [mark, style] = attention.found[i] ? ["✓", "found"] : ["✗", "missed"];
-    const said = `${labels[i]} ${attention.found[i] ? "found" : "not found"}`;
-    const verdict = el("span", { class: style, title: said }, `${mark} ${labels[i]}`);
-    verdicts.append(verdict, " ");
+    verdicts.append(verdictOf(i), " ");
   }
   const caption = el("figcaption", {}, method, verdicts.childElementCount ? verdicts : null);
   if (rows.error_type[row] === null) {
@@ -416,6 +413,17 @@ function figureOf(row, subjects, top, large) {
     caption.append(el("span", { class: "figures" }, "loss ", loss, refined));
   }
   return el("figure", {}, frame, caption, chart(row, subjects, top, large));
+}
+
+/** What a detector says of a subject. One that is there in another colour than asked for is missed. */
+function verdictOf(i) {
+  const [found, bound] = [attention.found[i], attention.bound[i]];
+  if (found && bound === false) {
+    const title = `${labels[i]} found, but not in the colour of the prompt`;
+    return el("span", { class: "missed", title }, `✗ ${labels[i]}: other colour`);
+  }
+  const [mark, style, said] = found ? ["✓", "found", "found"] : ["✗", "missed", "not found"];
+  return el("span", { class: style, title: `${labels[i]} ${said}` }, `${mark} ${labels[i]}`);
 }
 
 function cardOf(card) {
