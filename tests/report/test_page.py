@@ -95,7 +95,9 @@ def test_the_figures_of_each_method_and_the_reasons_of_failure_stand_at_the_top(
     assert colours.evaluate("(cell) => cell.cellIndex") == 7
     assert table.locator("tbody tr").nth(0).locator("td").nth(6).text_content() == "0.0 %"
     page.get_by_text("Why 1 row failed").click()
-    assert "RequestError" in page.get_by_role("region", name="Reasons of failure").inner_text()
+    reasons = page.get_by_role("region", name="Reasons of failure").locator("tbody tr")
+    assert reasons.get_by_role("rowheader").all_text_contents() == ["RequestError"]
+    assert reasons.get_by_role("cell").all_text_contents()[:2] == ["1", "bad"]
 
 
 def test_hostile_prompts_are_text(look, small_page):
