@@ -196,6 +196,18 @@ def test_filters_leave_the_cards_that_fit(look, small_page):
     assert page.locator("#count").text_content() == "0 of 5 cards, 0 rows"
 
 
+def test_a_subject_that_there_is_does_not_match_longer_ones(look, tmp_path):
+    rows = [
+        {"id": one, "prompt": f"a {one}", "subjects": [one], "seed": 1} for one in ("bow", "bowl")
+    ]
+    write_report(write_dataset(tmp_path / "out", rows, drawn))
+    page = look(tmp_path / "out" / layout.REPORT)
+    labelled(page, "Subject").fill("Bow")
+    assert prompts(page) == ["a bow"]
+    labelled(page, "Subject").fill("bo")
+    assert prompts(page) == ["a bow", "a bowl"]
+
+
 def test_sorting_is_by_the_figures_of_the_pictures_that_are_shown(look, small_page):
     page = look(small_page)
     labelled(page, "Method").select_option("attend-and-excite")

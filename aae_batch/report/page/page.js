@@ -16,7 +16,8 @@ const labels = rows.id.flatMap((_, row) =>
   numbered(attendedOf(row).map((i) => attention.subject[i])),
 );
 const names = numbered(cards.map(([first]) => rows.id[first]));
-const found = new Map(rows.id.map((id, row) => [row, searchable(row)]));
+const found = rows.id.map((_, row) => searchable(row));
+const known = new Set(found.flatMap((row) => row.subjects));
 
 // --- data ----------------------------------------------------------------------------------------
 
@@ -192,13 +193,14 @@ function visible(card) {
 function matches() {
   const words = state.q.toLowerCase().split(/\s+/).filter(Boolean);
   const subject = state.subject.trim().toLowerCase();
+  const isIt = known.has(subject) ? (one) => one === subject : (one) => one.includes(subject);
   const reason = state.show.startsWith("failed:") ? state.show.slice(7) : null;
   const test = reason === null ? SHOWS[state.show] : (row) => rows.error_type[row] === reason;
   const fits = (row) =>
     (!test || test(row)) &&
     (!state.set || rows.set[row] === state.set) &&
-    (!subject || found.get(row).subjects.some((one) => one.includes(subject))) &&
-    words.every((word) => found.get(row).text.includes(word));
+    (!subject || found[row].subjects.some(isIt)) &&
+    words.every((word) => found[row].text.includes(word));
   return cards.filter((card) => visible(card).some(fits));
 }
 
