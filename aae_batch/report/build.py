@@ -143,7 +143,7 @@ def _data(report: Report) -> dict[str, Any]:
         "rows": rows.columns,
         "attention": rows.attention,
         "scores": [
-            {"label": score.label, "text": score.is_text, "values": values}
+            {"name": score.name, "label": score.label, "text": score.is_text, "values": values}
             for score, values in rows.scores.items()
         ],
         "methods": methods,

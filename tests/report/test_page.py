@@ -232,6 +232,14 @@ def test_the_url_holds_the_view(look, small_page):
     assert labelled(again, "Search").input_value() == "bear"
 
 
+def test_a_url_that_asks_for_what_there_is_not_shows_the_manifest(look, small_page):
+    page = look(small_page, "#page=99&method=mine&show=constructor&sort=score7&set=none&order=x")
+    assert len(prompts(page)) == 5
+    assert labelled(page, "Method").input_value() == ""
+    labelled(page, "Sort by").select_option("subjects found")
+    assert page.url.endswith("#sort=detector%2Fsubjects_found")
+
+
 # --- details -------------------------------------------------------------------------------------
 
 

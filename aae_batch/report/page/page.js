@@ -148,22 +148,30 @@ const DEFAULTS = {
   card: "", // the name of the card that is open
 };
 const form = byId("filters");
-let state = fromHash();
+let state = { ...DEFAULTS };
 let shown = [];
 
+/** The state that the address holds. What no select offers is as good as not given. */
 function fromHash() {
   const given = new URLSearchParams(location.hash.slice(1));
-  const entries = Object.entries(DEFAULTS).map(([name, value]) => [name, given.get(name) ?? value]);
+  const offered = (name, value) => {
+    const options = form.elements[name]?.options;
+    return !options || [...options].some((option) => option.value === value);
+  };
+  const entries = Object.entries(DEFAULTS).map(([name, value]) => {
+    const wanted = given.get(name) ?? value;
+    return [name, offered(name, wanted) ? wanted : value];
+  });
   return Object.fromEntries(entries);
 }
 
 /** Change the state, and the page with it. The history keeps one entry for the page. */
 function change(values) {
   state = { ...state, ...values };
+  show();
   const kept = Object.entries(state).filter(([k, value]) => value !== DEFAULTS[k]);
   const hash = new URLSearchParams(kept).toString();
   history.replaceState(null, "", hash ? `#${hash}` : location.pathname + location.search);
-  show();
 }
 
 // --- filters and sorting -------------------------------------------------------------------------
@@ -175,7 +183,7 @@ const SORTS = {
   ...Object.fromEntries(
     scores
       .filter((score) => !score.text)
-      .map((score, i) => [`score${i}`, [score.label, score.values]]),
+      .map((score) => [score.name, [score.label, score.values]]),
   ),
 };
 const SHOWS = {
@@ -533,12 +541,12 @@ const grid = byId("grid");
 let drawn = "";
 
 function show() {
-  const { card, ...view } = state;
-  if (JSON.stringify(view) !== drawn) {
-    drawn = JSON.stringify(view);
+  const view = () => JSON.stringify({ ...state, card: "" });
+  if (view() !== drawn) {
     showCards();
+    drawn = view();
   }
-  const open = card && cards[names.indexOf(card)];
+  const open = cards[names.indexOf(state.card)];
   if (open) {
     details(open);
     const at = shown.indexOf(open);
@@ -558,6 +566,7 @@ function showCards() {
   shown = sorted(matches());
   const pages = Math.max(1, Math.ceil(shown.length / CARDS_A_PAGE));
   const page = Math.min(pages, Math.max(1, Number.parseInt(state.page, 10) || 1));
+  state.page = String(page);
   const nodes = shown.slice((page - 1) * CARDS_A_PAGE, page * CARDS_A_PAGE).map(cardOf);
   const none = cards.length ? "Nothing fits these filters." : "There are no rows yet.";
   grid.replaceChildren(...(nodes.length ? nodes : [el("p", { class: "empty" }, none)]));
@@ -575,7 +584,7 @@ function showCards() {
 }
 
 function turn(by) {
-  change({ page: String((Number.parseInt(state.page, 10) || 1) + by) });
+  change({ page: String(Number(state.page) + by) });
   byId("cards").scrollIntoView();
   grid.querySelector("h2 button")?.focus({ preventScroll: true });
 }
@@ -674,5 +683,6 @@ byId("theme").addEventListener("click", () => {
 });
 
 offerAll();
+state = fromHash();
 show();
 document.documentElement.dataset.ready = "true";
