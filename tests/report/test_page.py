@@ -363,6 +363,27 @@ def test_on_a_phone_there_is_one_column_and_nothing_jumps(look, small_page):
     assert page.evaluate("document.documentElement.scrollWidth") == 375
 
 
+def test_on_a_phone_held_sideways_the_filters_do_not_lie_over_the_focused_card(look, large_page):
+    page = look(large_page, viewport={"width": 812, "height": 375})
+    page.locator(".card h2 button").nth(30).focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowUp")
+    bar = page.locator("#filters").bounding_box()
+    card = page.locator(".card:focus-within").bounding_box()
+    assert card["y"] >= 0
+    assert bar["y"] + bar["height"] <= card["y"]
+
+
+def test_on_a_phone_pairs_stay_side_by_side_and_fields_do_not_zoom(look, small_page):
+    page = look(small_page, **PHONE)
+    sizes = "all => all.map((field) => parseFloat(getComputedStyle(field).fontSize))"
+    assert min(page.locator("input, select").evaluate_all(sizes)) >= 16
+    page.locator(".card h2 button").first.tap()
+    boxes = [figure.bounding_box() for figure in page.locator("dialog figure").all()]
+    assert boxes[0]["y"] == boxes[1]["y"]
+    assert page.locator("dialog").evaluate("(node) => node.scrollWidth <= node.clientWidth")
+
+
 # --- size ----------------------------------------------------------------------------------------
 
 

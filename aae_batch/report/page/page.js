@@ -682,6 +682,11 @@ byId("theme").addEventListener("click", () => {
   light((document.documentElement.dataset.theme ?? system) === "dark" ? "light" : "dark");
 });
 
+/** A focused card is not to lie under the bar of filters, however many lines it has. */
+new ResizeObserver(() => {
+  document.documentElement.style.setProperty("--bar", `${form.offsetHeight}px`);
+}).observe(form);
+
 offerAll();
 state = fromHash();
 show();
