@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,8 +12,9 @@ from aae_batch.cli.common import Output, S3Endpoint, errors_in_a_sentence
 def report(
     output: Output,
     html: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
+            metavar="FILE",
             help="Write the page to this file of this machine.",
             show_default="report.html in OUTPUT",
         ),
@@ -57,13 +57,15 @@ def report(
 
 def _report(
     output: str,
-    html: Path | None,
+    html: str | None,
     limit: int | None,
     embed: bool,
     side: int,
     to_open: bool,
     endpoint: str | None,
 ) -> str:
+    from pathlib import Path
+
     from aae_batch.dataset.storage import is_url, open_storage
     from aae_batch.errors import SettingsError
     from aae_batch.report.write import write_report
@@ -74,5 +76,11 @@ def _report(
             f"--open needs a page on this machine, and this one would be in {output}: add "
             "--html report.html."
         )
+    if html is not None and is_url(html):
+        raise SettingsError(
+            "--html takes a file of this machine, not a URL: leave it out to have the page in "
+            "OUTPUT, or write it to a file and copy that."
+        )
+    page = None if html is None else Path(html)
     with shard_reporter() as tell:
-        return write_report(open_storage(output, endpoint), html, limit, embed, side, tell)
+        return write_report(open_storage(output, endpoint), page, limit, embed, side, tell)

@@ -194,6 +194,15 @@ def test_an_output_in_a_bucket_has_its_page_there_and_one_here_holds_its_picture
     assert 'data-pictures>["UklGR' in here.read_text()
 
 
+def test_a_page_elsewhere_in_a_bucket_is_refused(storage, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    result = CliRunner().invoke(cli.app, ["report", storage.root, "--html", "s3://bucket/p.html"])
+    assert result.exit_code == 2
+    assert "--html takes a file of this machine, not a URL" in result.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_the_page_of_nothing_is_one_sentence(tmp_path):
     with pytest.raises(OutputError, match="There is no run in"):
         collect(Dataset(tmp_path / "typo"))
