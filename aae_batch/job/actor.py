@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -33,7 +34,7 @@ class Report(Generic[T]):
     outcomes: list[T]
 
 
-class Actor:
+class Actor(ABC):
     """Works on pieces, several at a time, in a process of its own. What it logs, Ray keeps in a file
     of that process, which its dashboard shows."""
 
@@ -53,11 +54,12 @@ class Actor:
 
         return ray.get_runtime_context().get_node_id()
 
+    @abstractmethod
     def load(self) -> Any:
         """Load the model; returns where, e.g. `cuda`, or what else the driver should know of it. Errors
         are the caller's to report."""
-        raise NotImplementedError
 
+    @abstractmethod
     def perform(self, task: Any) -> Report[Any]:
         """Work on a piece; commit it if it is a shard.
 
@@ -65,8 +67,7 @@ class Actor:
             AaeBatchError: no other actor will do better.
             Exception: whatever else ends the actor's usefulness.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def progress(self) -> dict[Piece, Tally]:
         """What is finished of each piece that is under way."""
-        raise NotImplementedError
