@@ -42,7 +42,7 @@ class SimulatedCrew:
     def hire(self) -> None:
         member = Member(ready=True, moved=time.monotonic())
         self.members.append(member)
-        self._events.append(Ready(member))
+        self._events.append(Ready(member, "nowhere"))
 
     def give(self, member: Member, task: Task) -> None:
         member.pieces.append(task.piece)
