@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aae_batch.dataset import layout
+from aae_batch.dataset.current_scores import CurrentScores
 from aae_batch.dataset.reader import Dataset
 
 _KEYS = [column.name for column in layout.SCORED_COLUMNS]
@@ -20,14 +21,12 @@ class Scores:
     """
 
     def __init__(self, dataset: Dataset, taken: list[str]) -> None:
-        self._dataset = dataset
-        self._shards = {metric: set(dataset.scored_shards(metric)) for metric in dataset.metrics()}
-        self._runs = {metric: dataset.metric_fingerprint(metric) for metric in self._shards}
+        self._current = CurrentScores(dataset)
         self.columns: dict[str, list[tuple[str, pa.Field]]] = {}
         """Of each metric: the name here, and the column there."""
         names = set(taken)
-        for metric, shards in self._shards.items():
-            tables = (self._scores(metric, shard) for shard in sorted(shards))
+        for metric, shards in self._current.shards.items():
+            tables = (self._current.of(metric, shard) for shard in sorted(shards))
             first = next((table for table in tables if table is not None), None)
             if first is not None:
                 columns = [column for column in first.schema if column.name not in _KEYS]
@@ -55,9 +54,7 @@ class Scores:
         """
         for metric, columns in self.columns.items():
             places = pa.nulls(rows.num_rows, pa.int64())
-            scored = None
-            if shard in self._shards[metric]:
-                scored = self._scores(metric, shard)
+            scored = self._current.of(metric, shard)
             if scored is not None:
                 places = _places(rows, scored)
             for name, column in columns:
@@ -68,9 +65,6 @@ class Scores:
                 )
                 rows = rows.append_column(pa.field(name, column.type), values)
         return rows
-
-    def _scores(self, metric: str, shard: int) -> pa.Table | None:
-        return self._dataset.current_scores_of(metric, shard, self._runs[metric])
 
 
 def _places(rows: pa.Table, scored: pa.Table) -> pa.Array:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aae_batch.dataset import layout
+from aae_batch.dataset.current_scores import CurrentScores
 from aae_batch.dataset.reader import Dataset
 
 FOUND, BOUND = "found", "bound"
@@ -87,9 +88,7 @@ class Scores:
     """
 
     def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
-        self._shards = {m: frozenset(dataset.scored_shards(m)) for m in dataset.metrics()}
-        self._runs = {metric: dataset.metric_fingerprint(metric) for metric in self._shards}
+        self._current = CurrentScores(dataset)
 
     def of(self, shard: int, metadata: pa.Table) -> ShardScores:
         """The scores of a shard. One whose picture has another `sha256` now is left out.
@@ -101,8 +100,8 @@ class Scores:
         columns: Columns = {}
         by_subject: dict[str, list] = {name: [None] * len(keys) for name in (FOUND, BOUND)}
         stale = 0
-        for metric in self._metrics_of(shard):
-            table = self._dataset.current_scores_of(metric, shard, self._runs[metric])
+        for metric in self._current.shards:
+            table = self._current.of(metric, shard)
             if table is None:
                 continue
             places = {
@@ -118,9 +117,6 @@ class Scores:
             for name in by_subject.keys() & set(table.column_names):
                 by_subject[name] = _in_order(table[name], order)
         return ShardScores(columns, by_subject[FOUND], by_subject[BOUND], stale)
-
-    def _metrics_of(self, shard: int) -> list[str]:
-        return [metric for metric, shards in self._shards.items() if shard in shards]
 
 
 def _scores(metric: str, schema: pa.Schema) -> list[Score]:
