@@ -67,10 +67,6 @@ class CrossAttentionRecorder:
         finally:
             self._active = False
 
-    def forget(self) -> None:
-        """Let go of the recorded maps and of the autograd graph behind them."""
-        self._sum = None
-
     def close(self) -> None:
         """Leave the UNet with the attention processors it came with."""
         for layer, original in zip(self.layers, self._originals, strict=True):
