@@ -15,8 +15,8 @@ from aae_batch.subjects import Subject, Token, Tokenizer, TokenTable, token_tabl
 CONJUNCTIONS = {"with": 1, ",": 1, "and": 2, "&": 2, "|": 3}
 """Where a prompt is cut into conjuncts; of several between two subjects at the strongest."""
 
-COORDINATORS = ("and", "&")
-"""They also join words of one thing: "a red and blue bird"."""
+COORDINATORS = ("and", "&", ",")
+"""They also join adjectives: "a red and blue bird", "a large, fluffy cat"."""
 
 # fmt: off
 PREPOSITIONS = {
@@ -37,7 +37,7 @@ class Phrase:
     """A part of a prompt.
 
     Attributes:
-        text: its words, as the tokenizer spells them.
+        text: its words, as the prompt has them.
         positions: of its tokens in the prompt, as far as the text encoder sees them there. Encoded by
             itself, the phrase has these tokens at 1, 2, ...
     """
@@ -48,7 +48,8 @@ class Phrase:
 
 @dataclass(frozen=True)
 class _Word:
-    """A whole word: its tokens, and the position of the first had the prompt not been cut off."""
+    """A whole word in lower case: its tokens, and the position of the first had the prompt not been cut
+    off."""
 
     text: str
     tokens: tuple[Token, ...]
@@ -66,7 +67,8 @@ def conjuncts(
 
     With subjects, the prompt is cut once between any two that follow each other with a conjunction
     ("and", "&", "with", ",", "|") between them, so that "a red and blue bird and a cat" is cut
-    before the cat only: of several alike at the last that a determiner follows, else at the first.
+    before the cat only: of several alike at the last that a determiner follows, else at the first. What
+    joins adjectives of one subject is no place to cut ("a cat on a red and blue bench").
     Without subjects it is cut at every "and". A prompt with "|", the authors' notation, is cut at
     each of these and nowhere else.
 
@@ -81,7 +83,7 @@ def conjuncts(
     pieces = [piece for piece in pieces if piece]
     if len(pieces) < 2:
         return (Phrase(prompt, range(1, table.end)),)
-    return tuple(_phrase(tokenizer, table, piece) for piece in pieces)
+    return tuple(_phrase(table, piece) for piece in pieces)
 
 
 def noun_phrases(
@@ -91,8 +93,9 @@ def noun_phrases(
 
     A phrase begins at a determiner or after a conjunction or preposition. With subjects only the
     phrases that hold one count, each up to its last subject: "a cat sitting on a bench" with the
-    subject "cat" has "a cat"; and an "and" before the first subject of a phrase belongs to it, as
-    in "a red and blue bird". Without, all of them count.
+    subject "cat" has "a cat"; and an "and" or a comma between a subject's adjectives belongs to the
+    phrase, as in "a red and blue bird". Without, all of them count, and each of these begins one: "a
+    large, fluffy cat" cannot be told from "a cat, digital art".
     """
     table = token_table(tokenizer, prompt)
     named = {index for subject in subjects for index in subject.token_indices}
@@ -102,7 +105,7 @@ def noun_phrases(
             held = [i for i, word in enumerate(piece) if _is_named(word, named)]
             piece = piece[: held[-1] + 1] if held else []
         if piece and piece[0].start < table.end:
-            phrases.append(_phrase(tokenizer, table, piece))
+            phrases.append(_phrase(table, piece))
     return tuple(phrases)
 
 
@@ -111,7 +114,7 @@ def _words(table: TokenTable) -> list[_Word]:
     stops = [i + 1 for i, token in enumerate(tokens) if token.ends_word or i + 1 == len(tokens)]
     return [
         _Word(
-            "".join(token.text for token in tokens[start:stop]),
+            table.text(tokens[start:stop]).lower(),
             tuple(tokens[start:stop]),
             start + 1,
         )
@@ -122,13 +125,14 @@ def _words(table: TokenTable) -> list[_Word]:
 def _between(words: list[_Word], subjects: Sequence[Subject]) -> set[int]:
     """The words at which to cut so that subjects part, at most one between two of them."""
     spans = sorted((min(s.token_indices), max(s.token_indices)) for s in subjects)
+    joined = _joining(words, {index for s in subjects for index in s.token_indices})
     cuts = set()
     reached = spans[0][1]
     for first, last in spans[1:]:
         found = [
             (CONJUNCTIONS[word.text], *((1, i) if _is_determined(words, i + 1) else (0, -i)))
             for i, word in enumerate(words)
-            if reached < word.start < first and word.text in CONJUNCTIONS
+            if reached < word.start < first and word.text in CONJUNCTIONS and i not in joined
         ]
         if found:
             cuts.add(abs(max(found)[-1]))
@@ -166,12 +170,39 @@ def _is_named(word: _Word, named: set[int]) -> bool:
     return not named.isdisjoint(range(word.start, word.stop))
 
 
+def _joining(words: list[_Word], named: set[int]) -> set[int]:
+    """The words that join adjectives of one subject: "and" in "a red and blue bench", where "bench" is
+    named. Before them a noun phrase has begun and named nothing, and after them comes neither a
+    determiner nor the end of a subject ("a cat on a mat and dogs")."""
+    joining = set()
+    begun = False
+    for i, word in enumerate(words):
+        if _is_named(word, named):
+            if word.text in COORDINATORS:  # a subject such as "salt and pepper"
+                joining.add(i)
+            begun = False
+        elif word.text in COORDINATORS and begun and not _is_determined(words, i + 1):
+            rest = words[i + 1 :]
+            begun = bool(rest) and not _ends_subject(rest, named)
+            if begun:
+                joining.add(i)
+        elif word.text in CONJUNCTIONS or word.text in PREPOSITIONS or word.text in DETERMINERS:
+            begun = False
+        else:
+            begun = True
+    return joining
+
+
+def _ends_subject(rest: list[_Word], named: set[int]) -> bool:
+    """Whether the first word is the last of a subject."""
+    return _is_named(rest[0], named) and not (len(rest) > 1 and _is_named(rest[1], named))
+
+
 def _chunks(words: list[_Word], named: set[int]) -> list[list[_Word]]:
     chunks: list[list[_Word]] = [[]]
+    joining = _joining(words, named)
     for i, word in enumerate(words):
-        begun = chunks[-1] and not any(_is_named(earlier, named) for earlier in chunks[-1])
-        joins = word.text in COORDINATORS and not _is_determined(words, i + 1)
-        if named and begun and joins:
+        if i in joining:
             chunks[-1].append(word)
         elif word.text in CONJUNCTIONS or word.text in PREPOSITIONS:
             chunks.append([])
@@ -182,7 +213,6 @@ def _chunks(words: list[_Word], named: set[int]) -> list[list[_Word]]:
     return [chunk for chunk in chunks if chunk]
 
 
-def _phrase(tokenizer: Tokenizer, table: TokenTable, words: list[_Word]) -> Phrase:
-    tokens = [token.token for word in words for token in word.tokens]
-    text = tokenizer.decode(tokenizer.convert_tokens_to_ids(tokens))
+def _phrase(table: TokenTable, words: list[_Word]) -> Phrase:
+    text = table.prompt[words[0].tokens[0].start : words[-1].tokens[-1].stop]
     return Phrase(text, range(min(words[0].start, table.end), min(words[-1].stop, table.end)))

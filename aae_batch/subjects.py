@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -22,10 +23,6 @@ class Tokenizer(Protocol):
 
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]: ...
 
-    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]: ...
-
-    def decode(self, token_ids: list[int]) -> str: ...
-
 
 @dataclass(frozen=True)
 class Token:
@@ -35,15 +32,17 @@ class Token:
         index: the position; 0 is the start token.
         token: as the vocabulary spells it, e.g. `"frog</w>"`.
         kind: `"truncated"` tokens are beyond what the text encoder can see.
+        text: the part of the prompt that it stands for. Where a character is spelt by several tokens,
+            as "猫" may be, each of them has all of it.
+        start, stop: where that part is in the prompt, in characters.
     """
 
     index: int
     token: str
     kind: TokenKind
-
-    @property
-    def text(self) -> str:
-        return self.token.removesuffix("</w>")
+    text: str
+    start: int
+    stop: int
 
     @property
     def ends_word(self) -> bool:
@@ -52,7 +51,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Subject:
-    """Something that must be drawn: its words, their positions, and the tokens there."""
+    """Something that must be drawn: its words, the positions of its tokens, and each token's text."""
 
     name: str
     token_indices: tuple[int, ...]
@@ -64,14 +63,26 @@ class TokenTable:
     """A prompt as the text encoder gets it.
 
     Attributes:
+        prompt: the text.
         tokens: all tokens from the start token to the end token, and those that were truncated.
         end: the position of the end token; padding follows it.
         length: the number of positions, e.g. 77.
     """
 
+    prompt: str
     tokens: tuple[Token, ...]
     end: int
     length: int
+
+    def text(self, tokens: Iterable[Token]) -> str:
+        """What the prompt has at `tokens`, as it spells it, with spaces where tokens are left out."""
+        spans: list[tuple[int, int, int]] = []  # index of the last token, start, stop
+        for token in tokens:
+            if spans and spans[-1][0] + 1 == token.index:
+                spans[-1] = (token.index, spans[-1][1], token.stop)
+            else:
+                spans.append((token.index, token.start, token.stop))
+        return " ".join(self.prompt[start:stop] for _, start, stop in spans)
 
     @property
     def words(self) -> list[Token]:
@@ -83,10 +94,15 @@ class TokenTable:
 
 def token_table(tokenizer: Tokenizer, prompt: str) -> TokenTable:
     """Tokenize `prompt` as the pipeline does, and keep what it would cut off."""
-    names = tokenizer.convert_ids_to_tokens(tokenizer(prompt, verbose=False).input_ids)
-    end = min(len(names), tokenizer.model_max_length) - 1
-    if end < len(names) - 1:  # the end token takes the place of the first word that is cut off
-        names = [*names[:end], names[-1], *names[end:-1]]
+    encoded = tokenizer(prompt, verbose=False, return_offsets_mapping=True)
+    names = tokenizer.convert_ids_to_tokens(encoded.input_ids)
+    pieces = [
+        (name, start, _after_marks(prompt, stop))
+        for name, (start, stop) in zip(names, encoded.offset_mapping, strict=True)
+    ]
+    end = min(len(pieces), tokenizer.model_max_length) - 1
+    if end < len(pieces) - 1:  # the end token takes the place of the first word that is cut off
+        pieces = [*pieces[:end], pieces[-1], *pieces[end:-1]]
 
     def kind(index: int) -> TokenKind:
         if index == 0:
@@ -95,8 +111,18 @@ def token_table(tokenizer: Tokenizer, prompt: str) -> TokenTable:
             return "end"
         return "word" if index < end else "truncated"
 
-    tokens = tuple(Token(index, name, kind(index)) for index, name in enumerate(names))
-    return TokenTable(tokens, end, tokenizer.model_max_length)
+    tokens = tuple(
+        Token(i, name, kind(i), prompt[start:stop] or name, start, stop)
+        for i, (name, start, stop) in enumerate(pieces)
+    )
+    return TokenTable(prompt, tokens, end, tokenizer.model_max_length)
+
+
+def _after_marks(prompt: str, stop: int) -> int:
+    """`stop`, moved past the marks that combine with the letter before it: offsets leave them out."""
+    while 0 < stop < len(prompt) and _is_mark(prompt[stop]):
+        stop += 1
+    return stop
 
 
 def resolve_subjects(tokenizer: Tokenizer, request: Request) -> tuple[Subject, ...]:
@@ -123,52 +149,121 @@ def resolve_subjects(tokenizer: Tokenizer, request: Request) -> tuple[Subject, .
 def _find_phrases(
     tokenizer: Tokenizer, table: TokenTable, row: str, phrases: Sequence[str]
 ) -> tuple[Subject, ...]:
-    subjects = []
-    seen: Counter[tuple[str, ...]] = Counter()
-    for phrase in phrases:
-        ids = tokenizer(phrase, add_special_tokens=False, verbose=False).input_ids
-        wanted = tuple(tokenizer.convert_ids_to_tokens(ids))
-        if not wanted:
-            raise SubjectError(
-                row, f"subject {shown(phrase)} has no words; remove it or name something"
-            )
-        places = _occurrences(table, wanted)
-        if len(places) <= seen[wanted]:
-            raise SubjectError(row, _why_missing(table, phrase, found=len(places)))
-        start = places[seen[wanted]]
-        seen[wanted] += 1
-        indices = tuple(range(start, start + len(wanted)))
-        if indices[-1] >= table.end:
+    """Give each phrase an occurrence of its own: the longest choose first, so that "cat" does not take
+    the one in "red cat", and of those alike the ones with the least choice."""
+    wanted = [_spelling(tokenizer, row, phrase) for phrase in phrases]
+    places = [_occurrences(table, spelling) for spelling in wanted]
+    free = [True] * len(table.tokens)
+    found: dict[int, list[Token]] = {}
+    for i in sorted(range(len(phrases)), key=lambda i: (-len(wanted[i]), len(places[i]))):
+        place = next((p for p in places[i] if all(free[token.index] for token in p)), None)
+        if place is None:
+            raise SubjectError(row, _why_missing(table, phrases, i, wanted, len(places[i])))
+        if place[-1].index >= table.end:
             raise SubjectError(
                 row,
-                f"subject {shown(phrase)} is cut off: the text encoder sees only the first "
+                f"subject {shown(phrases[i])} is cut off: the text encoder sees only the first "
                 f"{table.end - 1} tokens of the prompt; shorten it or move the subject forward",
             )
-        subjects.append(Subject(phrase, indices, wanted))
-    return tuple(subjects)
+        found[i] = place
+        for token in place:
+            free[token.index] = False
+    return tuple(_subject(phrase, found[i]) for i, phrase in enumerate(phrases))
 
 
-def _occurrences(table: TokenTable, wanted: tuple[str, ...]) -> list[int]:
-    """Where `wanted` starts, at the beginning of a word, in the whole prompt.
+def _subject(name: str, tokens: Sequence[Token]) -> Subject:
+    indices = tuple(token.index for token in tokens)
+    return Subject(name, indices, tuple(token.text for token in tokens))
 
-    Positions beyond the end token are counted as if the prompt had not been cut.
+
+def _spelling(tokenizer: Tokenizer, row: str, phrase: str) -> tuple[str, ...]:
+    """The tokens that `phrase` is made of."""
+    ids = tokenizer(phrase, add_special_tokens=False, verbose=False).input_ids
+    if not ids:
+        raise SubjectError(
+            row, f"subject {shown(phrase)} has no words; remove it or name something"
+        )
+    return tuple(tokenizer.convert_ids_to_tokens(ids))
+
+
+def _occurrences(
+    table: TokenTable, wanted: tuple[str, ...], alone: bool = True
+) -> list[list[Token]]:
+    """Where `wanted` stands in the whole prompt, in order.
+
+    Args:
+        alone: leave out what stands inside a longer word, compound or number.
     """
     words = [token for token in table.tokens if token.kind in ("word", "truncated")]
     names = tuple(token.token for token in words)
-    return [
-        i + 1  # the start token
+    places = [
+        words[i : i + len(wanted)]
         for i in range(len(names) - len(wanted) + 1)
-        if names[i : i + len(wanted)] == wanted and (i == 0 or words[i - 1].ends_word)
+        if names[i : i + len(wanted)] == wanted
     ]
+    return [place for place in places if not alone or _stands_alone(table.prompt, place)]
 
 
-def _why_missing(table: TokenTable, phrase: str, found: int) -> str:
-    if found:
+def _stands_alone(prompt: str, place: Sequence[Token]) -> bool:
+    """Whether what stands at `place` is whole words, as a reader sees them.
+
+    The tokenizer cannot tell: it breaks "10 dogs" before the 0, and "cat_dog" at the underscore.
+    """
+    start, stop = place[0].start, place[-1].stop
+    return not (
+        _joined(prompt[:start][::-1], prompt[start:]) or _joined(prompt[stop:], prompt[:stop][::-1])
+    )
+
+
+def _joined(outside: str, inside: str) -> bool:
+    """Whether two parts of a text are of one word, each read from where they meet: "tac" and "_dog" are,
+    as are both parts of "cat-like" and of "1,000"."""
+    if not (outside and inside and _in_word(inside[0])):
+        return False
+    if outside[0] in "-.,":
+        beyond = outside[1:2]
+        both_digits = beyond.isdigit() and inside[0].isdigit()
+        return both_digits or (outside[0] == "-" and _in_word(beyond))
+    return _in_word(outside[0])
+
+
+def _in_word(character: str) -> bool:
+    """Letters, digits, underscores, and marks that combine with a letter."""
+    return bool(character) and (character.isalnum() or character == "_" or _is_mark(character))
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character).startswith("M")
+
+
+def _why_missing(
+    table: TokenTable, phrases: Sequence[str], i: int, wanted: Sequence[tuple[str, ...]], found: int
+) -> str:
+    """Why phrase `i`, which stands alone `found` times, has no occurrence of its own."""
+    phrase = shown(phrases[i])
+    alike = sum(spelling == wanted[i] for spelling in wanted)
+    if found and found < alike:
         times = "once" if found == 1 else f"{found} times"
+        return f"subject {phrase} is in the prompt only {times}; name it as often as it occurs"
+    if found:
         return (
-            f"subject {shown(phrase)} is in the prompt only {times}; name it as often as it occurs"
+            f"subject {phrase} is in the prompt only as part of another subject; each occurrence "
+            "belongs to one subject, the longest first, so remove one of them"
         )
-    return f"subject {shown(phrase)} is not in the prompt; its tokens are {table}"
+    if within := _occurrences(table, wanted[i], alone=False):
+        return (
+            f"subject {phrase} is not in the prompt as a word of its own, only inside "
+            f"{shown(_around(table.prompt, within[0]))}; name that, or give token_indices"
+        )
+    return f"subject {phrase} is not in the prompt; its tokens are {table}"
+
+
+def _around(prompt: str, place: Sequence[Token]) -> str:
+    """What stands at `place`, with the rest of its words."""
+    start, stop = place[0].start, place[-1].stop
+    (before,) = re.findall(r"\S*\Z", prompt[:start])[:1]
+    (after,) = re.findall(r"\A\S*", prompt[stop:])
+    return (before + prompt[start:stop] + after).strip(".,;:!?")
 
 
 def _check_indices(
@@ -181,9 +276,8 @@ def _check_indices(
             raise SubjectError(row, "token_indices has an empty subject; remove it")
         for index in indices:
             _check_index(table, row, index)
-        tokens = tuple(table.tokens[index] for index in indices)
-        name = "".join(token.text + " " * token.ends_word for token in tokens).strip()
-        subjects.append(Subject(name, indices, tuple(token.token for token in tokens)))
+        tokens = [table.tokens[index] for index in indices]
+        subjects.append(_subject(table.text(tokens), tokens))
     return tuple(subjects)
 
 

@@ -39,6 +39,7 @@ _ALONE = 4 * PART_ROWS
 
 TRUNCATED, TRUNCATED_NEGATIVE, REPEATED = "TruncatedPrompt", "TruncatedNegative", "RepeatedRow"
 _KEPT = 100_000
+_PLAIN = re.compile(r"[A-Za-z]+(?:[., ]+[A-Za-z]+)*[., ]*")
 _COLUMN = re.compile(r"column (\w+): ")
 
 
@@ -306,6 +307,7 @@ class _Judge:
 
 class _Encoded(NamedTuple):
     input_ids: list[int]
+    offset_mapping: list[tuple[int, int]] | None = None
 
 
 class _ManyTexts:
@@ -324,32 +326,28 @@ class _ManyTexts:
         encoded = self._backend.encode_batch_fast(new)
         self._whole = {text: one.ids for text, one in zip(new, encoded, strict=True)}
 
-    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]:
-        ids = (self._backend.token_to_id(token) for token in tokens)
-        return [i for i in ids if i is not None]
-
-    def decode(self, token_ids: list[int]) -> str:
-        return self._backend.decode(token_ids)
-
     def length(self, text: str) -> int:
         """With the start and the end token."""
         return len(self(text).input_ids)
 
     def plainly_has(self, request: Request) -> bool:
-        """Whether it is seen at a glance that all subjects are found, which they mostly are: each is
-        another, and none is cut off. Where it is not, `resolve_subjects` has the word."""
+        """Whether it is seen at a glance that all subjects are found, which they mostly are: there are
+        only letters, spaces and full stops or commas between them, so that a word is a word; no two
+        subjects have a token in common; and none is cut off. Where it is not, `resolve_subjects` has
+        the word."""
         if not request.subjects or request.token_indices is not None:
             return False
+        if not _PLAIN.fullmatch(request.prompt):
+            return False
         prompt = self(request.prompt).input_ids
-        phrases = {
-            tuple(self(phrase, add_special_tokens=False).input_ids) for phrase in request.subjects
-        }
-        words = tuple(prompt[1:-1][: self.model_max_length - 2])
-        return len(phrases) == len(request.subjects) and all(
+        phrases = [self(phrase, add_special_tokens=False).input_ids for phrase in request.subjects]
+        words = prompt[1:-1][: self.model_max_length - 2]
+        used = [i for phrase in phrases for i in set(phrase)]
+        return len(used) == len(set(used)) and all(
             phrase and self._occurs(phrase, words) for phrase in phrases
         )
 
-    def _occurs(self, phrase: tuple[int, ...], words: tuple[int, ...]) -> bool:
+    def _occurs(self, phrase: list[int], words: list[int]) -> bool:
         """Somewhere at the beginning of a word."""
         last = len(words) - len(phrase)
         return any(
@@ -359,7 +357,17 @@ class _ManyTexts:
             for i in range(last + 1)
         )
 
-    def __call__(self, text: str, *, add_special_tokens: bool = True, **_: Any) -> _Encoded:
+    def __call__(
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        return_offsets_mapping: bool = False,
+        **_: Any,
+    ) -> _Encoded:
+        if return_offsets_mapping:
+            encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+            return _Encoded(encoding.ids, encoding.offsets)
         known = self._whole if add_special_tokens else self._bare
         ids = known.get(text)
         if ids is None:

@@ -27,7 +27,7 @@ NO_THINGS = frozenset(
 )  # fmt: skip
 """Nouns that name nothing when "of" follows."""
 
-_WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*|[^\w\s]")
+_WORD = re.compile(r"\w+(?:['\u2019-]\w+)*|[^\w\s]")
 _NOUN = ("NN", "NP0")  # of the BNC's tags: common nouns, names
 
 
