@@ -67,8 +67,10 @@ class GuidanceConfig(BaseModel):
         description="Height and width of the attention maps at the model's own size; "
         "default: a quarter of the latents' (16 x 16 for 512 pixels).",
     )
-    subject_pooling: Literal["mean", "max", "first", "last"] = Field(
-        "mean", description="How the maps of a subject's tokens become one map."
+    subject_pooling: Literal["sum", "max"] = Field(
+        "sum",
+        description="How the maps of a subject's tokens become one: their sum, which is the subject's "
+        "share of attention, or their max, the strongest token at each place.",
     )
     normalize_eot: bool | None = Field(
         None,

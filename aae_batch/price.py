@@ -268,7 +268,7 @@ def count_sampling(
     def loss(moving: Tensor) -> Tensor:
         maps = model.attend(moving, timesteps, text)
         words = normalize_over_words(maps, torch.empty(1, device="meta"))
-        subjects = pool_subjects(words, [_PLACES], "mean")
+        subjects = pool_subjects(words, [_PLACES], "sum")
         return attend_and_excite_loss(
             excitation(smooth(subjects)), torch.empty(1, device="meta")
         ).sum()

@@ -155,7 +155,7 @@ def main() -> None:
     if options.steps:
         config = config.updated(num_inference_steps=options.steps)
     # upstream has no such settings, and none of these prompts needs them
-    config = config.updated(normalize_eot=False, subject_pooling="mean", scheduler=None)
+    config = config.updated(normalize_eot=False, subject_pooling="sum", scheduler=None)
     requests = small_requests(options.prompts)
     slots = [int(count) for count in options.slots.split(",")]
     runs = {"diffusers": partial(with_diffusers, pipe, requests, config)}

@@ -180,7 +180,7 @@ def generate(
     subject_pooling: Annotated[
         str | None,
         typer.Option(
-            help="How the maps of a subject's tokens become one: mean, max, first, last.",
+            help="How the maps of a subject's tokens become one: sum, or max for the strongest alone.",
             show_default=OWN,
         ),
     ] = None,

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Pooling = Literal["mean", "max", "first", "last"]
+Pooling = Literal["sum", "max"]
 
 SHARPNESS = 100.0
 """The factor before the softmax over words: attention probabilities are small and close together."""
@@ -48,7 +48,9 @@ def pool_subjects(
     Args:
         maps: [batch, height, width, tokens].
         token_indices: per sample, per subject, its positions.
-        pooling: how a subject of several tokens becomes one map.
+        pooling: how a subject of several tokens becomes one map. `"sum"` is the share of attention that
+            the subject has, at most 1 as for a single token. `"max"` is that of its strongest token at
+            each place, the authors' advice for words of several tokens.
 
     Returns:
         [batch, subjects, height, width]; zeros where a sample has fewer subjects than the most.
@@ -68,8 +70,7 @@ def pool_subjects(
     weights = torch.zeros(len(token_indices), most, maps.shape[-1], dtype=maps.dtype)
     for b, subjects in enumerate(token_indices):
         for s, indices in enumerate(subjects):
-            chosen = {"mean": indices, "first": indices[:1], "last": indices[-1:]}[pooling]
-            weights[b, s, list(chosen)] = 1 / len(chosen)
+            weights[b, s, list(indices)] = 1
     return torch.einsum("bhwt,bst->bshw", maps, weights.to(maps.device))
 
 
