@@ -224,24 +224,28 @@ class Batch:
     # --- the two forwards ---
 
     def _excite(self, samples: list[Sample]) -> list[Result]:
-        """One guided forward and backward: each sample moves down the gradient of its own loss."""
+        """One guided forward and backward: each sample moves down the gradient of its own loss.
+
+        It moves where the UNet sees it, so that a scheduler which scales its latents (Euler and its kin, by
+        `1 / sqrt(sigma^2 + 1)`) guides as far as one that does not.
+        """
         if not samples:
             return []
         with torch.enable_grad(), _fitting():
-            latents = torch.stack([sample.latents for sample in samples]).requires_grad_(True)
-            scaled = [sample.scaled(one) for sample, one in zip(samples, latents, strict=True)]
+            scaled = torch.stack([sample.scaled(sample.latents) for sample in samples])
+            scaled.requires_grad_(True)
             maps = self.model.attend(
-                torch.stack(scaled),
+                scaled,
                 torch.stack([sample.timestep for sample in samples]),
                 torch.stack([sample.text.conditions[0].keys for sample in samples]),
             )
             loss = self._observe(samples, maps)
-            (gradient,) = torch.autograd.grad(loss.sum(), latents)
+            (gradient,) = torch.autograd.grad(loss.sum(), scaled)
 
         for sample, value, slope in zip(samples, loss.tolist(), gradient, strict=True):
             step_size = self._advance(sample, value)
             if step_size:
-                sample.latents = sample.latents - step_size * slope
+                sample.latents = sample.latents - step_size / sample.input_scale * slope
         return self._drop_non_finite(samples, "the guided latent update")
 
     def _advance(self, sample: Sample, loss: float) -> float:
@@ -306,10 +310,14 @@ class Batch:
 
     def _finish(self, sample: Sample) -> Result:
         self._samples.remove(sample)
+        image = self.model.decode(sample.latents)
+        if image is None:
+            reason = "the decoder made NaN or infinite pixels; try dtype float32 or another seed"
+            return sample.fail(NonFiniteError(sample.request.name, reason))
         last_threshold = next(reversed(sample.config.thresholds.values()), None)
         return Result(
             sample.request,
-            image=self.model.decode(sample.latents),
+            image=image,
             latents=sample.latents.cpu(),
             attention=sample.trace.record(sample.num_refinements, last_threshold),
             seconds=time.monotonic() - sample.started,

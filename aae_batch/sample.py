@@ -67,6 +67,11 @@ class Sample:
         """`latents` as the UNet takes them at this step (the identity for DDIM and PNDM)."""
         return self.scheduler.scale_model_input(latents, self.timestep)  # type: ignore[attr-defined]
 
+    @property
+    def input_scale(self) -> float:
+        """The factor that `scaled` multiplies latents by at this step."""
+        return float(self.scaled(self.latents.new_ones(())))
+
     def fail(self, error: RowError) -> Result:
         return Result(self.request, error=error, seconds=time.monotonic() - self.started)
 

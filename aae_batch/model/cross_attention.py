@@ -75,7 +75,7 @@ class CrossAttentionRecorder:
     def _add(self, probabilities: Tensor, heads: int) -> None:
         """Take in one layer's probabilities, `[batch * heads, queries, tokens]`."""
         by_head = probabilities.unflatten(0, (-1, heads))[self._keep]
-        total = by_head.sum(dim=1, dtype=torch.promote_types(by_head.dtype, torch.float32))
+        total = by_head.sum(dim=1)
         self._sum = total if self._sum is None else self._sum + total
         self._layers_seen += 1
         self._heads_seen += heads
@@ -86,8 +86,9 @@ class CrossAttentionRecorder:
 class _RecordingProcessor:
     """An attention processor that shows its probabilities to a recorder while that one records.
 
-    The formation of the probabilities is `Attention.get_attention_scores` of diffusers, with the
-    upcasts that the layer asks for; otherwise the original processor does the work.
+    The formation of the probabilities is `Attention.get_attention_scores` of diffusers, in float32 at
+    least: guidance takes their softmax once more, a hundredfold. Otherwise the original processor does
+    the work.
     """
 
     def __init__(self, recorder: CrossAttentionRecorder, original) -> None:
@@ -107,17 +108,18 @@ class _RecordingProcessor:
             return self.original(
                 attn, hidden_states, encoder_hidden_states, attention_mask, temb, **kwargs
             )
-        query = attn.head_to_batch_dim(attn.to_q(hidden_states))
-        key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states))
+        precise = torch.promote_types(hidden_states.dtype, torch.float32)
+        query = attn.head_to_batch_dim(attn.to_q(hidden_states)).to(precise)
+        key = attn.head_to_batch_dim(attn.to_k(encoder_hidden_states)).to(precise)
         if attention_mask is not None:
             attention_mask = attn.prepare_attention_mask(
                 attention_mask, key.shape[1], len(hidden_states)
-            )
+            ).to(precise)
         probabilities = attn.get_attention_scores(query, key, attention_mask)
         self.recorder._add(probabilities, attn.heads)
 
         value = attn.head_to_batch_dim(attn.to_v(encoder_hidden_states))
-        attended = attn.batch_to_head_dim(torch.bmm(probabilities, value))
+        attended = attn.batch_to_head_dim(torch.bmm(probabilities.to(value.dtype), value))
         return attn.to_out[1](attn.to_out[0](attended))
 
 

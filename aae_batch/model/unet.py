@@ -56,6 +56,12 @@ class StableDiffusion:
         return self.unet.dtype
 
     @property
+    def latents_dtype(self) -> torch.dtype:
+        """In which latents are held, guided and stepped: float32 where the UNet's is a shorter one, since
+        an update is often smaller than what bfloat16 can add to a latent."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    @property
     def is_version_2(self) -> bool:
         """Stable Diffusion 2.x has OpenCLIP's text encoder, of width 1024."""
         return self.unet.config.cross_attention_dim == 1024
@@ -90,7 +96,8 @@ class StableDiffusion:
         """Cross-attention maps, differentiable in the latents; the forward ends at the last map.
 
         Args:
-            latents: [batch, channels, height, width], scaled as the scheduler asks.
+            latents: [batch, channels, height, width], scaled as the scheduler asks; here they become of
+                the UNet's dtype.
             timesteps: [batch].
             text: [batch, tokens, width].
 
@@ -99,7 +106,7 @@ class StableDiffusion:
         """
         recorder = self._require_recorder()
         with recorder.recording(stop_early=True):
-            self.unet(latents, timesteps, encoder_hidden_states=text)
+            self.unet(latents.to(self.dtype), timesteps, encoder_hidden_states=text)
         return self._on_grid(recorder.maps, latents)
 
     @torch.no_grad()
@@ -111,7 +118,8 @@ class StableDiffusion:
         values: Tensor | None = None,
         record: slice | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The UNet's prediction and, of the rows in `record`, the maps as `attend` gives them.
+        """The UNet's prediction, of `latents_dtype`, and of the rows in `record` the maps as `attend`
+        gives them.
 
         Args:
             latents, timesteps, text: as `attend` takes them.
@@ -119,20 +127,32 @@ class StableDiffusion:
                 not `text`; its keys, and the maps with them, stay those of `text`.
             record: rows of the batch whose maps are wanted.
         """
-        with self._taking_values_from(values):
-            if record is None:
-                return self.unet(latents, timesteps, encoder_hidden_states=text).sample, None
-            recorder = self._require_recorder()
-            with recorder.recording(keep=record):
-                predicted = self.unet(latents, timesteps, encoder_hidden_states=text).sample
-            return predicted, self._on_grid(recorder.maps, latents)
+        recorder = None if record is None else self._require_recorder()
+        recording = recorder.recording(keep=record) if recorder and record else nullcontext()
+        with self._taking_values_from(values), recording:
+            predicted = self.unet(
+                latents.to(self.dtype), timesteps, encoder_hidden_states=text
+            ).sample.to(self.latents_dtype)
+        return predicted, self._on_grid(recorder.maps, latents) if recorder else None
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Image:
-        """Final latents [channels, height, width] as an RGB picture."""
+    def decode(self, latents: Tensor) -> Image | None:
+        """Final latents [channels, height, width] as an RGB picture.
+
+        Some decoders overflow in float16, where they are run again in float32. None where the pixels are
+        not finite even then.
+        """
         vae = self.pipe.vae
-        scaled = latents.unsqueeze(0).to(vae.dtype) / vae.config.scaling_factor
-        decoded = vae.decode(scaled, return_dict=False)[0]
+        scaled = latents.unsqueeze(0) / vae.config.scaling_factor
+        dtype = vae.dtype
+        decoded = vae.decode(scaled.to(dtype), return_dict=False)[0]
+        if not decoded.isfinite().all() and dtype in (torch.float16, torch.bfloat16):
+            try:
+                decoded = vae.to(torch.float32).decode(scaled.float(), return_dict=False)[0]
+            finally:
+                vae.to(dtype)
+        if not decoded.isfinite().all():
+            return None
         return self.pipe.image_processor.postprocess(decoded, output_type="pil")[0]
 
     # --- what sampling needs besides ---
@@ -143,9 +163,12 @@ class StableDiffusion:
             getattr(torch, self.device.type).empty_cache()
 
     def draw_noise(self, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-        """Initial noise as diffusers draws it for one picture: [channels, height, width]."""
+        """Initial noise as diffusers draws it for one picture: [channels, height, width].
+
+        A half-precision pipeline of diffusers has the same numbers, rounded.
+        """
         return randn_tensor(
-            (1, *shape), generator=generator, device=self.device, dtype=self.dtype
+            (1, *shape), generator=generator, device=self.device, dtype=self.latents_dtype
         ).squeeze(0)
 
     def scheduler(self, name: str | None):
