@@ -17,6 +17,8 @@ install: $(STAMP) ## install the package and its tools
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@# for CLIP's vocabulary, which tests read; what it depends on (torchvision) is not wanted
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps open_clip_torch
 	@touch $@
 
 demo: install ## make a small dataset with the embedded model, and look at it

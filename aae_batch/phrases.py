@@ -173,8 +173,10 @@ def _is_named(word: _Word, named: set[int]) -> bool:
 def _joining(words: list[_Word], named: set[int]) -> set[int]:
     """The words that join adjectives of one subject: "and" in "a red and blue bench", where "bench" is
     named. Before them a noun phrase has begun and named nothing, and after them comes neither a
-    determiner nor the end of a subject ("a cat on a mat and dogs")."""
-    joining = set()
+    determiner nor the end of a subject ("a cat on a mat and dogs"). None where nothing is named."""
+    joining: set[int] = set()
+    if not named:
+        return joining
     begun = False
     for i, word in enumerate(words):
         if _is_named(word, named):

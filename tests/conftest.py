@@ -32,13 +32,18 @@ def small_pipeline(
     *, seed: int = 0, version: int = 1, sample_size: int = 16
 ) -> StableDiffusionPipeline:
     """A pipeline with cross-attention at three levels and random weights, large enough that the
-    attention maps differ from place to place and from word to word."""
+    attention maps differ from place to place and from word to word.
+
+    Args:
+        version: of Stable Diffusion; 2 is recognised by the width of its text encoder.
+    """
     torch.manual_seed(seed)
     words = tokenizer()
+    text_width = {1: TEXT_WIDTH, 2: 1024}[version]
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(words),
-            hidden_size=TEXT_WIDTH,
+            hidden_size=text_width,
             intermediate_size=64,
             num_hidden_layers=2,
             num_attention_heads=4,
@@ -58,7 +63,7 @@ def small_pipeline(
         norm_num_groups=8,
         attention_head_dim=(2, 4, 4) if version == 2 else 2,
         use_linear_projection=version == 2,
-        cross_attention_dim=TEXT_WIDTH,
+        cross_attention_dim=text_width,
     )
     with torch.no_grad():
         for name, parameter in unet.named_parameters():
