@@ -6,10 +6,10 @@ The order is the engine's (`aae_batch.sample.admit`): what the row says, its siz
 from __future__ import annotations
 
 from aae_batch.config import GuidanceConfig
-from aae_batch.errors import PromptError, RequestError, RowError
+from aae_batch.errors import PromptError, RequestError, RowError, SettingsError
 from aae_batch.request import Request
 from aae_batch.row import Row
-from aae_batch.subjects import Tokenizer, resolve_subjects
+from aae_batch.subjects import Tokenizer, resolve_subjects, why_unknown
 
 
 def check_row(
@@ -41,6 +41,12 @@ def check_size(request: Request, config: GuidanceConfig, vae_scale_factor: int) 
                 f"{name} is {pixels}; it must be a multiple of {vae_scale_factor}, and at least "
                 f"{4 * vae_scale_factor}",
             )
+
+
+def check_settings(tokenizer: Tokenizer, config: GuidanceConfig) -> None:
+    """Raises: SettingsError: the run's negative prompt has words that the model does not know."""
+    if config.negative_prompt and (unknown := why_unknown(tokenizer, config.negative_prompt)):
+        raise SettingsError(f"negative_prompt {unknown}.")
 
 
 def check_subjects(tokenizer: Tokenizer, request: Request, config: GuidanceConfig) -> int:

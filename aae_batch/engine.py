@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from aae_batch.attention_stats import describe
+from aae_batch.check import check_settings
 from aae_batch.conditioning import Text, over_prompt
 from aae_batch.config import GuidanceConfig
 from aae_batch.errors import NonFiniteError, RowError, SettingsError
@@ -108,6 +109,7 @@ class Engine:
         """
         config = config or self.defaults
         self.model.scheduler(config.scheduler)
+        check_settings(self.model.tokenizer, config)
         with self.model.recording_maps(config.attn_res):
             yield Batch(self.model, config, self.slots)
 

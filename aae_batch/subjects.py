@@ -6,18 +6,22 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-from aae_batch.errors import PromptError, SubjectError, shown
+from aae_batch.errors import PromptError, RequestError, SubjectError, shown
 from aae_batch.request import Request
 
 TokenKind = Literal["start", "word", "end", "truncated"]
+
+KNOWN_WORDS = "known_words"
+"""In a tokenizer's configuration: the only words that its model was trained on."""
 
 
 class Tokenizer(Protocol):
     """What is used of a CLIP tokenizer of transformers."""
 
     model_max_length: int
+    init_kwargs: dict[str, Any]
 
     def __call__(self, text: str, **kwargs): ...
 
@@ -118,6 +122,23 @@ def token_table(tokenizer: Tokenizer, prompt: str) -> TokenTable:
     return TokenTable(prompt, tokens, end, tokenizer.model_max_length)
 
 
+def why_unknown(tokenizer: Tokenizer, text: str) -> str | None:
+    """What is wrong with a text whose words the model does not know, else None. Only small models such
+    as the embedded one say which words they know (`KNOWN_WORDS`); they would draw something else."""
+    known = tokenizer.init_kwargs.get(KNOWN_WORDS)
+    if not known:
+        return None
+    words = dict.fromkeys(re.findall(r"\w+", text.lower()))
+    unknown = [word for word in words if word not in known]
+    if not unknown:
+        return None
+    return (
+        f"has words that this model does not know: {', '.join(map(shown, unknown[:5]))}"
+        f"{', ...' if len(unknown) > 5 else ''}; it knows only {', '.join(known)}, "
+        "so use these, or a model for all words (--model)"
+    )
+
+
 def _after_marks(prompt: str, stop: int) -> int:
     """`stop`, moved past the marks that combine with the letter before it: offsets leave them out."""
     while 0 < stop < len(prompt) and _is_mark(prompt[stop]):
@@ -129,12 +150,17 @@ def resolve_subjects(tokenizer: Tokenizer, request: Request) -> tuple[Subject, .
     """The subjects of `request` with their token positions; none if it names none.
 
     Raises:
-        PromptError: the prompt is empty, or nothing is named in a request to be guided.
+        PromptError: the prompt is empty, or has words that the model does not know.
+        RequestError: the negative prompt has such words.
         SubjectError: a subject is not in the prompt, or an index does not point at a word.
     """
     row, prompt = request.name, request.prompt
     if not prompt.strip():
         raise PromptError(row, "the prompt is empty; write what the picture shows")
+    if unknown := why_unknown(tokenizer, prompt):
+        raise PromptError(row, f"the prompt {unknown}")
+    if request.negative_prompt and (unknown := why_unknown(tokenizer, request.negative_prompt)):
+        raise RequestError(row, f"negative_prompt {unknown}")
     table = token_table(tokenizer, prompt)
     by_words = by_index = None
     if request.subjects is not None:

@@ -28,7 +28,7 @@ from aae_batch.manifest import Manifest, Part
 from aae_batch.phrases import conjuncts
 from aae_batch.request import Request
 from aae_batch.row import Row
-from aae_batch.subjects import resolve_subjects
+from aae_batch.subjects import KNOWN_WORDS, resolve_subjects
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -79,12 +79,14 @@ class Rules:
         model_max_length: the positions of the text encoder.
         config: the run's settings, where a row has none of its own.
         vae_scale_factor: pixels to a cell of the latents.
+        known_words: the only words that the model knows, where it says so.
     """
 
     backend: Backend
     model_max_length: int
     config: GuidanceConfig
     vae_scale_factor: int = 8
+    known_words: Sequence[str] | None = None
 
     @classmethod
     def of(cls, tokenizer: Any, config: GuidanceConfig, vae_scale_factor: int = 8) -> Rules:
@@ -94,7 +96,8 @@ class Rules:
         backend = Backend.from_str(tokenizer.backend_tokenizer.to_str())
         backend.no_truncation()
         backend.no_padding()
-        return cls(backend, tokenizer.model_max_length, config, vae_scale_factor)
+        known = tokenizer.init_kwargs.get(KNOWN_WORDS)
+        return cls(backend, tokenizer.model_max_length, config, vae_scale_factor, known)
 
 
 @dataclass
@@ -223,7 +226,7 @@ class _Judge:
 
     def __init__(self, rules: Rules) -> None:
         self._config, self._factor = rules.config, rules.vae_scale_factor
-        self._tokenizer = _ManyTexts(rules.backend, rules.model_max_length)
+        self._tokenizer = _ManyTexts(rules.backend, rules.model_max_length, rules.known_words)
         self._said: dict[Any, int | tuple[type[RowError], str]] = {}
 
     def look_at(self, part: Part) -> _Findings:
@@ -253,7 +256,13 @@ class _Judge:
         check_size(request, self._config, self._factor)
         if self._tokenizer.plainly_has(request):
             return len(request.subjects or ())
-        key = (request.prompt, request.subjects, request.token_indices, request.method)
+        key = (
+            request.prompt,
+            request.negative_prompt,
+            request.subjects,
+            request.token_indices,
+            request.method,
+        )
         said = self._said.get(key)
         if said is None:
             try:
@@ -313,8 +322,11 @@ class _Encoded(NamedTuple):
 class _ManyTexts:
     """A tokenizer as `aae_batch.subjects` uses it, which has tokenized the prompts beforehand."""
 
-    def __init__(self, backend: Backend, model_max_length: int) -> None:
+    def __init__(
+        self, backend: Backend, model_max_length: int, known_words: Sequence[str] | None
+    ) -> None:
         self.model_max_length = model_max_length
+        self.init_kwargs = {KNOWN_WORDS: known_words}
         self._backend = backend
         self._names = [backend.id_to_token(i) or "" for i in range(backend.get_vocab_size())]
         self._ends_word = [name.endswith("</w>") for name in self._names]
@@ -333,9 +345,11 @@ class _ManyTexts:
     def plainly_has(self, request: Request) -> bool:
         """Whether it is seen at a glance that all subjects are found, which they mostly are: there are
         only letters, spaces and full stops or commas between them, so that a word is a word; no two
-        subjects have a token in common; and none is cut off. Where it is not, `resolve_subjects` has
-        the word."""
+        subjects have a token in common; and none is cut off. Where it is not, or the model does not
+        know every word, `resolve_subjects` has the word."""
         if not request.subjects or request.token_indices is not None:
+            return False
+        if self.init_kwargs[KNOWN_WORDS]:
             return False
         if not _PLAIN.fullmatch(request.prompt):
             return False
@@ -386,7 +400,7 @@ def _problem(row: Row, kind: str, reason: str, fails: bool) -> Problem:
     match = _COLUMN.match(reason)
     if match:
         column, reason = match[1], reason[match.end() :]
-    elif reason.startswith(("height is", "width is")):
+    elif reason.startswith(("height is", "width is", "negative_prompt has")):
         column = reason.split()[0]
     elif reason.startswith("token"):
         column = "token_indices"

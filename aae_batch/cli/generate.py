@@ -257,8 +257,10 @@ _PARSERS = {"thresholds": _thresholds, "scale_range": _scale_range, "attn_res": 
 
 def _generate(job: JobSettings) -> int:
     from aae_batch.job.driver import run_job
+    from aae_batch.model.loading import named
     from aae_batch.terminal import progress_reporter
 
+    print(f"model: {named(job.model)}", flush=True)
     with progress_reporter() as report:
         summary = run_job(job, report)
     print(f"{summary['images']} images, {summary['failed']} failed rows in {job.output}")

@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+from aae_batch.check import check_row, check_settings
 from aae_batch.dataset import layout, writer
 from aae_batch.dataset.lock import Lock
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import Storage, open_storage
 from aae_batch.dataset.stored import stored_outcomes
-from aae_batch.errors import JobError, OutputError, RowError
+from aae_batch.errors import JobError, ManifestError, ModelError, OutputError, RowError
 from aae_batch.job.cluster import ActorPlan, Stop, cluster, stop_on_signals
 from aae_batch.job.crew import Crew, RayCrew
 from aae_batch.job.metrics import DriverMetrics
@@ -36,6 +37,7 @@ from aae_batch.job.settings import JobSettings
 from aae_batch.job.supervisor import GAVE_UP, Supervisor
 from aae_batch.job.worker import Task, Worker, WorkerSettings
 from aae_batch.manifest import Manifest, open_manifest
+from aae_batch.model.loading import load_tokenizer
 
 FEW_ROWS = 100
 """A share of failures is only judged once so many rows are done."""
@@ -60,7 +62,9 @@ def run_job(
     """
     storage = open_storage(settings.output, settings.s3_endpoint)
     with open_manifest(settings.manifest, settings.s3_endpoint) as manifest:
-        make_plan(settings, manifest, storage)  # refuse before anything is made
+        plan = make_plan(settings, manifest, storage)  # refuse before anything is made
+        if not plan.begun:
+            refuse_unless_some_row_is_good(settings, manifest)
         with storage.writing() as lock:
             plan = make_plan(settings, manifest, storage)
             if not plan.begun:
@@ -71,6 +75,35 @@ def run_job(
                 return _finish(settings, plan, manifest, storage, lock, report, worker_class)
             except OutputError as error:  # the job was under way: it can go on when that is mended
                 raise JobError(str(error)) from error
+
+
+def refuse_unless_some_row_is_good(settings: JobSettings, manifest: Manifest) -> None:
+    """End at once a job of which not one picture would come.
+
+    Rows are judged until a good one is found, which mostly is the first.
+
+    Raises:
+        ManifestError: every row would fail.
+        SettingsError: the run's negative prompt has words that the model does not know.
+    """
+    try:
+        tokenizer = load_tokenizer(
+            settings.model, revision=settings.revision, s3_endpoint=settings.s3_endpoint
+        )
+    except ModelError:  # it may be on the actors' machines alone; else they say what is wrong
+        return
+    check_settings(tokenizer, settings.guidance)
+    first = None
+    for row in manifest.rows():
+        error = check_row(tokenizer, row, settings.guidance)
+        if error is None:
+            return
+        first = first or error
+    if first is not None:
+        raise ManifestError(
+            f"No row of {settings.manifest} can be generated with the model {settings.model}; "
+            f"the first: {first}."
+        )
 
 
 def _finish(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
-from aae_batch.check import check_row
+from aae_batch.check import check_row, check_settings
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import open_storage
 from aae_batch.job.records import make_plan
 from aae_batch.job.settings import JobSettings
 from aae_batch.manifest import open_manifest
-from aae_batch.model.loading import load_tokenizer
+from aae_batch.model.loading import load_tokenizer, named
 from aae_batch.phrases import conjuncts, noun_phrases
 from aae_batch.row import Row
 from aae_batch.subjects import Tokenizer, resolve_subjects, token_table
@@ -33,6 +33,8 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
         if plan.begun and settings.retry_failed:
             plan = plan.retrying(Dataset(storage))
         tokenizer = load_tokenizer(settings.model, revision=settings.revision, s3_endpoint=endpoint)
+        check_settings(tokenizer, settings.guidance)
+        write(f"model: {named(settings.model)}")
         shards = -(-len(manifest) // plan.shard_size)
         left = plan.ledger()
         write(f"{len(manifest)} rows in {shards} shards of {plan.shard_size}")

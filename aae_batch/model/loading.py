@@ -74,6 +74,13 @@ def load_pipeline(
         raise ModelError(f"Model {model!r} does not fit on {place}: {error}") from error
 
 
+def named(model: str) -> str:
+    """How a model is called where a person reads which one is used."""
+    if model != EMBEDDED:
+        return model
+    return f"{model}, the small one in this package, which draws coloured shapes; --model names another"
+
+
 def load_tokenizer(model: str, *, revision: str | None = None, s3_endpoint: str | None = None):
     """Only the tokenizer of a model: enough to check prompts and subjects, and no torch is needed.
 

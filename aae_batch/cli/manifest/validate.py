@@ -126,6 +126,7 @@ def _validate(
     import csv
     from contextlib import ExitStack
 
+    from aae_batch.check import check_settings
     from aae_batch.errors import OutputError
     from aae_batch.manifest import open_manifest
     from aae_batch.model.loading import load_tokenizer, load_vae_scale_factor
@@ -136,6 +137,7 @@ def _validate(
     with ExitStack() as stack:
         opened = stack.enter_context(open_manifest(path, endpoint))
         tokenizer = load_tokenizer(model, revision=revision, s3_endpoint=endpoint)
+        check_settings(tokenizer, config)
         factor = load_vae_scale_factor(model, revision=revision, s3_endpoint=endpoint)
         write = None
         if output:
