@@ -267,3 +267,66 @@ def test_a_pipeline_of_another_kind_is_refused():
     pipe.text_encoder_2 = pipe.text_encoder
     with pytest.raises(ModelError, match=r"Stable Diffusion 1\.x and 2\.x"):
         Engine.from_pipeline(pipe)
+
+
+# --- decoders ---
+
+
+class Overflowing(torch.nn.Module):
+    """A decoder whose activations float16 cannot hold, as those of SDXL's VAE are known to."""
+
+    def __init__(self, decoder: torch.nn.Module, factor: float) -> None:
+        super().__init__()
+        self.decoder, self.factor = decoder, factor
+
+    def forward(self, sample: torch.Tensor, *rest) -> torch.Tensor:
+        return self.decoder(sample, *rest) * self.factor / self.factor
+
+
+def decoded(dtype: torch.dtype, factor: float):
+    pipe = small_pipeline()
+    request = Request("a red circle", method="stable-diffusion", num_inference_steps=2)
+    pipe.vae.to(dtype).decoder = Overflowing(pipe.vae.decoder, factor)
+    (result,) = Engine.from_pipeline(pipe).generate([request], CONFIG)
+    return pipe, result
+
+
+def test_a_decoder_that_overflows_is_run_again_in_float32():
+    _, expected = decoded(torch.float32, 1e30)
+    pipe, result = decoded(torch.float16, 1e30)
+    assert result.error is None
+    assert pipe.vae.dtype == torch.float16, "the pipeline is left as it was"
+    difference = np.asarray(result.image, dtype=int) - np.asarray(expected.image, dtype=int)
+    assert np.abs(difference).max() <= 1
+    assert np.asarray(result.image).std() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_picture_of_nan_is_an_error(dtype):
+    _, result = decoded(dtype, float("inf"))
+    assert result.image is None
+    assert isinstance(result.error, NonFiniteError)
+    assert "decoder" in result.error.reason
+
+
+# --- words ---
+
+
+def test_words_that_a_model_says_it_does_not_know_are_refused():
+    pipe = small_pipeline()
+    pipe.tokenizer.init_kwargs["known_words"] = ["a", "and", "red", "circle"]
+    engine = Engine.from_pipeline(pipe)
+    requests = [
+        Request("a cat and a Frog", subjects=["cat"], id="prompt"),
+        Request("a red circle", subjects=["circle"], negative_prompt="ugly", id="negative"),
+        Request("A red circle.", subjects=["circle"], num_inference_steps=1, id="known"),
+    ]
+    results = {r.request.id: r for r in engine.generate(requests, CONFIG.updated(thresholds={}))}
+    assert results["prompt"].error.reason == (
+        "the prompt has words that this model does not know: 'cat', 'frog'; it knows only a, and, red, "
+        "circle, so use these, or a model for all words (--model)"
+    )
+    assert "negative_prompt has words" in results["negative"].error.reason
+    assert results["known"].error is None
+    with pytest.raises(SettingsError, match="negative_prompt has words .*'blurry'"):
+        list(engine.generate([], CONFIG.updated(negative_prompt="blurry")))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import ast
 import pickle
+from importlib.metadata import distribution
 
 import pytest
 import torch
@@ -56,6 +58,20 @@ def direct_image(folder: str, image) -> torch.Tensor:
 def test_there_are_eighty_templates_each_with_one_place():
     assert len(set(IMAGENET_TEMPLATES)) == 80
     assert all(template.count("{}") == 1 for template in IMAGENET_TEMPLATES)
+
+
+def test_the_templates_are_clips_own():
+    """As OpenCLIP's package has them, which is read and not imported: it would ask for torchvision."""
+    package = distribution("open_clip_torch")
+    source = package.locate_file("open_clip/zero_shot_metadata.py").read_text()
+    (theirs,) = (
+        statement.value.elts
+        for statement in ast.parse(source).body
+        if isinstance(statement, ast.Assign)
+        and statement.targets[0].id == "OPENAI_IMAGENET_TEMPLATES"
+    )
+    filled_in = [eval(ast.unparse(one))("frog") for one in theirs]
+    assert [template.format("frog") for template in IMAGENET_TEMPLATES] == filled_in
 
 
 @pytest.mark.parametrize("text", [PROMPT, "a red circle", "an orange", "cat"])
