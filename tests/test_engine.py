@@ -328,5 +328,5 @@ def test_words_that_a_model_says_it_does_not_know_are_refused():
     )
     assert "negative_prompt has words" in results["negative"].error.reason
     assert results["known"].error is None
-    with pytest.raises(SettingsError, match="negative_prompt has words .*'blurry'"):
+    with pytest.raises(SettingsError, match=r"negative_prompt has words .*'blurry'"):
         list(engine.generate([], CONFIG.updated(negative_prompt="blurry")))

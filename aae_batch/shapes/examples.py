@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from random import Random
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from aae_batch.shapes.networks import LATENT_SIZE, MAX_TOKENS
-from aae_batch.shapes.world import PAIRS, THINGS, Scene, Thing, caption, coverage, place, render
+from aae_batch.request import Request
+from aae_batch.shapes.networks import LATENT_SIZE, MAX_TOKENS, WORDS
+from aae_batch.shapes.world import (
+    PAIRS,
+    SHAPES,
+    SIZE,
+    THINGS,
+    Scene,
+    Thing,
+    caption,
+    coverage,
+    place,
+    render,
+)
+from aae_batch.subjects import Tokenizer, resolve_subjects
 
 MAP_SIZE = LATENT_SIZE // 2
 """Side of the attention maps at which captions are grounded."""
@@ -25,7 +39,8 @@ class CaptionMix:
         both: a caption of two things, with a picture of both.
         left_out: a caption of two things, with a picture of only one of them.
         none: no caption (for classifier-free guidance).
-        none_pairs: the share of pictures with two things among those without a caption.
+        none_pairs: the share of pictures with two things among those without a caption. Classifier-free
+            guidance moves away from these, so a large share makes plain sampling leave one out.
         plain: the share of captions that name shapes without colours.
     """
 
@@ -33,7 +48,7 @@ class CaptionMix:
     both: float = 0.24
     left_out: float = 0.31
     none: float = 0.10
-    none_pairs: float = 0.75
+    none_pairs: float = 0.5
     plain: float = 0.2
 
 
@@ -52,7 +67,7 @@ class Example:
 
 @dataclass
 class Batch:
-    """`latents` [batch, 4, h, w]; `grounding` [batch, cells, tokens], where each word should be looked
+    """`latents` [batch, channels, h, w]; `grounding` [batch, cells, tokens], where each word should be looked
     at; `grounded` [batch], False where there is no caption."""
 
     latents: Tensor
@@ -74,15 +89,29 @@ def pixels(scene: Scene) -> np.ndarray:
     return np.asarray(render(scene), dtype=np.float32).transpose(2, 0, 1) / 127.5 - 1
 
 
+def outlines(scene: Scene) -> np.ndarray:
+    """Where each shape of the world is in a scene: float32 [shapes, height, width], 0 or 1."""
+    where = np.zeros((len(SHAPES), SIZE, SIZE), dtype=np.float32)
+    for placed in scene.objects:
+        where[SHAPES.index(placed.thing.shape)] += coverage(placed, SIZE)
+    return where
+
+
 class Examples:
     """Draws training batches from encoded scenes.
 
     Args:
         scenes: as `scenes()` made them.
-        latents: [scenes, 4, h, w], of each the mean latent.
+        latents: [scenes, channels, h, w], of each the mean latent.
+        tokenizer: which says at what positions a word stands.
+
+    Raises:
+        ValueError: the tokenizer breaks a word of the world into several tokens.
     """
 
-    def __init__(self, scenes: list[Scene], latents: Tensor) -> None:
+    def __init__(self, scenes: list[Scene], latents: Tensor, tokenizer: Tokenizer) -> None:
+        check_whole(tokenizer)
+        self.tokenizer = tokenizer
         self.things = [tuple(o.thing for o in scene.objects) for scene in scenes]
         self.latents = latents
         self.coverage = [
@@ -124,13 +153,36 @@ class Examples:
         The cells of an object look at the words that name it, everything else at the start token.
         """
         target = np.zeros((MAP_SIZE**2, MAX_TOKENS), dtype=np.float32)
-        words = row.caption.split()
-        for thing, covered in zip(self.things[row.index], self.coverage[row.index], strict=True):
-            if thing not in row.named:
-                continue
-            noun = 1 + words.index(thing.shape)  # every word of the world is one token
-            names = [noun - 1, noun] if row.coloured else [noun]
-            for position in names:
-                target[:, position] += covered / len(names)
+        if row.named:
+            positions = dict(zip(row.named, self._positions(row.named, row.coloured), strict=True))
+            shown = zip(self.things[row.index], self.coverage[row.index], strict=True)
+            for thing, covered in shown:
+                for position in positions.get(thing, ()):
+                    target[:, position] += covered / len(positions[thing])
         target[:, 0] = np.clip(1 - target.sum(axis=1), 0, 1)
         return target
+
+    @cache  # noqa: B019 - there are a few hundred captions, and the instance lives as long as the run
+    def _positions(self, named: tuple[Thing, ...], coloured: bool) -> list[tuple[int, ...]]:
+        """Where the words of each thing stand in the caption, as guidance would find them."""
+        names = [str(thing) if coloured else thing.shape for thing in named]
+        request = Request(caption(named, coloured), subjects=names)
+        return [subject.token_indices for subject in resolve_subjects(self.tokenizer, request)]
+
+
+def check_whole(tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer that breaks the world's words.
+
+    Maps would still be grounded at the right positions, but a subject's attention would be spread over
+    the pieces of its words, and differently for different words.
+
+    Raises:
+        ValueError: it does.
+    """
+    for word in WORDS:
+        pieces = tokenizer(word, add_special_tokens=False).input_ids
+        if len(pieces) != 1:
+            raise ValueError(
+                f"the tokenizer breaks {word!r} into {len(pieces)} tokens; "
+                "give it a vocabulary that has every word of the world"
+            )

@@ -9,27 +9,32 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from aae_batch.shapes.world import COLOURS, SHAPES, SIZE
 
 LATENT_SIZE = SIZE // 8
+LATENT_CHANNELS = 8
 MAX_TOKENS = 16
 TEXT_WIDTH = 128
 
-_WORDS = ("a", "and", *COLOURS, *SHAPES)
+WORDS = ("a", "and", *COLOURS, *SHAPES)
+"""All that captions of the world are made of."""
+
+_END = "</w>"  # CLIP's mark of a token that ends a word
 
 
 def tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-level BPE with a vocabulary of its own: the world's words whole, the rest by bytes."""
-    alphabet = _byte_alphabet()
-    tokens = [*alphabet, *(letter + "</w>" for letter in alphabet)]
+    """CLIP's byte-level BPE with a vocabulary of its own: each word of the world is one token.
+
+    Every merge ends a word: it joins a letter to the rest of the word behind it. In any word only its
+    last two pieces can be such a pair, so the order of the merges plays no part, and no word's merges
+    can break another word, as `(r, e)` of "red" would break "green".
+    """
+    alphabet = byte_alphabet()
+    endings = [letter + _END for letter in alphabet]
     merges: list[tuple[str, str]] = []
-    for word in _WORDS:
-        pieces = [*word[:-1], word[-1] + "</w>"]
-        while len(pieces) > 1:
-            merge = (pieces[0], pieces[1])
+    for word in WORDS:
+        for start in range(len(word) - 2, -1, -1):
+            merge = (word[start], word[start + 1 :] + _END)
             if merge not in merges:
                 merges.append(merge)
-            pieces[:2] = ["".join(merge)]
-            if pieces[0] not in tokens:
-                tokens.append(pieces[0])
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    tokens = [*alphabet, *endings, *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
         vocab={token: index for index, token in enumerate(tokens)},
         merges=merges,
@@ -54,16 +59,16 @@ def text_encoder(vocabulary: CLIPTokenizer) -> CLIPTextModel:
 
 
 def vae() -> AutoencoderKL:
-    """8x down to four channels, as Stable Diffusion's."""
+    """8x down, as Stable Diffusion's."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(16, 32, 64, 64),
         layers_per_block=1,
         norm_num_groups=8,
-        latent_channels=4,
+        latent_channels=LATENT_CHANNELS,
         sample_size=SIZE,
-        scaling_factor=1.0,  # the latents are whitened inside the quantisation convolutions
+        scaling_factor=1.0,  # the latents are normalised inside the quantisation convolutions
     )
 
 
@@ -71,6 +76,8 @@ def unet() -> UNet2DConditionModel:
     """Cross-attention at half the latents' resolution (8 x 8) and in the middle (4 x 4)."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=(48, 96, 128),
@@ -110,7 +117,7 @@ def pipeline(seed: int = 0) -> StableDiffusionPipeline:
     )
 
 
-def _byte_alphabet() -> list[str]:
+def byte_alphabet() -> list[str]:
     """The printable stand-ins for the 256 bytes that byte-level BPE works on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]

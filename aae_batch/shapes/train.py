@@ -24,8 +24,10 @@ from torch import Tensor, nn
 
 from aae_batch.model.cross_attention import CrossAttentionRecorder
 from aae_batch.shapes import networks
-from aae_batch.shapes.examples import Batch, CaptionMix, Examples, pixels, scenes
+from aae_batch.shapes.examples import Batch, CaptionMix, Examples, outlines, pixels, scenes
 from aae_batch.shapes.fitting import Place, fit, save
+from aae_batch.shapes.world import SHAPES
+from aae_batch.subjects import KNOWN_WORDS
 
 
 @dataclass(frozen=True)
@@ -35,14 +37,15 @@ class Settings:
     seed: int = 0
     pictures: int = 24_000
     vae_steps: int = 2_200
-    vae_batch: int = 16
-    vae_crop: int = 56
+    vae_batch: int = 8
+    vae_crop: int = 80
     vae_lr: float = 2e-3
     kl_weight: float = 1e-4
+    alignment_weight: float = 0.5
     decoder_steps: int = 400
     decoder_batch: int = 12
     decoder_lr: float = 1e-3
-    unet_steps: int = 4_800
+    unet_steps: int = 12_000
     unet_batch: int = 64
     unet_lr: float = 1e-3
     unet_decay: float = 0.3
@@ -52,32 +55,56 @@ class Settings:
     mix: CaptionMix = CaptionMix()
 
 
+ALIGNMENT_NOISE = 0.3
+"""In standard deviations of the latents. It keeps apart what captions name."""
+
 # --- VAE -----------------------------------------------------------------------------------------
 
 
 class VAELoss(nn.Module):
-    """Reconstruction error (squared plus a tenth of absolute) and a weak pull of the latents to N(0, 1)."""
+    """Reconstruction error (squared plus a tenth of absolute), a weak pull of the latents to N(0, 1), and
+    an alignment error: how far from what captions name, cell by cell, a linear map of the noisy latents is.
 
-    def __init__(self, vae: AutoencoderKL, kl_weight: float) -> None:
+    Captions name hues and shapes. Left to itself the VAE codes the colours along one line, on which a
+    blend of two is a third, and the shapes in nothing but their outlines, which the UNet is slow to bind
+    to words. After VA-VAE (Yao et al., CVPR 2025, arXiv 2501.01423), with labels for features.
+    """
+
+    def __init__(self, vae: AutoencoderKL, kl_weight: float, alignment_weight: float) -> None:
         super().__init__()
-        self.vae, self.kl_weight = vae, kl_weight
+        self.vae, self.kl_weight, self.alignment_weight = vae, kl_weight, alignment_weight
+        self.read = nn.Conv2d(vae.config.latent_channels, 3 + len(SHAPES), kernel_size=1)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, shapes: Tensor) -> Tensor:
+        """Args: images: [batch, 3, h, w]; shapes: [batch, shapes, h, w], 1 where one is seen."""
         posterior = self.vae.encode(images).latent_dist
-        error = self.vae.decode(posterior.sample()).sample - images
+        latents = posterior.sample()
+        error = self.vae.decode(latents).sample - images
         kl = posterior.kl() / posterior.mean[0].numel()
-        return error.square().mean() + 0.1 * error.abs().mean() + self.kl_weight * kl.mean()
+
+        hues = images - images.mean(dim=1, keepdim=True)
+        named = F.avg_pool2d(
+            torch.cat([hues, shapes], dim=1), images.shape[-1] // latents.shape[-1]
+        )
+        spread = latents.detach().std(dim=(0, 2, 3), keepdim=True)
+        noisy = latents + ALIGNMENT_NOISE * spread * torch.randn_like(latents)
+        return (
+            error.square().mean()
+            + 0.1 * error.abs().mean()
+            + self.kl_weight * kl.mean()
+            + self.alignment_weight * (self.read(noisy) - named).square().mean()
+        )
 
 
 def train_vae(settings: Settings, place: Place) -> AutoencoderKL:
     torch.manual_seed(settings.seed)
     vae = networks.vae().to(place.device)
-    loss_of = VAELoss(vae, settings.kl_weight)
+    loss_of = VAELoss(vae, settings.kl_weight, settings.alignment_weight).to(place.device)
 
     def batch_loss(model: nn.Module, step: int) -> dict[str, Tensor]:
         random = place.random(settings.seed, "vae", step)
         torch.manual_seed(random.getrandbits(62))
-        return {"loss": model(_crops(settings, place, random))}
+        return {"loss": model(*_crops(settings, place, random))}
 
     fit(
         "vae",
@@ -89,13 +116,14 @@ def train_vae(settings: Settings, place: Place) -> AutoencoderKL:
         ema=None,
         place=place,
     )
-    _whiten(vae, settings, place)
+    _normalise(vae, settings, place)
     return vae
 
 
-def _crops(settings: Settings, place: Place, random: Random) -> Tensor:
-    """[batch, 3, crop, crop] parts of fresh pictures, most of them with an object near the middle."""
-    crops = []
+def _crops(settings: Settings, place: Place, random: Random) -> tuple[Tensor, Tensor]:
+    """Parts of fresh pictures, most of them with an object near the middle, and where each shape is in
+    them: [batch, 3, crop, crop] and [batch, shapes, crop, crop]."""
+    crops, shapes = [], []
     for scene in scenes(settings.vae_batch // place.workers, random.getrandbits(62)):
         middle = random.choice(scene.objects)
         size, most = settings.vae_crop, networks.SIZE - settings.vae_crop
@@ -103,26 +131,36 @@ def _crops(settings: Settings, place: Place, random: Random) -> Tensor:
             min(max(int(at - size / 2 + random.uniform(-16, 16)), 0), most)
             for at in (middle.x, middle.y)
         )
-        crops.append(pixels(scene)[:, top : top + size, left : left + size])
-    return torch.from_numpy(np.stack(crops)).to(place.device)
+        window = np.s_[:, top : top + size, left : left + size]
+        crops.append(pixels(scene)[window])
+        shapes.append(outlines(scene)[window])
+    return (
+        torch.from_numpy(np.stack(crops)).to(place.device),
+        torch.from_numpy(np.stack(shapes)).to(place.device),
+    )
 
 
 @torch.no_grad()
-def _whiten(vae: AutoencoderKL, settings: Settings, place: Place) -> None:
-    """Give every latent channel mean 0 and standard deviation 1, inside the 1x1 convolutions around it."""
-    images = torch.from_numpy(np.stack([pixels(scene) for scene in scenes(256, settings.seed + 1)]))
+def _normalise(vae: AutoencoderKL, settings: Settings, place: Place) -> None:
+    """Give every latent channel mean 0, and all of them together a variance of 4, as four channels of unit
+    variance have, inside the 1x1 convolutions around them.
+
+    One factor for all keeps large what captions name, and small what is detail.
+    """
+    images = torch.from_numpy(np.stack([pixels(scene) for scene in scenes(512, settings.seed + 1)]))
     means = torch.cat(
         [vae.encode(part.to(place.device)).latent_dist.mean for part in images.split(32)]
     )
-    mean, std = means.mean(dim=(0, 2, 3)), means.std(dim=(0, 2, 3))
+    mean, variance = means.mean(dim=(0, 2, 3)), means.var(dim=(0, 2, 3))
+    scale = (variance.sum() / 4).sqrt()
     channels = len(mean)
     into, out = vae.quant_conv, vae.post_quant_conv
     out.bias += out.weight[:, :, 0, 0] @ mean
-    out.weight *= std[None, :, None, None]
-    into.weight[:channels] /= std[:, None, None, None]
-    into.bias[:channels] = (into.bias[:channels] - mean) / std
-    into.bias[channels:] -= 2 * std.log()  # the other half is the log variance
-    place.log(stage="whiten", std=[round(s, 3) for s in std.tolist()])
+    out.weight *= scale
+    into.weight[:channels] /= scale
+    into.bias[:channels] = (into.bias[:channels] - mean) / scale
+    into.bias[channels:] -= 2 * scale.log()  # the other half is the log variance
+    place.log(stage="normalise", std=[round(s, 3) for s in (variance.sqrt() / scale).tolist()])
 
 
 @torch.no_grad()
@@ -235,7 +273,8 @@ def train_unet(settings: Settings, place: Place, examples: Examples) -> tuple[nn
         random = place.random(settings.seed, "unet", step)
         torch.manual_seed(random.getrandbits(62))
         batch = examples.batch(settings.unet_batch // place.workers, settings.mix, random)
-        return model(batch, place.device)
+        with torch.autocast(place.device.type, torch.bfloat16):
+            return model(batch, place.device)
 
     fit(
         "unet",
@@ -280,7 +319,11 @@ def train(rank: int, workers: int, device: str, folder: Path, settings: Settings
         place.together()
         if rank == 0:
             latents = torch.empty(
-                settings.pictures, 4, networks.LATENT_SIZE, networks.LATENT_SIZE, dtype=torch.half
+                settings.pictures,
+                networks.LATENT_CHANNELS,
+                networks.LATENT_SIZE,
+                networks.LATENT_SIZE,
+                dtype=torch.half,
             )
             for other in range(workers):
                 latents[other::workers] = torch.load(
@@ -291,7 +334,8 @@ def train(rank: int, workers: int, device: str, folder: Path, settings: Settings
     latents = torch.load(latents_file, weights_only=True)
 
     train_decoder(vae, settings, place, latents)
-    examples = Examples(scenes(settings.pictures, settings.seed), latents)
+    pictures = scenes(settings.pictures, settings.seed)
+    examples = Examples(pictures, latents, networks.tokenizer())
     unet, text_encoder = train_unet(settings, place, examples)
     if rank == 0:
         export(folder / "model", vae, unet, text_encoder)
@@ -304,6 +348,7 @@ def export(folder: Path, vae: nn.Module, unet: nn.Module, text_encoder: nn.Modul
     pipe.vae.load_state_dict(vae.state_dict())
     pipe.unet.load_state_dict(unet.state_dict())
     pipe.text_encoder.load_state_dict(text_encoder.state_dict())
+    pipe.tokenizer.init_kwargs[KNOWN_WORDS] = [*networks.WORDS]
     pipe.to(torch.float16).save_pretrained(folder)
 
 
