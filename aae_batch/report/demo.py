@@ -11,9 +11,12 @@ from PIL import Image
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import open_storage
 from aae_batch.dataset.writer import PNG
+from aae_batch.evaluate.detector import SHAPES
 from aae_batch.job.driver import run_job
+from aae_batch.job.score import score
+from aae_batch.job.score_settings import ScoreSettings
 from aae_batch.job.settings import JobSettings
-from aae_batch.model.loading import EMBEDDED, default_guidance
+from aae_batch.model.loading import EMBEDDED, default_guidance, named
 from aae_batch.report.contact_sheet import Finding, Group, Picture, contact_sheet
 from aae_batch.report.write import write_report
 from aae_batch.shapes.detector import Verdict, judge
@@ -21,7 +24,7 @@ from aae_batch.shapes.score import SPLITS, Pair
 from aae_batch.shapes.world import Thing, caption
 from aae_batch.terminal import progress_reporter
 
-PROMPTS = 12
+PROMPTS = 24
 LABELS = {"stable-diffusion": "plain", "attend-and-excite": "guided"}
 """The methods that the demo compares, and what it calls them."""
 MANIFEST = "manifest.jsonl"
@@ -31,7 +34,7 @@ SHEET = "contact_sheet.png"
 def run_demo(
     output: Path, model: str = EMBEDDED, write: Callable[[str], None] = print, **guidance
 ) -> int:
-    """Generate, lay out, and say what came of it. Returns the number of failed rows.
+    """Generate, score, lay out, and say what came of it. Returns the number of failed rows.
 
     The prompts are the first of the model's report split, which a fixed seed has shuffled and no
     setting was tuned on, each with the first of its seeds. Nothing is picked by its looks.
@@ -48,22 +51,30 @@ def run_demo(
         model=model,
         guidance=default_guidance(model).updated(**guidance),
         actors=2,
-        slots=6,
-        shard_size=6,
+        slots=12,
+        shard_size=12,
     )
+    write(f"model: {named(model)}")
     write(f"{len(pairs)} prompts, plain and guided from the same noise, on 2 actors:")
     with progress_reporter() as report:
         summary = run_job(settings, report)
+        score(_scores(settings.output), report)
     dataset = Dataset(storage)
     drawn = _drawn(dataset, pairs)
-    sheet = contact_sheet(_title(pairs, drawn), [_group(pair, drawn[pair]) for pair in pairs])
+    title = f"{_counts(pairs, drawn)}. Same noise left and right, prompts not picked.".capitalize()
+    sheet = contact_sheet(title, [_group(pair, drawn[pair]) for pair in pairs], columns=4)
     storage.write_bytes(SHEET, PNG.encode(sheet))
-    for line in _table(pairs, drawn, dataset):
-        write(line)
-    write(f"images, attention, metadata: {storage.root}")
+    write(f"images, attention, metadata, scores: {storage.root}")
     write(f"contact sheet: {storage.place(SHEET)}")
     write(f"page to look at: {write_report(storage)}")
+    write(_refinements(dataset))
+    write(_counts(pairs, drawn))
     return summary["failed"]
+
+
+def _scores(output: str) -> ScoreSettings:
+    """By the detector of the world of shapes, so that the page's cards say what is there."""
+    return ScoreSettings(output=output, metric="detector", detector=SHAPES, actors=1)
 
 
 def _manifest(pairs: Sequence[Pair]) -> bytes:
@@ -129,35 +140,17 @@ def _group(pair: Pair, drawn: dict[str, tuple[Picture, Verdict | None]]) -> Grou
     return Group(caption(pair), tuple(drawn[method][0] for method in LABELS))
 
 
-def _both(pairs: Sequence[Pair], drawn: Drawn, method: str) -> list[Verdict]:
-    verdicts = (drawn[pair][method][1] for pair in pairs)
-    return [v for v in verdicts if v is not None and all(v.drawn)]
-
-
-def _title(pairs: Sequence[Pair], drawn: Drawn) -> str:
-    counts = (
-        f"{label} {len(_both(pairs, drawn, method))} of {len(pairs)}"
-        for method, label in LABELS.items()
-    )
-    return f"Both shapes drawn: {', '.join(counts)}. Same noise left and right, prompts not picked."
-
-
-def _table(pairs: Sequence[Pair], drawn: Drawn, dataset: Dataset) -> list[str]:
-    """The rates of both methods, as lines."""
-    summary = dataset.summary or {}
-    lines = [f"{'':8}  both shapes  colours right  refinements"]
+def _counts(pairs: Sequence[Pair], drawn: Drawn) -> str:
+    """How often a picture has both things, each in its colour."""
+    counts = []
     for method, label in LABELS.items():
-        both = _both(pairs, drawn, method)
-        right = sum(all(verdict.bound) for verdict in both)
-        refinements = summary.get("methods", {}).get(method, {}).get("mean_refinements", 0)
-        lines.append(
-            f"{label:8}  {_of(len(both), len(pairs)):>11}  {_of(right, len(pairs)):>13}  {refinements:>11.1f}"
-        )
-    lines.append(
-        f"{len(pairs)} pairs say little; aae_batch/shapes/README.md has the rates over many more."
-    )
-    return lines
+        verdicts = (drawn[pair][method][1] for pair in pairs)
+        both = sum(verdict is not None and all(verdict.bound) for verdict in verdicts)
+        counts.append(f"{label} {both} of {len(pairs)}")
+    return f"both things drawn: {', '.join(counts)}"
 
 
-def _of(count: int, total: int) -> str:
-    return f"{count} of {total}"
+def _refinements(dataset: Dataset) -> str:
+    methods = (dataset.summary or {}).get("methods", {})
+    mean = methods.get("attend-and-excite", {}).get("mean_refinements", 0)
+    return f"refinements of a guided picture: {mean:.1f} on average"
