@@ -1,5 +1,6 @@
-"""Would a caption of the picture say what the prompt says? As Attend-and-Excite's text-text similarity
-(Chefer et al. 2023, section 5; official `blip_captioning_and_clip_similarity.py`)."""
+"""Would a caption of the picture say what the prompt says? Computed as Attend-and-Excite's text-text
+similarity is (Chefer et al. 2023, section 5; official `blip_captioning_and_clip_similarity.py`), with a
+captioner of choice."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ class CaptionsMetric:
 
     The prompt is the mean of its 80 ImageNet sentences, the caption stands for itself, as in the
     official code. Any captioning model of transformers' `AutoModelForImageTextToText` that needs no
-    instruction will do; the paper's is BLIP (Li et al. 2022, arXiv 2201.12086).
+    instruction will do. The official code takes LAVIS's BLIP (Li et al. 2022, arXiv 2201.12086), base,
+    fine-tuned on COCO; the default weights here may be another checkpoint, so figures need not be the
+    paper's.
 
     Attributes:
         prefix: what the captioner is made to go on from; empty for one that begins by itself.
