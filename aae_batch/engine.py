@@ -234,8 +234,10 @@ class Batch:
         if not samples:
             return []
         with torch.enable_grad(), _fitting():
-            scaled = torch.stack([sample.scaled(sample.latents) for sample in samples])
-            scaled.requires_grad_(True)
+            latents = torch.stack([sample.latents for sample in samples]).requires_grad_(True)
+            scaled = torch.stack(
+                [sample.scaled(one) for sample, one in zip(samples, latents, strict=True)]
+            )
             maps = self.model.attend(
                 scaled,
                 torch.stack([sample.timestep for sample in samples]),
