@@ -91,7 +91,7 @@ def test_a_writer_that_died_is_waited_for_and_then_overtaken(abandoned):
     assert "if that run has died, the output is free in" in said
     time.sleep(FAST.stale + 1)
     with abandoned.writing(FAST):
-        assert "process 7" not in refusal(abandoned)
+        assert "process 7 on elsewhere" not in refusal(abandoned)
     with abandoned.writing(FAST):
         pass
 
