@@ -131,6 +131,41 @@ def test_a_missing_manifest_or_model_is_one_sentence_and_exit_code_2(run, manife
     assert "does not exist" in result.stderr
 
 
+UNKNOWN = "has words that this model does not know: 'cat', 'frog'; it knows only a, and, red,"
+
+
+def test_words_that_the_embedded_model_does_not_know_are_refused_in_one_sentence(run, tmp_path):
+    manifest, out = tmp_path / "animals.csv", tmp_path / "out"
+    manifest.write_text('prompt,subjects\n"a cat and a frog",cat;frog\na cat and a frog,frog\n')
+    result = run("manifest", "validate", manifest)
+    assert result.exit_code == 1
+    assert UNKNOWN in " ".join(result.output.split())
+    assert "2 rows: 0 good, 2 would fail" in result.output
+    result = run("generate", manifest, out, "--dry-run")
+    assert result.exit_code == 1
+    assert result.output.splitlines()[0].startswith("model: shapes, the small one")
+    assert f"would fail: row 00000000: the prompt {UNKNOWN}" in result.output
+
+    result = run("generate", manifest, out)  # not one picture would come of it
+    assert result.exit_code == 2
+    assert result.output.startswith("model: shapes, the small one in this package")
+    (sentence,) = result.stderr.splitlines()
+    assert "No row of" in sentence
+    assert UNKNOWN in sentence
+    assert "--model" in sentence
+    assert not out.exists()
+
+
+def test_a_negative_prompt_of_unknown_words_is_refused_before_anything_is_made(run, tmp_path):
+    manifest, out = tmp_path / "shapes.csv", tmp_path / "out"
+    manifest.write_text("prompt,subjects\na red circle,circle\n")
+    for more in ([], ["--dry-run"]):
+        result = run("generate", manifest, out, "--negative-prompt", "blurry", *more)
+        assert result.exit_code == 2
+        assert "negative_prompt has words that this model does not know: 'blurry'" in result.stderr
+    assert not out.exists()
+
+
 def test_given_settings_replace_the_model_s_own(tokenizer_folder):
     (tokenizer_folder / "guidance.json").write_text(
         '{"scale_factor": 2.0, "num_inference_steps": 30}'
