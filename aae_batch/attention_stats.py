@@ -19,9 +19,9 @@ class SubjectAttention:
     subject's own conjunct, and "words" are that conjunct's.
 
     Attributes:
-        subject: its words, as the tokens spell them.
+        subject: its words, as the row names them, or as the prompt has them.
         token_indices: its positions in the tokenizer's output.
-        tokens: the tokens at these positions.
+        tokens: the part of the prompt at each of these positions.
         max_attention: the largest value of the subject's map after softmax and smoothing, in
             [0, 1]: one minus this is the subject's part of the loss.
         mean_attention: the mean over the picture of the subject's map after softmax.

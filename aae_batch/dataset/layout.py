@@ -149,7 +149,7 @@ ATTENTION_SCHEMA = pa.schema(
         _column("id", pa.string(), "The row's id, as in the metadata table."),
         _column("subject", pa.string(), "The subject's words."),
         _column("token_indices", pa.list_(pa.int32()), "Its positions in the tokenizer's output."),
-        _column("tokens", pa.list_(pa.string()), "The tokens at these positions."),
+        _column("tokens", pa.list_(pa.string()), "The part of the prompt at each of them."),
         _column("max_attention", _STEPS, "Per step: the largest value of the subject's map."),
         _column("mean_attention", _STEPS, "Per step: the mean of the subject's map."),
         _column(

@@ -66,7 +66,8 @@ SINGLES = tuple((thing,) for thing in THINGS)
 
 @dataclass(frozen=True)
 class Score:
-    """One picture, judged. `drawn` and `bound`: all of its things are there, and in their colours."""
+    """One picture, judged. `drawn` and `bound`: all of its things are there, and in their colours. `met`:
+    at every threshold's step the attention of every subject had reached it."""
 
     prompt: str
     seed: int
@@ -75,6 +76,7 @@ class Score:
     some: bool
     junk: int
     refinements: int
+    met: bool
 
 
 class _Recording(Batch):
@@ -126,7 +128,9 @@ def requests_for(wanted: Iterable[tuple[Sequence[Thing], Iterable[int]]]) -> lis
     ]
 
 
-def score_results(results: Iterator[Result], things: dict[str, Sequence[Thing]]) -> list[Score]:
+def score_results(
+    results: Iterator[Result], things: dict[str, Sequence[Thing]], thresholds: dict[int, float]
+) -> list[Score]:
     scores = []
     for result in results:
         if result.error:
@@ -143,6 +147,10 @@ def score_results(results: Iterator[Result], things: dict[str, Sequence[Thing]])
                 some=any(verdict.drawn),
                 junk=verdict.junk,
                 refinements=result.attention.num_refinements,
+                met=all(
+                    1 - result.attention.loss[step] >= threshold
+                    for step, threshold in thresholds.items()
+                ),
             )
         )
     return sorted(scores, key=lambda score: (score.prompt, score.seed))
@@ -154,20 +162,21 @@ def compare(
     """Score each of `ways` on the same prompts and seeds: plain, guided, control, or a method's name."""
     things: dict[str, Sequence[Thing]] = {caption(pair): pair for pair in split.pairs}
     requests = split.requests()
+    goals = config.thresholds
     scores = {}
     if "plain" in ways:
         plain = config.updated(method="stable-diffusion")
-        scores["plain"] = score_results(engine.generate(requests, plain), things)
+        scores["plain"] = score_results(engine.generate(requests, plain), things, goals)
     for method in [way for way in ways if way in METHODS]:
         named = config.updated(method=method)
-        scores[method] = score_results(engine.generate(requests, named), things)
+        scores[method] = score_results(engine.generate(requests, named), things, goals)
     if "guided" in ways or "control" in ways:
         with engine.model.recording_maps(config.attn_res):
             recording = _Recording(engine.model, config, engine.slots)
-            scores["guided"] = score_results(recording.run(requests), things)
+            scores["guided"] = score_results(recording.run(requests), things, goals)
             if "control" in ways:
                 control = _Control(recording.lengths, engine.model, config, engine.slots)
-                scores["control"] = score_results(control.run(requests), things)
+                scores["control"] = score_results(control.run(requests), things, goals)
     return scores
 
 
@@ -176,7 +185,7 @@ def score_singles(engine: Engine, config: GuidanceConfig, split: Split) -> list[
     things: dict[str, Sequence[Thing]] = {caption(named): named for named in SINGLES}
     requests = requests_for((named, split.seeds_of(i)) for i, named in enumerate(SINGLES))
     plain = config.updated(method="stable-diffusion")
-    return score_results(engine.generate(requests, plain), things)
+    return score_results(engine.generate(requests, plain), things, {})
 
 
 def interval(
@@ -201,15 +210,18 @@ def interval(
 def table(scores: dict[str, list[Score]]) -> str:
     """The comparison as Markdown."""
     lines = [
-        "| | pictures | both shapes | both, colours right | at least one | junk a picture | refinements |",
-        "|---|---|---|---|---|---|---|",
+        "| | pictures | both shapes | both, colours right | at least one | junk a picture | refinements | thresholds met |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for way, some in scores.items():
         cells = [_percent(interval(some, None, field)) for field in ("drawn", "bound", "some")]
         junk = np.mean([score.junk for score in some])
-        refinements = np.mean([score.refinements for score in some])
+        refinements = met = ""
+        if way in ("guided", "attend-and-excite"):
+            refinements = f"{np.mean([score.refinements for score in some]):.1f}"
+            met = f"{100 * np.mean([score.met for score in some]):.1f} %"
         lines.append(
-            f"| {way} | {len(some)} | {' | '.join(cells)} | {junk:.3f} | {refinements:.1f} |"
+            f"| {way} | {len(some)} | {' | '.join(cells)} | {junk:.3f} | {refinements} | {met} |"
         )
     for way in ("plain", "control"):
         if way in scores and "guided" in scores:
@@ -219,7 +231,7 @@ def table(scores: dict[str, list[Score]]) -> str:
             ]
             more, low, high = interval(scores["guided"], scores[way], "junk")
             lines.append(
-                f"| guided minus {way} | | {' | '.join(cells)} | {more:+.3f} ({low:.3f} to {high:.3f}) | |"
+                f"| guided minus {way} | | {' | '.join(cells)} | {more:+.3f} ({low:.3f} to {high:.3f}) | | |"
             )
     return "\n".join(lines)
 
