@@ -236,19 +236,18 @@ def _stands_alone(prompt: str, place: Sequence[Token]) -> bool:
     The tokenizer cannot tell: it breaks "10 dogs" before the 0, and "cat_dog" at the underscore.
     """
     start, stop = place[0].start, place[-1].stop
-    return not (
-        _joined(prompt[:start][::-1], prompt[start:]) or _joined(prompt[stop:], prompt[:stop][::-1])
-    )
+    before, after = prompt[max(0, start - 2) : start][::-1], prompt[stop : stop + 2]
+    return not (_joined(prompt[start], before) or _joined(prompt[stop - 1], after))
 
 
-def _joined(outside: str, inside: str) -> bool:
-    """Whether two parts of a text are of one word, each read from where they meet: "tac" and "_dog" are,
-    as are both parts of "cat-like" and of "1,000"."""
-    if not (outside and inside and _in_word(inside[0])):
+def _joined(edge: str, outside: str) -> bool:
+    """Whether a subject's first or last letter is of one word with what is outside, read from there: as
+    in "cat_dog", "cat-like" and "1,000"."""
+    if not (outside and _in_word(edge)):
         return False
     if outside[0] in "-.,":
-        beyond = outside[1:2]
-        both_digits = beyond.isdigit() and inside[0].isdigit()
+        beyond = outside[1:]
+        both_digits = beyond.isdigit() and edge.isdigit()
         return both_digits or (outside[0] == "-" and _in_word(beyond))
     return _in_word(outside[0])
 
@@ -287,9 +286,11 @@ def _why_missing(
 def _around(prompt: str, place: Sequence[Token]) -> str:
     """What stands at `place`, with the rest of its words."""
     start, stop = place[0].start, place[-1].stop
-    (before,) = re.findall(r"\S*\Z", prompt[:start])[:1]
-    (after,) = re.findall(r"\A\S*", prompt[stop:])
-    return (before + prompt[start:stop] + after).strip(".,;:!?")
+    while start and not prompt[start - 1].isspace():
+        start -= 1
+    while stop < len(prompt) and not prompt[stop].isspace():
+        stop += 1
+    return prompt[start:stop].strip(".,;:!?")
 
 
 def _check_indices(
