@@ -16,7 +16,7 @@ import pytest
 import ray
 
 from aae_batch.dataset.reader import Dataset, attention_map
-from aae_batch.errors import JobError, ModelError, OutputError, SettingsError
+from aae_batch.errors import JobError, ManifestError, ModelError, OutputError, SettingsError
 from aae_batch.job.cluster import ActorPlan
 from aae_batch.job.driver import run_job
 from aae_batch.job.worker import Worker, WorkerSettings
@@ -207,14 +207,23 @@ def test_an_actor_that_hangs_is_given_up_and_so_is_the_row_that_hangs_it(referen
 
 
 @pytest.mark.parametrize("limit", [3, "50%"])
-def test_a_job_that_fails_everywhere_stops(settings, tmp_path, ray_here, limit):
+def test_a_job_that_fails_nearly_everywhere_stops(settings, tmp_path, ray_here, limit):
     path = tmp_path / "bad.jsonl"
-    path.write_text('{"prompt": ""}\n' * 400)
+    path.write_text('{"prompt": ""}\n' * 399 + '{"prompt": "a star", "subjects": ["star"]}\n')
     job = settings(manifest=path, shard_size=50, max_failures=limit)
     with pytest.raises(JobError, match=r"of \d+ rows failed, more than max_failures"):
         run_job(job)
     run_job(job.model_copy(update={"max_failures": None}))
     assert Dataset(job.output).metadata().num_rows == 400
+
+
+def test_a_job_of_which_no_picture_would_come_does_not_begin(settings, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"prompt": ""}\n{"prompt": "a star", "subjects": ["dog"]}\n')
+    job = settings(manifest=path)
+    with pytest.raises(ManifestError, match=r"No row of .*bad.jsonl can be generated .* blank"):
+        run_job(job)
+    assert not Path(job.output).exists()
 
 
 def test_a_full_disk_stops_the_job_with_its_own_words(settings, ray_here):
