@@ -28,7 +28,7 @@ from aae_batch.manifest import Manifest, Part
 from aae_batch.phrases import conjuncts
 from aae_batch.request import Request
 from aae_batch.row import Row
-from aae_batch.subjects import KNOWN_WORDS, resolve_subjects
+from aae_batch.subjects import KNOWN_WORDS, resolve_subjects, why_unknown
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -39,7 +39,7 @@ _ALONE = 4 * PART_ROWS
 
 TRUNCATED, TRUNCATED_NEGATIVE, REPEATED = "TruncatedPrompt", "TruncatedNegative", "RepeatedRow"
 _KEPT = 100_000
-_PLAIN = re.compile(r"[A-Za-z]+(?:[., ]+[A-Za-z]+)*[., ]*")
+_PLAIN = re.compile(r"[a-z]+(?: [a-z]+)*")
 _COLUMN = re.compile(r"column (\w+): ")
 
 
@@ -329,7 +329,6 @@ class _ManyTexts:
         self.init_kwargs = {KNOWN_WORDS: known_words}
         self._backend = backend
         self._names = [backend.id_to_token(i) or "" for i in range(backend.get_vocab_size())]
-        self._ends_word = [name.endswith("</w>") for name in self._names]
         self._whole: dict[str, list[int]] = {}
         self._bare: dict[str, list[int]] = {}
 
@@ -343,32 +342,21 @@ class _ManyTexts:
         return len(self(text).input_ids)
 
     def plainly_has(self, request: Request) -> bool:
-        """Whether it is seen at a glance that all subjects are found, which they mostly are: there are
-        only letters, spaces and full stops or commas between them, so that a word is a word; no two
-        subjects have a token in common; and none is cut off. Where it is not, or the model does not
-        know every word, `resolve_subjects` has the word."""
+        """Whether it is seen at a glance that all subjects are found, which they mostly are: all are
+        letters between blanks, no two have a word in common, and nothing is cut off. Where it is not,
+        `resolve_subjects` has the word."""
         if not request.subjects or request.token_indices is not None:
             return False
-        if self.init_kwargs[KNOWN_WORDS]:
+        if self.length(request.prompt) > self.model_max_length:
             return False
-        if not _PLAIN.fullmatch(request.prompt):
+        if any(why_unknown(self, text) for text in (request.prompt, request.negative_prompt or "")):
             return False
-        prompt = self(request.prompt).input_ids
-        phrases = [self(phrase, add_special_tokens=False).input_ids for phrase in request.subjects]
-        words = prompt[1:-1][: self.model_max_length - 2]
-        used = [i for phrase in phrases for i in set(phrase)]
-        return len(used) == len(set(used)) and all(
-            phrase and self._occurs(phrase, words) for phrase in phrases
-        )
-
-    def _occurs(self, phrase: list[int], words: list[int]) -> bool:
-        """Somewhere at the beginning of a word."""
-        last = len(words) - len(phrase)
-        return any(
-            words[i] == phrase[0]
-            and words[i : i + len(phrase)] == phrase
-            and (i == 0 or self._ends_word[words[i - 1]])
-            for i in range(last + 1)
+        prompt = f" {request.prompt.lower()} "
+        subjects = [subject.lower() for subject in request.subjects]
+        words = [word for subject in subjects for word in subject.split()]
+        return len(set(words)) == len(words) and all(
+            _PLAIN.fullmatch(subject) and (f" {subject} " in prompt or f" {subject}," in prompt)
+            for subject in subjects
         )
 
     def __call__(

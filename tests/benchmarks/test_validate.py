@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow.parquet as pq
 import pytest
 
+from aae_batch.shapes.networks import tokenizer
 from benchmarks.validate import SEEDS, all_different, half_wrong, many_seeds, measured
 
 
@@ -16,7 +17,7 @@ def test_it_judges_the_manifests_it_names(tmp_path, make, prompts, least_failing
     table = make(0, 640)
     assert len(set(table["prompt"].to_pylist())) == prompts
     pq.write_table(table, tmp_path / "m.parquet")
-    speed, cpu, failing = measured(tmp_path / "m.parquet", "shapes", processes=1)
+    speed, cpu, failing = measured(tmp_path / "m.parquet", tokenizer(), processes=1)
     assert speed > 0
     assert cpu > 0
     assert least_failing <= failing < least_failing + 200
