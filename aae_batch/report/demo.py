@@ -61,7 +61,7 @@ def run_demo(
         score(_scores(settings.output), report)
     dataset = Dataset(storage)
     drawn = _drawn(dataset, pairs)
-    title = f"{_counts(pairs, drawn)}. Same noise left and right, prompts not picked.".capitalize()
+    title = f"{_counts(pairs, drawn)}; same noise left and right, prompts not picked".capitalize()
     sheet = contact_sheet(title, [_group(pair, drawn[pair]) for pair in pairs], columns=4)
     storage.write_bytes(SHEET, PNG.encode(sheet))
     write(f"images, attention, metadata, scores: {storage.root}")

@@ -223,15 +223,15 @@ def table(scores: dict[str, list[Score]]) -> str:
         lines.append(
             f"| {way} | {len(some)} | {' | '.join(cells)} | {junk:.3f} | {refinements} | {met} |"
         )
-    for way in ("plain", "control"):
-        if way in scores and "guided" in scores:
+    for way, base in (("guided", "plain"), ("guided", "control"), ("control", "plain")):
+        if way in scores and base in scores:
             cells = [
-                _percent(interval(scores["guided"], scores[way], field), sign="+")
+                _percent(interval(scores[way], scores[base], field), sign="+")
                 for field in ("drawn", "bound", "some")
             ]
-            more, low, high = interval(scores["guided"], scores[way], "junk")
+            more, low, high = interval(scores[way], scores[base], "junk")
             lines.append(
-                f"| guided minus {way} | | {' | '.join(cells)} | {more:+.3f} ({low:.3f} to {high:.3f}) | | |"
+                f"| {way} minus {base} | | {' | '.join(cells)} | {more:+.3f} ({low:.3f} to {high:.3f}) | | |"
             )
     return "\n".join(lines)
 
