@@ -53,7 +53,9 @@ def check_subjects(tokenizer: Tokenizer, request: Request, config: GuidanceConfi
     """How many subjects a request has.
 
     Raises:
-        PromptError: the prompt is empty, or nothing is named in a request to be guided.
+        PromptError: the prompt is empty or has words that the model does not know, or nothing is named in
+            a request to be guided.
+        RequestError: the negative prompt has such words.
         SubjectError: a subject is not in the prompt, or an index does not point at a word.
     """
     subjects = resolve_subjects(tokenizer, request)

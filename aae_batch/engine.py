@@ -95,7 +95,7 @@ class Engine:
         request becomes a result with an error.
 
         Raises:
-            SettingsError: `config` does not fit the model.
+            SettingsError: `config` does not fit the model, or has words that it does not know.
         """
         with self.open(config) as batch:
             yield from batch.run(requests)
@@ -105,7 +105,7 @@ class Engine:
         """An empty batch, for callers that feed it themselves; afterwards the model is as it was.
 
         Raises:
-            SettingsError: `config` does not fit the model.
+            SettingsError: `config` does not fit the model, or has words that it does not know.
         """
         config = config or self.defaults
         self.model.scheduler(config.scheduler)

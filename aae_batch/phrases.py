@@ -125,7 +125,8 @@ def _words(table: TokenTable) -> list[_Word]:
 def _between(words: list[_Word], subjects: Sequence[Subject]) -> set[int]:
     """The words at which to cut so that subjects part, at most one between two of them."""
     spans = sorted((min(s.token_indices), max(s.token_indices)) for s in subjects)
-    joined = _joining(words, {index for s in subjects for index in s.token_indices})
+    named = {index for s in subjects for index in s.token_indices}
+    joined = _joining(words, named, after_determiner=True)
     cuts = set()
     reached = spans[0][1]
     for first, last in spans[1:]:
@@ -170,26 +171,34 @@ def _is_named(word: _Word, named: set[int]) -> bool:
     return not named.isdisjoint(range(word.start, word.stop))
 
 
-def _joining(words: list[_Word], named: set[int]) -> set[int]:
+def _joining(words: list[_Word], named: set[int], after_determiner: bool = False) -> set[int]:
     """The words that join adjectives of one subject: "and" in "a red and blue bench", where "bench" is
-    named. Before them a noun phrase has begun and named nothing, and after them comes neither a
-    determiner nor the end of a subject ("a cat on a mat and dogs"). None where nothing is named."""
+    named. Before them a phrase has begun and named nothing, and after them comes neither a determiner nor
+    the end of a subject ("a cat on a mat and dogs"). None where nothing is named.
+
+    Args:
+        after_determiner: only in phrases that a determiner began. A comma joins in these alone: "a large,
+            fluffy cat", and not "digital art, fluffy cat".
+    """
     joining: set[int] = set()
-    if not named:
-        return joining
-    begun = False
-    for i, word in enumerate(words):
+    determined = begun = holds_subject = False
+    for i, word in enumerate(words if named else []):
         if _is_named(word, named):
             if word.text in COORDINATORS:  # a subject such as "salt and pepper"
                 joining.add(i)
-            begun = False
-        elif word.text in COORDINATORS and begun and not _is_determined(words, i + 1):
-            rest = words[i + 1 :]
-            begun = bool(rest) and not _ends_subject(rest, named)
-            if begun:
-                joining.add(i)
+            holds_subject = True
+        elif (
+            word.text in COORDINATORS
+            and begun
+            and not holds_subject
+            and (determined or not (after_determiner or word.text == ","))
+            and not _is_determined(words, i + 1)
+            and words[i + 1 :]
+            and not _ends_subject(words[i + 1 :], named)
+        ):
+            joining.add(i)
         elif word.text in CONJUNCTIONS or word.text in PREPOSITIONS or word.text in DETERMINERS:
-            begun = False
+            determined, begun, holds_subject = word.text in DETERMINERS, False, False
         else:
             begun = True
     return joining

@@ -13,6 +13,10 @@ from aae_batch.request import Request
 
 TokenKind = Literal["start", "word", "end", "truncated"]
 
+_HYPHENS = "-\u2010\u2011"
+_IN_NUMBERS = ".,:/'\u2019\u00a0"
+"""What stands between two digits of one number."""
+
 KNOWN_WORDS = "known_words"
 """In a tokenizer's configuration: the only words that its model was trained on."""
 
@@ -128,7 +132,7 @@ def why_unknown(tokenizer: Tokenizer, text: str) -> str | None:
     known = tokenizer.init_kwargs.get(KNOWN_WORDS)
     if not known:
         return None
-    words = dict.fromkeys(re.findall(r"\w+", text.lower()))
+    words = dict.fromkeys(re.findall(r"\w+|[^\w\s\x00-\x7f]+", text.lower()))
     unknown = [word for word in words if word not in known]
     if not unknown:
         return None
@@ -242,14 +246,15 @@ def _stands_alone(prompt: str, place: Sequence[Token]) -> bool:
 
 def _joined(edge: str, outside: str) -> bool:
     """Whether a subject's first or last letter is of one word with what is outside, read from there: as
-    in "cat_dog", "cat-like" and "1,000"."""
+    in "cat_dog", "cat-like", "1,000" and "1/2"."""
     if not (outside and _in_word(edge)):
         return False
-    if outside[0] in "-.,":
-        beyond = outside[1:]
-        both_digits = beyond.isdigit() and edge.isdigit()
-        return both_digits or (outside[0] == "-" and _in_word(beyond))
-    return _in_word(outside[0])
+    next_to, beyond = outside[0], outside[1:]
+    if next_to in _HYPHENS and _in_word(beyond):
+        return True
+    if next_to in _IN_NUMBERS and beyond.isdigit() and edge.isdigit():
+        return True
+    return _in_word(next_to)
 
 
 def _in_word(character: str) -> bool:
@@ -258,7 +263,9 @@ def _in_word(character: str) -> bool:
 
 
 def _is_mark(character: str) -> bool:
-    return unicodedata.category(character).startswith("M")
+    """Combines with the letter before it, as accents do, and the vowels and last letters of a Korean
+    syllable that is written in parts."""
+    return unicodedata.category(character).startswith("M") or "\u1160" <= character <= "\u11ff"
 
 
 def _why_missing(
@@ -272,8 +279,9 @@ def _why_missing(
         return f"subject {phrase} is in the prompt only {times}; name it as often as it occurs"
     if found:
         return (
-            f"subject {phrase} is in the prompt only as part of another subject; each occurrence "
-            "belongs to one subject, the longest first, so remove one of them"
+            f"subject {phrase} has no place left in the prompt, where it stands "
+            f"{'once' if found == 1 else f'{found} times'}: each occurrence belongs to one subject, the "
+            "longest first, so name one subject less there, or give token_indices"
         )
     if within := _occurrences(table, wanted[i], alone=False):
         return (

@@ -37,7 +37,7 @@ from aae_batch.job.settings import JobSettings
 from aae_batch.job.supervisor import GAVE_UP, Supervisor
 from aae_batch.job.worker import Task, Worker, WorkerSettings
 from aae_batch.manifest import Manifest, open_manifest
-from aae_batch.model.loading import load_tokenizer
+from aae_batch.model.loading import load_tokenizer, load_vae_scale_factor
 
 FEW_ROWS = 100
 """A share of failures is only judged once so many rows are done."""
@@ -93,9 +93,12 @@ def refuse_unless_some_row_is_good(settings: JobSettings, manifest: Manifest) ->
     except ModelError:  # it may be on the actors' machines alone; else they say what is wrong
         return
     check_settings(tokenizer, settings.guidance)
+    factor = load_vae_scale_factor(
+        settings.model, revision=settings.revision, s3_endpoint=settings.s3_endpoint
+    )
     first = None
     for row in manifest.rows():
-        error = check_row(tokenizer, row, settings.guidance)
+        error = check_row(tokenizer, row, settings.guidance, factor)
         if error is None:
             return
         first = first or error

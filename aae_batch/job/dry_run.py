@@ -11,7 +11,7 @@ from aae_batch.dataset.storage import open_storage
 from aae_batch.job.records import make_plan
 from aae_batch.job.settings import JobSettings
 from aae_batch.manifest import open_manifest
-from aae_batch.model.loading import load_tokenizer, named
+from aae_batch.model.loading import load_tokenizer, load_vae_scale_factor, named
 from aae_batch.phrases import conjuncts, noun_phrases
 from aae_batch.row import Row
 from aae_batch.subjects import Tokenizer, resolve_subjects, token_table
@@ -33,6 +33,9 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
         if plan.begun and settings.retry_failed:
             plan = plan.retrying(Dataset(storage))
         tokenizer = load_tokenizer(settings.model, revision=settings.revision, s3_endpoint=endpoint)
+        factor = load_vae_scale_factor(
+            settings.model, revision=settings.revision, s3_endpoint=endpoint
+        )
         check_settings(tokenizer, settings.guidance)
         write(f"model: {named(settings.model)}")
         shards = -(-len(manifest) // plan.shard_size)
@@ -46,7 +49,7 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
             if row.index < PROMPTS_SHOWN:
                 write(f"row {row.id}: {row.request.prompt!r}")
                 write(f"  tokens: {token_table(tokenizer, row.request.prompt)}")
-            error = check_row(tokenizer, row, settings.guidance)
+            error = check_row(tokenizer, row, settings.guidance, factor)
             if error is None and row.index < PROMPTS_SHOWN:
                 _tell_phrases(tokenizer, row, settings, write)
             if error is not None:

@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 
 from aae_batch import Engine, Request
+from aae_batch.model.loading import load_tokenizer
+from aae_batch.shapes import networks
+from aae_batch.shapes.examples import check_whole
 from aae_batch.shapes.score import SPLITS, compare
 from aae_batch.shapes.world import SIZE
+from aae_batch.subjects import KNOWN_WORDS
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +25,13 @@ def test_it_fits_in_a_package():
     folder = files("aae_batch.shapes") / "weights"
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert size <= 16 * 2**20
+
+
+def test_its_tokenizer_is_the_worlds_and_says_which_words_it_knows():
+    shipped, ours = load_tokenizer("shapes"), networks.tokenizer()
+    assert shipped.init_kwargs[KNOWN_WORDS] == [*networks.WORDS]
+    assert shipped.get_vocab() == ours.get_vocab()
+    check_whole(shipped)
 
 
 def test_it_draws_a_picture_of_its_own_size(engine):
