@@ -29,7 +29,9 @@ def work(method: str = "attend-and-excite", count: int = 1, **changed) -> Counte
 
 @pytest.fixture(scope="module")
 def config() -> GuidanceConfig:
-    return default_guidance("shapes").updated(num_inference_steps=3, max_iter_to_alter=2)
+    """Without thresholds: how often a picture refines is assumed and not known."""
+    own = default_guidance("shapes")
+    return own.updated(num_inference_steps=3, max_iter_to_alter=2, thresholds={})
 
 
 @pytest.fixture(scope="module")
