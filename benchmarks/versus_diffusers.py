@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from diffusers import StableDiffusionAttendAndExcitePipeline, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionAttendAndExcitePipeline, StableDiffusionPipeline
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -109,7 +109,7 @@ def random_sd14() -> StableDiffusionPipeline:
         )
     )
     pipe = StableDiffusionPipeline(
-        vae=networks.vae().eval(),
+        vae=AutoencoderKL.from_config({**networks.vae().config, "latent_channels": 4}).eval(),
         text_encoder=text_encoder.eval(),
         tokenizer=words,
         unet=sd14_unet("cpu").eval(),
@@ -151,7 +151,9 @@ def main() -> None:
         config = GuidanceConfig(num_inference_steps=4, max_iter_to_alter=2, thresholds={0: 0.3})
     else:
         pipe = load_pipeline(options.model, device=options.device, dtype=options.dtype)
-        config = default_guidance(options.model)
+        # A shape's share of its phrase's attention cannot reach the model's thresholds, which are for
+        # phrases: every picture would be refined to the end, and rounding be magnified with it.
+        config = default_guidance(options.model).updated(thresholds={})
     if options.steps:
         config = config.updated(num_inference_steps=options.steps)
     # upstream has no such settings, and none of these prompts needs them
