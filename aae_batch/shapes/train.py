@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -295,6 +296,9 @@ def train_unet(settings: Settings, place: Place, examples: Examples) -> tuple[nn
 
 def train(rank: int, workers: int, device: str, folder: Path, settings: Settings) -> None:
     """What each worker runs; worker 0 writes the model to `folder/model`."""
+    # torch sends workers an interrupt when their parent ends, which a shell lets those in the background
+    # ignore: they would go on, beside those of the next start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     place = Place(rank, workers, torch.device(device), folder)
     if workers > 1:
         torch.set_num_threads(1)
