@@ -68,9 +68,9 @@ class Sample:
         return self.scheduler.scale_model_input(latents, self.timestep)  # type: ignore[attr-defined]
 
     @property
-    def input_scale(self) -> float:
-        """The factor that `scaled` multiplies latents by at this step."""
-        return float(self.scaled(self.latents.new_ones(())))
+    def input_scale(self) -> Tensor:
+        """The factor that `scaled` multiplies latents by at this step; it stays on their device."""
+        return self.scaled(self.latents.new_ones(()))
 
     def fail(self, error: RowError) -> Result:
         return Result(self.request, error=error, seconds=time.monotonic() - self.started)

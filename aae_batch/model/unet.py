@@ -146,12 +146,14 @@ class StableDiffusion:
         scaled = latents.unsqueeze(0) / vae.config.scaling_factor
         dtype = vae.dtype
         decoded = vae.decode(scaled.to(dtype), return_dict=False)[0]
-        if not decoded.isfinite().all() and dtype in (torch.float16, torch.bfloat16):
+        is_finite = bool(decoded.isfinite().all())
+        if not is_finite and dtype in (torch.float16, torch.bfloat16):
             try:
                 decoded = vae.to(torch.float32).decode(scaled.float(), return_dict=False)[0]
             finally:
                 vae.to(dtype)
-        if not decoded.isfinite().all():
+            is_finite = bool(decoded.isfinite().all())
+        if not is_finite:
             return None
         return self.pipe.image_processor.postprocess(decoded, output_type="pil")[0]
 
