@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
+import stat
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from aae_batch.errors import JobError
 from aae_batch.job.settings import ActorSettings
@@ -54,6 +59,7 @@ def cluster(settings: ActorSettings) -> Iterator[ActorPlan]:
     ours = not ray.is_initialized()
     if ours:
         local = settings.ray_address is None
+        close_token_file()
         logging.getLogger("ray").setLevel(logging.ERROR)
         ray_settings = {
             "logging_level": logging.ERROR,
@@ -68,6 +74,11 @@ def cluster(settings: ActorSettings) -> Iterator[ActorPlan]:
             try:
                 ray.init(address=settings.ray_address, **ray_settings)
             except Exception as error:  # Ray raises bare ones, too
+                if "AuthenticationError" in f"{error!r} {error.__cause__}":
+                    raise JobError(
+                        f"Ray at {settings.ray_address} asks for another token: set "
+                        "RAY_AUTH_MODE=token, with its token in ~/.ray/auth_token or RAY_AUTH_TOKEN."
+                    ) from error
                 raise JobError(f"No Ray at {settings.ray_address}: {in_words(error)}") from error
     try:
         plan = ActorPlan.of(settings.actors, _gpus_per_actor(settings), cores)
@@ -79,7 +90,7 @@ def cluster(settings: ActorSettings) -> Iterator[ActorPlan]:
         yield plan
     finally:
         if ours:
-            ray.shutdown()
+            stop_ray()
 
 
 def _gpus_per_actor(settings: ActorSettings) -> float:
@@ -92,19 +103,68 @@ def _gpus_per_actor(settings: ActorSettings) -> float:
 
 
 def start_ray(attempts: int = 3, **ray_settings: Any) -> None:
-    """Start Ray on this machine. Where the machine is very busy, Ray's own processes may wait for
-    each other in vain, so it is tried again.
+    """Start Ray on this machine, for this process and its actors alone: every port of it is on the
+    loopback interface, and asks for a token that no file holds. To be ended by `stop_ray`.
+
+    Where the machine is very busy, Ray's own processes may wait for each other in vain, so it is
+    tried again.
 
     Raises:
         JobError: it does not start.
     """
     try:
-        ray.init(address="local", include_dashboard=False, **ray_settings)
+        with _private_to_this_process():
+            ray.init(address="local", include_dashboard=False, **ray_settings)
     except Exception as error:  # Ray raises bare ones, too
-        ray.shutdown()
+        stop_ray()
         if attempts == 1:
             raise JobError(f"Ray did not start: {in_words(error)}") from error
         start_ray(attempts - 1, **ray_settings)
+
+
+def stop_ray() -> None:
+    """End or leave Ray, and forget its token, so that this process can join another one."""
+    ray.shutdown()
+    AuthenticationTokenLoader.instance().reset_cache()
+    Config.initialize("")  # reads RAY_AUTH_MODE again
+
+
+@contextmanager
+def _private_to_this_process() -> Iterator[None]:
+    """What Ray's processes are to inherit while they start. Nothing of it stays in our environment."""
+    # Where Ray believes that it cannot be a cluster, it takes 127.0.0.1 for the machine's address and
+    # opens nothing on another; it replaces an address of 127.0.0.1 that it is given.
+    inherited = {
+        ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+    before = {name: os.environ.get(name) for name in inherited}
+    clusters = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ.update(inherited)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    AuthenticationTokenLoader.instance().reset_cache()
+    Config.initialize("")
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def close_token_file() -> None:
+    """Ray writes `~/.ray/auth_token` readable by everybody: leave it to its owner alone."""
+    path = Path.home() / ".ray" / "auth_token"
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & 0o077:
+            path.chmod(0o600)
+    except OSError:  # there is none, or it is not ours
+        return
 
 
 class Stop:

@@ -112,13 +112,11 @@ def outcome(storage, shard, row, guidance, *how) -> writer.Outcome:
 
 @pytest.fixture(scope="module")
 def ray_here():
-    import ray
-
-    from aae_batch.job.cluster import start_ray
+    from aae_batch.job.cluster import start_ray, stop_ray
 
     start_ray(num_cpus=4, num_gpus=0, log_to_driver=False)
     yield
-    ray.shutdown()
+    stop_ray()
 
 
 @pytest.fixture(scope="module")

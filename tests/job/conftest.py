@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -78,13 +87,83 @@ def tiny_pipeline_folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def ray_here():
     """One Ray for the tests of a module, large enough for two actors."""
-    import ray
-
-    from aae_batch.job.cluster import start_ray
+    from aae_batch.job.cluster import start_ray, stop_ray
 
     start_ray(num_cpus=4, num_gpus=0, log_to_driver=False)
     yield
-    ray.shutdown()
+    stop_ray()
+
+
+def environment_of(home: Path, **changes: str) -> dict[str, str]:
+    """That of a person with this home, who has no token elsewhere."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return {**kept, "HOME": str(home), **changes}
+
+
+@dataclass(frozen=True)
+class StartedCluster:
+    """A cluster that was started by its command line, and asks for a token.
+
+    Attributes:
+        address: for `ray.init`.
+        dashboard: where jobs are submitted to.
+        environment: of whoever has the token.
+    """
+
+    address: str
+    dashboard: str
+    cpus: int
+    token: str
+    environment: dict[str, str]
+
+
+@contextmanager
+def started_cluster(environment: dict[str, str], cpus: int = 4) -> Iterator[StartedCluster]:
+    token = os.urandom(32).hex()
+    environment = {
+        **environment,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "RAY_TMPDIR": "/tmp",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    port, dashboard, agent = free_port(), free_port(), free_port()
+    start = ["ray", "start", "--head", "--block", f"--port={port}", f"--num-cpus={cpus}"]
+    with subprocess.Popen(
+        # Ports of its own, since another Ray of these tests may have the usual ones.
+        [*start, f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as running:
+        url = f"http://127.0.0.1:{dashboard}"
+        try:
+            _wait_for(f"{url}/api/version", token, running)
+            yield StartedCluster(f"127.0.0.1:{port}", url, cpus, token, environment)
+        finally:
+            ours = psutil.Process(running.pid)
+            for process in [*ours.children(recursive=True), ours]:
+                process.kill()
+
+
+def _wait_for(url: str, token: str, running: subprocess.Popen) -> None:
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    deadline = time.monotonic() + 120
+    while True:
+        assert running.poll() is None, "the cluster has ended"
+        assert time.monotonic() < deadline
+        try:
+            urllib.request.urlopen(request, timeout=5).close()
+        except OSError:
+            time.sleep(0.5)
+        else:
+            return
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

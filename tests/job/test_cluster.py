@@ -1,0 +1,159 @@
+"""A Ray that we start is for this process alone; one that we join may be another's."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from aae_batch.job.cluster import close_token_file
+from tests.job.conftest import StartedCluster, environment_of, started_cluster
+
+OURS = """
+import json, os, sys
+import ray
+from aae_batch.job.cluster import start_ray, stop_ray
+
+before = dict(os.environ)
+start_ray(num_cpus=2, num_gpus=0, log_to_driver=False)
+
+@ray.remote
+class Actor:
+    def modes(self):
+        return os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"])
+
+actor = Actor.remote()
+modes = ray.get(actor.modes.remote())
+changed = sorted(
+    name for name in {*before, *os.environ} if before.get(name) != os.environ.get(name)
+)
+print(json.dumps([ray.get_runtime_context().gcs_address, modes, changed]), flush=True)
+address = sys.stdin.readline().strip()
+stop_ray()
+ray.init(address=address, log_to_driver=False)
+print(json.dumps(ray.cluster_resources()["CPU"]), flush=True)
+"""
+
+ASK = """
+import sys
+from ray._raylet import GcsClient
+
+print(len(GcsClient(address=sys.argv[1]).get_all_node_info()), "node")
+"""
+
+JOIN = """
+import sys
+import ray
+from aae_batch.job.cluster import cluster
+from aae_batch.job.settings import ActorSettings
+
+with cluster(ActorSettings(ray_address=sys.argv[1])):
+    print(ray.cluster_resources()["CPU"], "CPUs")
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def others(home, tmp_path_factory) -> Iterator[StartedCluster]:
+    """A cluster of somebody else, which asks for a token."""
+    with started_cluster(environment_of(tmp_path_factory.mktemp("others"))) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def started(home, others) -> Iterator[tuple[subprocess.Popen, str, list]]:
+    """A process that has started a Ray; the Ray's address, and what the process saw."""
+    with subprocess.Popen(
+        [sys.executable, "-c", OURS],
+        # Somebody who is at home on the other cluster.
+        env=environment_of(home, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=others.token),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        address, *seen = json.loads(process.stdout.readline())
+        yield process, address, seen
+        process.kill()
+
+
+def run(script: str, address: str, environment: dict[str, str]) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", script, address]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_every_port_of_a_ray_that_we_start_is_on_the_loopback_interface(started):
+    process, *_ = started
+    ours = psutil.Process(process.pid)
+    listening = {}
+    for one in [ours, *ours.children(recursive=True)]:
+        for connection in one.net_connections("inet"):
+            if connection.status in (psutil.CONN_LISTEN, psutil.CONN_NONE):
+                listening[f"{one.name()} {connection.laddr.port}"] = connection.laddr.ip
+    assert any("raylet" in name for name in listening)
+    assert any("Agent" in name for name in listening), "the metrics are open, too"
+
+    def is_loopback(text: str) -> bool:
+        address = ipaddress.ip_address(text)
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+    assert [name for name, ip in listening.items() if not is_loopback(ip)] == []
+
+
+def test_a_ray_that_we_start_refuses_whoever_lacks_its_token(started, home):
+    process, address, _ = started
+    raylet = next(
+        child for child in psutil.Process(process.pid).children() if child.name() == "raylet"
+    )
+    token = raylet.environ()["RAY_AUTH_TOKEN"]
+    for lacks in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * len(token)}):
+        done = run(ASK, address, environment_of(home, **lacks))
+        assert "AuthenticationError" in done.stderr
+        assert "node" not in done.stdout
+    has = environment_of(home, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token)
+    assert run(ASK, address, has).stdout == "1 node\n"
+
+
+def test_its_token_is_in_no_file_and_does_not_stay_in_the_environment(started, home):
+    _, _, (modes, changed) = started
+    assert modes == ["token", 64]
+    assert not (home / ".ray").exists()
+    assert [name for name in changed if "AUTH" in name or "CLUSTER" in name] == []
+
+
+def test_whoever_started_a_ray_can_join_another_one_afterwards(started, others):
+    process, *_ = started
+    process.stdin.write(f"{others.address}\n")
+    process.stdin.flush()
+    assert json.loads(process.stdout.readline()) == others.cpus
+
+
+def test_a_cluster_without_its_token_is_told_as_such(others, home):
+    done = run(JOIN, others.address, environment_of(home))
+    assert "JobError" in done.stderr
+    assert "asks for another token: set RAY_AUTH_MODE=token, with" in done.stderr
+    done = run(JOIN, others.address, others.environment)
+    assert done.stdout == f"{others.cpus:.1f} CPUs\n", done.stderr
+
+
+def test_a_token_file_of_ray_s_is_closed_to_others(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    close_token_file()
+    assert not (tmp_path / ".ray").exists()
+    path = tmp_path / ".ray" / "auth_token"
+    path.parent.mkdir()
+    path.write_text("a token")
+    path.chmod(0o644)
+    close_token_file()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_text() == "a token"
