@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 import ray
 
@@ -20,12 +19,12 @@ from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import open_storage
 from aae_batch.dataset.verify import verify
 from aae_batch.errors import NonFiniteError
-from aae_batch.job.cluster import start_ray
+from aae_batch.job.cluster import start_ray, stop_ray
 from aae_batch.job.driver import run_job
 from aae_batch.job.worker import Worker
 from aae_batch.manifest import open_manifest
 from tests.conftest import SECRET, set_credentials
-from tests.job.conftest import assert_same_dataset
+from tests.job.conftest import StartedCluster, assert_same_dataset, started_cluster
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -44,7 +43,7 @@ def ray_with_credentials(s3_server):
             _system_config={"metrics_report_interval_ms": 500},
         )
     yield
-    ray.shutdown()
+    stop_ray()
 
 
 def prove(output: str, manifest: Path, endpoint: str | None = None) -> None:
@@ -120,52 +119,13 @@ def test_failed_rows_are_made_again_in_a_bucket(settings, manifest, bucket, ray_
 
 
 @pytest.fixture
-def head(bucket, tmp_path):
-    """A cluster started by its command line; yields where jobs are submitted to."""
-    environment = {
-        **os.environ,
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_TMPDIR": "/tmp",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }
-    port = free_port()
-    start = ["ray", "start", "--head", "--block", "--port=0", "--num-cpus=4"]
-    with subprocess.Popen(
-        # Ports of its own, since another Ray of these tests may have the usual ones.
-        [*start, f"--dashboard-port={port}", f"--dashboard-agent-listen-port={free_port()}"],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as running:
-        address = f"http://127.0.0.1:{port}"
-        wait_for(f"{address}/api/version", running)
-        yield address, environment
-        ours = psutil.Process(running.pid)
-        for process in [*ours.children(recursive=True), ours]:
-            process.kill()
-
-
-def wait_for(url: str, running: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while True:
-        assert running.poll() is None, "the cluster has ended"
-        assert time.monotonic() < deadline
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-        except OSError:
-            time.sleep(0.5)
-        else:
-            return
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def head(bucket) -> Iterator[StartedCluster]:
+    """A cluster that is started while the environment has the bucket's credentials."""
+    with started_cluster(dict(os.environ)) as running:
+        yield running
 
 
 def test_a_submitted_job_fills_a_bucket(head, bucket, manifest, tiny_pipeline_folder, tmp_path):
-    address, environment = head
     bucket.client.upload_file(str(manifest), bucket.name, "manifest.parquet")
     output = f"{bucket.url}/submitted"
     options = [
@@ -174,12 +134,12 @@ def test_a_submitted_job_fills_a_bucket(head, bucket, manifest, tiny_pipeline_fo
     ]
     for part in ("jobs", "aae_batch"):
         shutil.copytree(ROOT / part, tmp_path / "working" / part)
-    submit = ["ray", "job", "submit", "--address", address, "--working-dir", "working"]
+    submit = ["ray", "job", "submit", "--address", head.dashboard, "--working-dir", "working"]
     for _ in range(60):
         done = subprocess.run(
             [*submit, "--", sys.executable, "jobs/generate.py", *options],
             cwd=tmp_path,
-            env=environment,
+            env=head.environment,
             capture_output=True,
             text=True,
             timeout=300,
@@ -189,6 +149,15 @@ def test_a_submitted_job_fills_a_bucket(head, bucket, manifest, tiny_pipeline_fo
         time.sleep(1)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "12 images, 0 failed rows" in done.stdout
-    assert SECRET not in done.stdout + done.stderr
+    assert not [secret for secret in (SECRET, head.token) if secret in done.stdout + done.stderr]
     prove(output, manifest)
     assert json.loads(open_storage(output).read_bytes("run.json"))["manifest"] == "manifest.parquet"
+
+
+def test_a_job_is_not_taken_from_whoever_has_no_token(head):
+    submit = ["ray", "job", "submit", "--address", head.dashboard, "--", "true"]
+    without = {**head.environment, "RAY_AUTH_MODE": "disabled"}
+    done = subprocess.run(submit, env=without, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert "AuthenticationError" in done.stderr
+    assert "Note: RAY_AUTH_MODE is currently 'disabled' (not 'token')" in done.stderr
