@@ -39,6 +39,9 @@ class SimulatedCrew:
     def room(self) -> int:
         return self.size
 
+    def heed_notices(self) -> None:
+        pass
+
     def hire(self) -> None:
         member = Member(ready=True, moved=time.monotonic())
         self.members.append(member)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
+from ray._private.worker import global_worker
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from aae_batch.errors import AaeBatchError, ModelError
@@ -36,12 +37,14 @@ class Member:
         pieces: what is out with it.
         tallies: how far it last said these were.
         ready: its model is loaded.
+        leaving: its machine is about to end: it finishes what it has, and is given nothing.
         moved: when it last finished anything, or was given something while it had nothing.
     """
 
     pieces: list[Piece] = field(default_factory=list)
     tallies: dict[Piece, Tally] = field(default_factory=dict)
     ready: bool = False
+    leaving: bool = False
     moved: float = 0.0
 
 
@@ -97,7 +100,10 @@ class Crew(Protocol):
     def members(self) -> Sequence[Member]: ...
 
     def room(self) -> int:
-        """How many actors the cluster has room for, those that are there included."""
+        """How many actors the cluster has room for, those that are there and stay included."""
+
+    def heed_notices(self) -> None:
+        """Mark the members whose machine is about to end as leaving."""
 
     def hire(self) -> None:
         """Ask for one more actor. It is a member from now on, and ready later."""
@@ -167,12 +173,22 @@ class RayCrew:
         self._plan = actors
         self._remote = ray.remote(actor_class)
         self._lost: list[_Lost] = []
+        self._draining: set[str] = set()
 
     def room(self) -> int:
-        resources = ray.cluster_resources()
-        if self._plan.gpus:
-            return math.floor(resources.get("GPU", 0) / self._plan.gpus + 1e-6)
-        return math.floor(resources.get("CPU", 0) / self._plan.cpus + 1e-6)
+        resource, each = ("GPU", self._plan.gpus) if self._plan.gpus else ("CPU", self._plan.cpus)
+        there = sum(
+            node["Resources"].get(resource, 0)
+            for node in ray.nodes()
+            if node["Alive"] and node["NodeID"] not in self._draining
+        )
+        return math.floor(there / each + 1e-6)
+
+    def heed_notices(self) -> None:
+        # What `ray drain-node` and Ray's autoscaler say of a node, which Ray has no public call for.
+        self._draining = set(global_worker.gcs_client.get_draining_nodes())
+        for member in self.members:
+            member.leaving = member.node in self._draining
 
     def hire(self) -> None:
         handle = self._remote.options(

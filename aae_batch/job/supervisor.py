@@ -150,15 +150,20 @@ class Supervisor(ABC, Generic[T]):
 
     def _staff(self) -> None:
         """As many actors as there is room for, between the least and the most that are wanted."""
+        self.crew.heed_notices()
+        for member in [member for member in self.crew.members if member.leaving]:
+            if not member.pieces:
+                self.crew.dismiss(member)
+        staying = [member for member in self.crew.members if not member.leaving]
         room = self.crew.room()
         most = self.actors.most if self.actors.most is not None else max(room, self.actors.least)
         places = min(max(room, self.actors.least), most)
-        pieces = len(self.ledger.todo) + sum(len(member.pieces) for member in self.crew.members)
-        for _ in range(min(places, pieces) - len(self.crew.members)):
+        pieces = len(self.ledger.todo) + sum(len(member.pieces) for member in staying)
+        for _ in range(min(places, pieces) - len(staying)):
             self.crew.hire()
         # Of those that a lost node leaves without a place, none is waited for.
-        idle = [member for member in self.crew.members if not member.ready]
-        for member in idle[: max(0, len(self.crew.members) - places)]:
+        idle = [member for member in staying if not member.ready]
+        for member in idle[: max(0, len(staying) - places)]:
             self.crew.dismiss(member)
 
     def _is_over(self) -> bool:
@@ -176,7 +181,9 @@ class Supervisor(ABC, Generic[T]):
             for member in self.crew.members:
                 if not self.ledger.todo:
                     return
-                if not member.ready or len(member.pieces) != others or self._is_alone(member):
+                if not member.ready or member.leaving or len(member.pieces) != others:
+                    continue
+                if self._is_alone(member):
                     continue
                 piece = self.ledger.take(busy=others > 0)
                 if piece is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,10 +13,12 @@ import ray
 from ray.cluster_utils import Cluster
 
 from aae_batch.dataset.reader import Dataset
+from aae_batch.job.crew import RayCrew
 from aae_batch.job.driver import run_job
 from aae_batch.job.worker import Worker
 from tests.job.conftest import assert_same_dataset
 
+RAY = (sys.executable, "-m", "ray.scripts.scripts")
 GPU_NODE = {"num_cpus": 2, "num_gpus": 1}
 
 
@@ -94,7 +98,7 @@ class Patient(Noting):
 
 
 class Holding(Noting):
-    """Begins its last rows, and goes on with them only when a node has been lost: it dies at work."""
+    """Begins its last rows, and goes on with them only when a node has been lost, or told to end."""
 
     def admit(self, batch, request) -> None:
         if request.id > "row-05":
@@ -130,6 +134,50 @@ def test_a_lost_node_costs_its_pieces_and_is_held_against_none(
     assert "a node was lost" in caplog.text
     assert "an actor died" not in caplog.text
     assert_same_dataset(job.output, undisturbed)
+
+
+def test_a_node_that_is_about_to_end_finishes_what_it_has_and_is_given_nothing(
+    nodes, settings_on_gpus, undisturbed, monkeypatch, caplog
+):
+    nodes.add_node(**GPU_NODE)
+    leaving = nodes.add_node(**GPU_NODE)
+    job = settings_on_gpus(actors="1:2")
+    begun, lost = Path(f"{job.output}-begun"), Path(f"{job.output}-lost")
+    told, had, given = [], [], []
+    heed, give = RayCrew.heed_notices, RayCrew.give
+
+    def tell_a_node(progress) -> None:
+        if not told and len(list(begun.glob("*"))) == 2:
+            told.append(leaving.node_id)
+            why = ("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "a notice")
+            where = ("--address", nodes.address, "--node-id", leaving.node_id)
+            subprocess.run([*RAY, "drain-node", *where, *why], check=True)
+
+    def heed_and_go_on(crew) -> None:
+        heed(crew)
+        if not had and any(member.leaving for member in crew.members):
+            had.extend(p for m in crew.members if m.node == leaving.node_id for p in m.pieces)
+            lost.touch()
+
+    def note(crew, member, task) -> None:
+        if had:
+            given.append(member.node)
+        give(crew, member, task)
+
+    monkeypatch.setattr(RayCrew, "heed_notices", heed_and_go_on)
+    monkeypatch.setattr(RayCrew, "give", note)
+    with caplog.at_level(logging.WARNING, "aae_batch.job"):
+        run_job(job, tell_a_node, worker_class=Holding)
+    assert had, "it was at work"
+    assert given, "something was left to do"
+    assert leaving.node_id not in given
+    made = {path.name for path in Path(f"{job.output}-nodes", leaving.node_id).iterdir()}
+    assert {str(piece.start) for piece in had} <= made
+    assert caplog.text == ""
+    assert_same_dataset(job.output, undisturbed)
+    # With its last actor it ends by itself, which is how a machine knows that it need not wait.
+    while any(node["Alive"] and node["NodeID"] == leaving.node_id for node in ray.nodes()):
+        time.sleep(0.1)
 
 
 def test_work_spreads_to_a_node_that_comes_later(nodes, settings_on_gpus, undisturbed):
