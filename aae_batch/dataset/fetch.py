@@ -5,14 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock
 from platformdirs import user_cache_path
 
 from aae_batch.dataset.storage import Entry, ObjectStorage, open_url
 from aae_batch.errors import OutputError
+
+T = TypeVar("T")
+WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Seconds between attempts, where a hub is busy or out of reach."""
 
 
 def fetch(url: str, folder: Path, s3_endpoint: str | None = None) -> Path:
@@ -56,6 +62,40 @@ def fetch_folder(url: str, wanted: Callable[[str], bool], s3_endpoint: str | Non
             "folder in AAE_BATCH_CACHE."
         ) from error
     return folder
+
+
+def fetch_in_turn(name: str, fetch: Callable[[], T], passes: Callable[[BaseException], bool]) -> T:
+    """What `fetch` returns, which one process of this machine at a time calls, and again where it fails
+    for a reason that passes: of many that start at once, all but the first find what it has fetched.
+
+    Args:
+        name: of what is fetched.
+        passes: whether an error is one that may be gone a little later.
+
+    Raises:
+        OutputError: the folder of the lock cannot be written to.
+    """
+    lock = _cache() / f"{hashlib.sha256(name.encode()).hexdigest()}.lock"
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        turn = FileLock(lock)
+        turn.acquire()
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write to {lock.parent}: {error.strerror}. Fix that, or name another folder in "
+            "AAE_BATCH_CACHE."
+        ) from error
+    try:
+        for seconds in WAITS:
+            try:
+                return fetch()
+            except Exception as error:
+                if not passes(error):
+                    raise
+            time.sleep(seconds)
+        return fetch()
+    finally:
+        turn.release()
 
 
 def folder_digest(url: str, wanted: Callable[[str], bool], s3_endpoint: str | None = None) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
 from aae_batch.config import GuidanceConfig
-from aae_batch.dataset.fetch import fetch_folder
+from aae_batch.dataset.fetch import fetch_folder, fetch_in_turn
 from aae_batch.dataset.storage import is_url
 from aae_batch.errors import ModelError, OutputError, SettingsError
 
@@ -56,6 +57,7 @@ def load_pipeline(
     precision = torch_dtype(dtype, place)
     source = source_of(model, s3_endpoint)
     _check_index(model, _read_index(model, source, revision))
+    source = _here(model, source, revision)
     try:
         pipe = StableDiffusionPipeline.from_pretrained(
             source,
@@ -91,6 +93,7 @@ def load_tokenizer(model: str, *, revision: str | None = None, s3_endpoint: str 
 
     source = source_of(model, s3_endpoint, weights=False)
     _check_index(model, _read_index(model, source, revision))
+    source = _here(model, source, revision, weights=False)
     try:
         return CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", revision=revision)
     except (OSError, ValueError) as error:
@@ -104,6 +107,7 @@ def load_vae_scale_factor(
     from diffusers import AutoencoderKL
 
     source = source_of(model, s3_endpoint, weights=False)
+    source = _here(model, source, revision, weights=False)
     try:
         config = AutoencoderKL.load_config(source, subfolder="vae", revision=revision)
     except (OSError, ValueError):
@@ -140,14 +144,67 @@ def source_of(model: str, s3_endpoint: str | None = None, weights: bool = True) 
         raise ModelError(str(error)) from None
 
 
+def _here(model: str, source: str, revision: str | None, weights: bool = True) -> str:
+    """A model of the hub as the folder of this machine into which the hub's client fetches it, once,
+    whoever asks. What is there already is used where the hub cannot be reached.
+
+    Raises:
+        ModelError: the hub has no such model, or cannot be reached and the model is not here.
+    """
+    if Path(source).is_dir():
+        return source
+    from diffusers import StableDiffusionPipeline
+    from huggingface_hub import snapshot_download
+
+    def fetch() -> str:
+        if not weights:
+            small = [f"*{ending}" for ending in _SMALL_FILES]
+            return snapshot_download(model, revision=revision, allow_patterns=small)
+        return str(
+            StableDiffusionPipeline.download(
+                model, revision=revision, use_safetensors=True, safety_checker=None
+            )
+        )
+
+    try:
+        return fetch_in_turn(f"{model} {revision}", fetch, _may_pass)
+    except OutputError as error:
+        raise ModelError(str(error)) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(why_unloadable(model, source, error)) from error
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the hub was busy or out of reach, rather than without such a model."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    for one in _causes(error):
+        status = getattr(getattr(one, "response", None), "status_code", None)
+        if status is not None:
+            return status in (408, 429) or status >= 500
+        # The hub's client has changed its HTTP library twice; they agree on these names.
+        if {kind.__name__ for kind in type(one).__mro__} & {"TransportError", "ConnectionError"}:
+            return True
+    return False
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def _read_index(model: str, source: str, revision: str | None) -> dict:
     from diffusers import DiffusionPipeline
 
     looks_local = model == EMBEDDED or Path(model).is_absolute() or model.startswith((".", "~"))
     if looks_local and not Path(source).is_dir():
         raise ModelError(f"Model folder {model!r} does not exist; check the path.")
+    source = _here(model, source, revision, weights=False)
     try:
-        return dict(DiffusionPipeline.load_config(source, revision=revision))
+        return dict(DiffusionPipeline.load_config(source))
     except (OSError, ValueError) as error:
         raise ModelError(why_unloadable(model, source, error)) from error
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from aae_batch.dataset.fetch import fetch, fetch_folder, folder_digest
+from aae_batch.dataset.fetch import fetch, fetch_folder, fetch_in_turn, folder_digest
 from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import OutputError
 
@@ -120,3 +122,46 @@ def test_no_name_leads_out_of_the_folder(bucket, tmp_path, monkeypatch):
     bucket.client.put_object(Bucket=bucket.name, Key="model/../../escape", Body=b"")
     with pytest.raises(OutputError, match="cannot be a file here"):
         fetch_folder(f"{bucket.url}/model", wanted)
+
+
+def test_what_is_fetched_in_turn_is_fetched_by_one_at_a_time_and_again_when_that_may_help(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("AAE_BATCH_CACHE", str(tmp_path))
+    monkeypatch.setattr("aae_batch.dataset.fetch.WAITS", (0.0, 0.01, 0.02))
+    seen: list[str] = []
+
+    def fetch() -> int:
+        seen.append("begins")
+        time.sleep(0.01)
+        seen.append("ends")
+        if seen.count("ends") <= 3:
+            raise ConnectionError("busy")
+        return 7
+
+    def busy(error: BaseException) -> bool:
+        return str(error) == "busy"
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: fetch_in_turn("a model", fetch, busy), range(8)))
+    assert found == [7] * 8
+    assert seen == ["begins", "ends"] * (8 + 3)
+
+
+def test_what_waiting_does_not_help_is_raised_at_once_and_the_rest_in_the_end(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("AAE_BATCH_CACHE", str(tmp_path))
+    monkeypatch.setattr("aae_batch.dataset.fetch.WAITS", (0.0, 0.0))
+    calls: list[int] = []
+
+    def fetch() -> None:
+        calls.append(1)
+        raise ConnectionError("out of reach")
+
+    with pytest.raises(ConnectionError):
+        fetch_in_turn("a model", fetch, lambda error: False)
+    assert len(calls) == 1
+    with pytest.raises(ConnectionError):
+        fetch_in_turn("a model", fetch, lambda error: True)
+    assert len(calls) == 1 + 3
