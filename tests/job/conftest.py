@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +100,15 @@ def environment_of(home: Path, **changes: str) -> dict[str, str]:
     return {**kept, "HOME": str(home), **changes}
 
 
+def raylet_of(pid: int) -> psutil.Process:
+    """The raylet that a process has started. Others of its children come and go meanwhile."""
+    for process in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if process.name() == "raylet":
+                return process
+    raise AssertionError(f"{pid} has no raylet")
+
+
 @dataclass(frozen=True)
 class StartedCluster:
     """A cluster that was started by its command line, and asks for a token.
@@ -115,6 +124,11 @@ class StartedCluster:
     cpus: int
     token: str
     environment: dict[str, str]
+    pid: int
+
+    def processes(self) -> list[psutil.Process]:
+        ours = psutil.Process(self.pid)
+        return [*ours.children(recursive=True), ours]
 
 
 @contextmanager
@@ -137,27 +151,29 @@ def started_cluster(environment: dict[str, str], cpus: int = 4) -> Iterator[Star
         stderr=subprocess.DEVNULL,
     ) as running:
         url = f"http://127.0.0.1:{dashboard}"
+        address = f"127.0.0.1:{port}"
+        cluster = StartedCluster(address, url, cpus, token, environment, running.pid)
         try:
-            _wait_for(f"{url}/api/version", token, running)
-            yield StartedCluster(f"127.0.0.1:{port}", url, cpus, token, environment)
+            _wait_for_a_node(url, token, running)
+            yield cluster
         finally:
-            ours = psutil.Process(running.pid)
-            for process in [*ours.children(recursive=True), ours]:
-                process.kill()
+            for process in cluster.processes():
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
-def _wait_for(url: str, token: str, running: subprocess.Popen) -> None:
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+def _wait_for_a_node(url: str, token: str, running: subprocess.Popen) -> None:
+    """The dashboard answers before there is one."""
+    headers = {"Authorization": f"Bearer {token}"}
+    request = urllib.request.Request(f"{url}/nodes?view=summary", headers=headers)
     deadline = time.monotonic() + 120
     while True:
         assert running.poll() is None, "the cluster has ended"
         assert time.monotonic() < deadline
-        try:
-            urllib.request.urlopen(request, timeout=5).close()
-        except OSError:
-            time.sleep(0.5)
-        else:
-            return
+        with suppress(OSError), urllib.request.urlopen(request, timeout=5) as answer:
+            if json.load(answer)["data"]["summary"]:
+                return
+        time.sleep(0.5)
 
 
 def free_port() -> int:

@@ -8,13 +8,14 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
 from aae_batch.job.cluster import close_token_file
-from tests.job.conftest import StartedCluster, environment_of, started_cluster
+from tests.job.conftest import StartedCluster, environment_of, raylet_of, started_cluster
 
 OURS = """
 import json, os, sys
@@ -97,9 +98,10 @@ def test_every_port_of_a_ray_that_we_start_is_on_the_loopback_interface(started)
     ours = psutil.Process(process.pid)
     listening = {}
     for one in [ours, *ours.children(recursive=True)]:
-        for connection in one.net_connections("inet"):
-            if connection.status in (psutil.CONN_LISTEN, psutil.CONN_NONE):
-                listening[f"{one.name()} {connection.laddr.port}"] = connection.laddr.ip
+        with suppress(psutil.NoSuchProcess):
+            for connection in one.net_connections("inet"):
+                if connection.status in (psutil.CONN_LISTEN, psutil.CONN_NONE):
+                    listening[f"{one.name()} {connection.laddr.port}"] = connection.laddr.ip
     assert any("raylet" in name for name in listening)
     assert any("Agent" in name for name in listening), "the metrics are open, too"
 
@@ -112,10 +114,7 @@ def test_every_port_of_a_ray_that_we_start_is_on_the_loopback_interface(started)
 
 def test_a_ray_that_we_start_refuses_whoever_lacks_its_token(started, home):
     process, address, _ = started
-    raylet = next(
-        child for child in psutil.Process(process.pid).children() if child.name() == "raylet"
-    )
-    token = raylet.environ()["RAY_AUTH_TOKEN"]
+    token = raylet_of(process.pid).environ()["RAY_AUTH_TOKEN"]
     for lacks in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * len(token)}):
         done = run(ASK, address, environment_of(home, **lacks))
         assert "AuthenticationError" in done.stderr
