@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import os
 import re
 import shlex
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 from typer.testing import CliRunner
+
+from tests.job.conftest import environment_of, raylet_of, started_cluster
 
 ROOT = Path(__file__).parent.parent.parent
 CLUSTER, RAYJOB, DOCKERFILE = "cluster.yaml", "jobs/rayjob.yaml", "jobs/Dockerfile"
@@ -48,6 +54,7 @@ CONTAINER = obj(
     imagePullPolicy=STRING,
     env=array(obj("name", name=STRING, value=STRING)),
     ports=array(obj("containerPort", containerPort=INTEGER, name=STRING)),
+    lifecycle=obj("preStop", preStop=obj("exec", exec=obj("command", command=array(STRING)))),
     resources=obj("requests limits", requests=QUANTITIES, limits=QUANTITIES),
 )
 TOLERATION = obj(
@@ -63,6 +70,7 @@ POD = obj(
     spec=obj(
         "containers",
         serviceAccountName=STRING,
+        terminationGracePeriodSeconds=INTEGER,
         restartPolicy={"enum": ["Always", "OnFailure", "Never"]},
         nodeSelector=STRINGS,
         tolerations=array(TOLERATION),
@@ -86,6 +94,7 @@ RAYJOB_SCHEMA = obj(
         rayClusterSpec=obj(
             "headGroupSpec",
             rayVersion=STRING,
+            authOptions=obj("mode", mode={"enum": ["disabled", "token"]}),
             enableInTreeAutoscaling=BOOLEAN,
             autoscalerOptions=obj(
                 "",
@@ -161,10 +170,59 @@ def test_the_head_takes_no_actors_and_gpus_come_only_when_asked_for(cluster):
     assert all("IamInstanceProfile" in kind["node_config"] for kind in (head, *types.values()))
 
 
-def test_what_is_sent_to_the_nodes_is_installed_there(cluster):
-    (folder,) = cluster["file_mounts"]
-    (command,) = cluster["setup_commands"]
+def test_every_node_has_the_token_and_nothing_else_to_wait_for(cluster, documents):
+    assert "--env RAY_AUTH_MODE=token" in cluster["docker"]["run_options"]
+    assert cluster["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
+    assert cluster["setup_commands"] == []
+    assert documents["RayJob"]["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+
+
+def test_what_is_installed_for_trying_out_is_what_was_sent():
+    lines = re.findall(r"^#( +\S.*)$", text_of(CLUSTER), re.MULTILINE)
+    trying = yaml.safe_load("\n".join(line[2:] for line in lines if line.startswith("   ")))
+    (folder,) = trying["file_mounts"]
+    (command,) = trying["setup_commands"]
     assert f"--constraint {folder}/constraints.txt {folder}" in command
+
+
+def test_one_image_serves_both(cluster, documents):
+    spec = documents["RayJob"]["spec"]["rayClusterSpec"]
+    pods = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    images = {container["image"] for pod in pods for container in containers(pod)}
+    assert images == {cluster["docker"]["image"]}
+    assert f"docker build -f jobs/Dockerfile -t {images.pop()} ." in text_of(DOCKERFILE)
+
+
+def containers(group: dict) -> list[dict]:
+    return group["template"]["spec"]["containers"]
+
+
+def test_a_pod_that_is_to_end_drains_its_node_before_its_time_is_up(documents, tmp_path):
+    """The command as it stands, but for the wait, which would see other tests' Ray."""
+    (group,) = documents["RayJob"]["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    (container,) = containers(group)
+    *shell, script = container["lifecycle"]["preStop"]["exec"]["command"]
+    drain, wait = script.split("; ", 1)
+    seconds = int(re.search(r"seconds (\d+)", drain)[1])
+    assert seconds < group["template"]["spec"]["terminationGracePeriodSeconds"] == 120
+    with started_cluster(environment_of(tmp_path)) as running:
+        environment = {**running.environment, "RAY_ADDRESS": running.address}
+        raylet = raylet_of(running.pid)
+        for _ in range(3):  # on a busy machine a cluster that has only just begun may not answer
+            if subprocess.run([*shell, drain], env=environment, timeout=300).returncode == 0:
+                break
+        raylet.wait(300)  # nothing is on it, so it ends at once
+    assert wait == "while grep -qsx raylet /proc/[0-9]*/comm; do sleep 1; done"
+
+
+def test_the_token_that_the_guide_makes_is_its_owner_s_alone(tmp_path):
+    (command,) = re.findall(r"^    (.*ray get-auth-token --generate.*)$", GUIDE, re.MULTILINE)
+    environment = environment_of(tmp_path)
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    subprocess.run(["/bin/sh", "-c", f"umask 022; {command}"], env=environment, check=True)
+    token = tmp_path / ".ray" / "auth_token"
+    assert len(token.read_text()) == 64
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
 
 
 def test_the_rayjob_has_the_shape_of_its_definition(documents):
