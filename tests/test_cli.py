@@ -193,14 +193,21 @@ def test_verify_proves_an_output_or_says_what_is_wrong_and_repairs_it(run, make_
     )
     output.storage.delete("images/00001/c.png")
     assert run("verify", root).exit_code == 1
+    listed = [
+        "  shard 1, row c: its image is missing.",
+        "to delete: summary.json",
+        "to delete: attention/00001.parquet",
+        "to delete: metadata/00001.parquet",
+    ]
     result = run("verify", root, "--repair")
     assert result.exit_code == 1
-    assert result.output.splitlines()[1:] == [
-        "  shard 1, row c: its image is missing.",
-        "deleted summary.json",
-        "deleted metadata/00001.parquet",
-        "Run the same `aae-batch generate` again to make these shards anew.",
-    ]
+    unasked = "Nothing was deleted: look at the list, and add --yes."
+    assert result.output.splitlines()[1:] == [*listed, unasked]
+    assert output.storage.exists("summary.json")
+    result = run("verify", root, "--repair", "--yes")
+    assert result.exit_code == 1
+    assert result.output.splitlines()[1:-1] == listed
+    assert result.output.splitlines()[-1].startswith("Deleted 3. Run the same `aae-batch generate`")
     assert "1 of 3 shards are not committed (1)" in run("verify", root).output
 
 

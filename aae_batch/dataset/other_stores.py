@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import fsspec
 
-from aae_batch.dataset.lock import NAME, Leasing, Seen, Timing
+from aae_batch.dataset.lock import NAME, TIMING, Holder, Leasing, Seen, Timing
 from aae_batch.dataset.storage import Entry
 from aae_batch.errors import OutputError
 
@@ -54,6 +54,21 @@ class FsspecStorage(Leasing):
         with self._explained("read", name) as store:
             return store.open(self._path(name), "rb")
 
+    def create_bytes(self, name: str, data: bytes) -> bool:
+        """After a look, and on condition where the store's package has that."""
+        self.check_lock()
+        if self.exists(name):
+            return False
+        known = (FileExistsError, NotImplementedError, TypeError, ValueError)
+        try:
+            with self._explained("write", name, passing=known) as store:
+                _put(store, self._path(name), data, mode="create")
+        except FileExistsError:
+            return False
+        except known:
+            self.write_bytes(name, data)
+        return True
+
     def write_bytes(self, name: str, data: bytes) -> None:
         self.check_lock()
         with self._explained("write", name) as store:
@@ -61,6 +76,7 @@ class FsspecStorage(Leasing):
 
     def exists(self, name: str) -> bool:
         with self._explained("read", name) as store:
+            store.invalidate_cache()
             try:
                 store.info(self._path(name))
             except FileNotFoundError:
@@ -69,6 +85,10 @@ class FsspecStorage(Leasing):
 
     def list(self, prefix: str) -> list[str]:
         return [entry.name for entry in self.entries(prefix)]
+
+    def anything(self) -> str | None:
+        entries = self.entries("")
+        return entries[0].name if entries else None
 
     def entries(self, prefix: str) -> tuple[Entry, ...]:
         with self._explained("list", prefix) as store:
@@ -93,6 +113,11 @@ class FsspecStorage(Leasing):
 
     def place(self, name: str) -> str:
         return f"{self.root}/{name}"
+
+    def lock_holder(self) -> tuple[Holder | None, float | None]:
+        """Without its age, which is costly to find out here."""
+        seen = self.lock_cell(TIMING).read()
+        return (seen.holder, None) if seen else (None, None)
 
     def lock_cell(self, timing: Timing) -> _LockObject:
         return _LockObject(self, timing)
@@ -120,12 +145,16 @@ class FsspecStorage(Leasing):
         return f"{self._open()[1].rstrip('/')}/{name}"
 
     @contextmanager
-    def _explained(self, verb: str, name: str) -> Iterator[Any]:
-        """The store, whose errors are of any class, and become one sentence. Their own words are
-        left out: they may quote credentials."""
+    def _explained(
+        self, verb: str, name: str, passing: tuple[type[Exception], ...] = ()
+    ) -> Iterator[Any]:
+        """The store, whose errors are of any class, and become one sentence, but those that the caller
+        knows. Their own words are left out: they may quote credentials."""
         place = self.place(name)
         try:
             yield self._open()[0]
+        except passing:
+            raise
         except FileNotFoundError:
             raise OutputError(
                 f"Cannot {verb} {place}: there is no such object; check the name."
@@ -182,12 +211,12 @@ class _LockObject:
             return None
 
 
-def _put(store: Any, path: str, data: bytes) -> None:
+def _put(store: Any, path: str, data: bytes, **mode: str) -> None:
     try:
-        store.pipe_file(path, data)
+        store.pipe_file(path, data, **mode)
     except FileNotFoundError:  # a store with real folders
         store.makedirs(path.rpartition("/")[0], exist_ok=True)
-        store.pipe_file(path, data)
+        store.pipe_file(path, data, **mode)
 
 
 def _remove(store: Any, path: str) -> None:
