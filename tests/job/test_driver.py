@@ -314,7 +314,7 @@ def test_an_actor_that_hangs_is_given_up_and_so_is_the_row_that_hangs_it(referen
                 time.sleep(1000)
             super().admit(batch, request)
 
-    job = settings(row_timeout=4)
+    job = settings(row_timeout=8, shard_size=1)  # busy machines take seconds for a row, too
     summary = run_job(job, worker_class=Sleepy)
     assert (summary["images"], summary["failures"]) == (11, {"ActorDied": 1})
     rows = {row["id"]: row for row in Dataset(job.output).metadata().to_pylist()}
