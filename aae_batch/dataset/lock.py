@@ -118,15 +118,25 @@ class Holder:
 
 @dataclass
 class Lock:
-    """What the holder of a lock has in its hands. `lost` turns true when another took it over."""
+    """What the holder of a lock has in its hands. `lost` turns true when another took it over.
+
+    Attributes:
+        renewed: when that was last done, by the wall's clock, which goes on while a machine sleeps.
+        stale: seconds after which another may take it over.
+    """
 
     root: str
     token: str = ""
     lost: bool = False
+    renewed: float = field(default_factory=time.time)
+    stale: float = math.inf
+    renew: Callable[[], None] = lambda: None
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def check(self) -> None:
         """Raises: OutputError: another process has taken the lock over."""
+        if time.time() - self.renewed > self.stale:  # asleep, or cut off: is it still ours?
+            self.renew()
         if self.lost:
             raise _overtaken(self.root)
 
@@ -294,7 +304,6 @@ def leased(cell: Cell, root: str, timing: Timing) -> Iterator[Lock]:
         OutputError: another process holds it, or the store cannot be used.
     """
     holder = Holder.this_process()
-    lock = Lock(root, holder.token)
     found = cell.read(aged=True)
     ended = found is not None and found.holder is not None and found.holder.has_ended
     if found is not None and not ended and (found.age is None or found.age < timing.stale):
@@ -303,20 +312,24 @@ def leased(cell: Cell, root: str, timing: Timing) -> Iterator[Lock]:
     if not _is_of(found, holder):  # another was quicker
         raise _refused(root, found.holder if found else None, found.age if found else None)
 
-    renewed = time.time()  # by the wall's clock, which goes on while a machine sleeps
+    one_at_a_time = threading.Lock()
 
     def renew() -> None:
-        nonlocal renewed
-        found = cell.read()
-        # Where it is gone after a long absence, another may have held it and be through.
-        gone = found is None and time.time() - renewed > timing.stale
-        if not gone and (found is None or _is_of(found, holder)):
-            found = _write(cell, holder, over=found)
-            renewed = time.time()
-        if not _is_of(found, holder):
-            lock.lost = True
-            logger.error("Another run has taken over %s.", root)
+        with one_at_a_time:
+            if lock.lost:
+                return
+            found = cell.read()
+            # Where it is gone after a long absence, another may have held it and be through.
+            gone = found is None and time.time() - lock.renewed > timing.stale
+            if not gone and (found is None or _is_of(found, holder)):
+                found = _write(cell, holder, over=found)
+            if _is_of(found, holder):
+                lock.renewed = time.time()
+            else:
+                lock.lost = True
+                logger.error("Another run has taken over %s.", root)
 
+    lock = Lock(root, holder.token, stale=timing.stale, renew=renew)
     try:
         with _renewing(lock, timing, renew):
             yield lock

@@ -143,6 +143,18 @@ def test_a_writer_that_was_overtaken_learns_of_it_and_writes_no_more(kind, reque
     assert not other.exists("a")
 
 
+def test_a_writer_that_slept_and_was_overtaken_does_not_write_before_it_knows(remote):
+    """Its first act after a long sleep is a write, before the next renewal."""
+    with remote.writing(replace(FAST, renew=1000)) as lock:
+        remote.write_bytes("a", b"1")
+        lock.renewed -= 1000
+        remote.lock_cell(FAST).delete()
+        other = open_storage(remote.root).writing(FAST)
+        with other, pytest.raises(OutputError, match="nothing more is written"):
+            remote.write_bytes("a", b"2")
+        assert remote.read_bytes("a") == b"1"
+
+
 def test_an_answer_that_got_lost_does_not_lose_the_lock(bucket, proxy):
     storage = open_storage(f"{bucket.url}/out", proxy.url)
     proxy.fail("drop-answer", times=2, method="PUT", path=NAME)

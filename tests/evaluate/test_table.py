@@ -225,9 +225,7 @@ def test_the_csv_has_a_line_for_each_cell_in_full_precision(table):
 
 @pytest.mark.parametrize("group", ["=1+1", "+cats", "-cats", "@cats", "\tcats"])
 def test_a_spreadsheet_takes_no_name_for_a_formula(table, group):
-    lines = [
-        replace(line, cells={group: cell for cell in line.cells.values()}) for line in table.lines
-    ]
+    lines = [replace(line, cells={group: line.cells["Animal-Animal"]}) for line in table.lines]
     rows = list(csv.DictReader(io.StringIO(as_csv(replace(table, groups=(group,), lines=lines)))))
     assert {row["set"] for row in rows} == {f"'{group}"}
     assert {float(row["mean"]) for row in rows} >= {0.375, 0.125}
