@@ -269,3 +269,31 @@ def test_a_bucket_that_does_not_exist_is_one_sentence_and_exit_code_2(
     assert result.exit_code == 2
     assert "there is no bucket no-" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+@pytest.mark.parametrize("kind", ["folder", "record", "link"])
+def test_a_folder_of_someone_else_is_refused_and_stays_as_it_is(run, tmp_path, kind, more):
+    photos, root = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    (photos / "a.png").write_bytes(b"dear")
+    root.mkdir()
+    if kind == "link":
+        (root / "images").symlink_to(photos)
+    else:
+        (root / "images").mkdir()
+        (root / "images/a.png").write_bytes(b"dear")
+    if kind == "record":
+        (root / "run.json").write_text('{"experiment": 7, "settings": {"lr": 0.1}}')
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text("prompt,subjects\na red circle and a blue square,circle;square\n")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    result = run("generate", manifest, root, *more)
+    assert result.exit_code == 2
+    said = {
+        "folder": "no run made it",
+        "record": "no run of aae-batch wrote it",
+        "link": "is a link",
+    }
+    assert said[kind] in result.stderr
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before

@@ -131,9 +131,7 @@ def test_a_lost_shard_is_made_again_and_nothing_else(reference):
     after = snapshot(settings.output)
     written = {name for name in after if after[name][0] != before[name][0]}
     counts = {"summary.json", "progress.json"}
-    assert {Path(name).parts[1] for name in written - counts} == {"00002", "00002.parquet"}
-    same = {name for name in written if after[name][1] == before[name][1]}
-    assert written - same <= {"metadata/00002.parquet", *counts}  # they hold times
+    assert written - counts == {"metadata/00002.parquet"}  # its pictures were there, and are taken
 
 
 @pytest.mark.parametrize("layout", ["files", "webdataset", "parquet"])
