@@ -340,6 +340,10 @@ def leased(cell: Cell, root: str, timing: Timing) -> Iterator[Lock]:
 class Leasing(Guarded):
     """A storage whose lock is a lease."""
 
+    ages_are_free = True
+    """Whether the age of an object comes with it, so that workers can ask for it all the time."""
+    _cell: Cell | None = None
+
     @abstractmethod
     def lock_cell(self, timing: Timing) -> Cell:
         """Where the lock is kept."""
@@ -351,7 +355,8 @@ class Leasing(Guarded):
             yield lock
 
     def lock_holder(self) -> tuple[Holder | None, float | None]:
-        seen = self.lock_cell(TIMING).read(aged=True)
+        self._cell = self._cell or self.lock_cell(TIMING)
+        seen = self._cell.read(aged=self.ages_are_free)
         return (seen.holder, seen.age) if seen else (None, None)
 
 

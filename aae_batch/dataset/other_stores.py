@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import fsspec
 
-from aae_batch.dataset.lock import NAME, TIMING, Holder, Leasing, Seen, Timing
+from aae_batch.dataset.lock import NAME, Leasing, Seen, Timing
 from aae_batch.dataset.storage import Entry
 from aae_batch.errors import OutputError
 
@@ -30,6 +30,8 @@ class FsspecStorage(Leasing):
 
     Writes are whole or not at all where those of the store are, as in all object stores.
     """
+
+    ages_are_free = False
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -114,11 +116,6 @@ class FsspecStorage(Leasing):
     def place(self, name: str) -> str:
         return f"{self.root}/{name}"
 
-    def lock_holder(self) -> tuple[Holder | None, float | None]:
-        """Without its age, which is costly to find out here."""
-        seen = self.lock_cell(TIMING).read()
-        return (seen.holder, None) if seen else (None, None)
-
     def lock_cell(self, timing: Timing) -> _LockObject:
         return _LockObject(self, timing)
 
@@ -134,7 +131,7 @@ class FsspecStorage(Leasing):
 
     def _reset(self) -> None:
         self._opened: tuple[Any, str] | None = None
-        self._lock = None
+        self._lock = self._cell = None
 
     def _open(self) -> tuple[Any, str]:
         if self._opened is None:
@@ -200,6 +197,7 @@ class _LockObject:
             _remove(store, self._path)
 
     def _age(self, store: Any) -> float | None:
+        """At the price of an object that is written and removed."""
         clock = f"{self._path}-clock-{uuid4().hex}"
         try:
             store.pipe_file(clock, b"")

@@ -173,7 +173,7 @@ class S3Storage(Leasing):
     def anything(self) -> str | None:
         with self._explained("list", ""):
             answer = self._client().list_objects_v2(
-                Bucket=self.bucket, Prefix=self._key(""), MaxKeys=10
+                Bucket=self.bucket, Prefix=self._key(""), MaxKeys=PAGE
             )
         names = (item["Key"].removeprefix(self._key("")) for item in answer.get("Contents", ()))
         return next((name for name in names if _is_object(name)), None)
@@ -237,7 +237,7 @@ class S3Storage(Leasing):
     def _reset(self) -> None:
         self._guard = threading.Lock()
         self._made: Any = None
-        self._lock = None
+        self._lock = self._cell = None
         self._conditional = True
 
     def _key(self, name: str) -> str:

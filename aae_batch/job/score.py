@@ -175,6 +175,7 @@ def _score_on_actors(
     with cluster(settings) as actors, stop_on_signals(settings.grace) as stop:
         scorer = ScorerSettings(
             root=dataset.storage.root,
+            lease=lock.token,
             name=settings.metric,
             metric=metric,
             weights=weights_of(metric, settings.s3_endpoint),

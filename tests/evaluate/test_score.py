@@ -415,7 +415,7 @@ def test_pickled_weights_count_among_a_judges(judges, tmp_path):
 
 def test_an_actor_refuses_another_model_than_the_run_was_begun_with(output, judges):
     metric = ClipMetric(judges.clip)
-    told = ScorerSettings(output, "clip", metric, {judges.clip: "0" * 64}, "cpu", "float32", 1)
+    told = ScorerSettings(output, "", "clip", metric, {judges.clip: "0" * 64}, "cpu", "float32", 1)
     with pytest.raises(ModelError, match="another one on this machine"):
         Scorer(told).load()
 
