@@ -70,7 +70,7 @@ COLORS = ("red", "green", "blue", "yellow")
 SHAPES = ("circle", "square", "star", "cross")
 
 
-class Unsound(AssertionError):  # noqa: N818
+class Unsound(AssertionError):
     """The package broke a promise, or a command ended as it must not."""
 
 
@@ -153,7 +153,7 @@ class Choices:
     rain: bool
 
     @classmethod
-    def of(cls, seed: int, place: str = "", engine: str = "fake") -> Choices:
+    def of(cls, seed: int, place: str = "", kills: int = 0, engine: str = "fake") -> Choices:
         random = Random(seed)
         place = place or random.choice(["folder", "folder", "bucket"])
         fake = engine == "fake"
@@ -163,9 +163,9 @@ class Choices:
             layout=random.choice(["files", "webdataset", "parquet"]),
             slots=random.choice([1, 4]),
             shard_size=random.choice([1, 3, 5, 8]),
-            rows=random.randint(40, 90) if fake else random.randint(12, 24),
+            rows=random.randint(40, 120) if fake else random.randint(12, 24),
             command=random.choice(["generate", "retry", "evaluate", "export", "repair"]),
-            kills=random.randint(12, 24) if fake else random.randint(5, 9),
+            kills=kills or random.randint(24, 48),
             form=random.choice(["hf", "parquet", "webdataset", "imagefolder"]),
             seeing=random.random() < 0.7,
             rain=place == "bucket" and random.random() < 0.7,
@@ -215,9 +215,9 @@ class Committed:
 
     def look(self) -> None:
         versions = self.round.versions()
-        for name in [n for n in versions if n.startswith("metadata/")]:
-            shard = int(Path(name).stem)
-            if shard not in self.seen:
+        for name in versions:
+            table = re.fullmatch(r"metadata/(\d+)\.parquet", name)
+            if table is not None and (shard := int(table.group(1))) not in self.seen:
                 parts = self._parts(shard, name, versions)
                 if parts is not None:
                     self.seen[shard] = parts
@@ -259,7 +259,8 @@ class Round:
         self.log = (self.folder / "log").open("w")
         self.manifest = self._write_manifest()
         self.laid: list[Path] = []
-        self.excused = False
+        self.left: subprocess.Popen | None = None
+        """A command that has outlived an attack and is at work."""
         self._trace = 0
         if choices.place == "bucket":
             self.prefix = f"{self.folder.name}/out"
@@ -404,7 +405,7 @@ class Round:
         self.storm.clear_up()
         deadline = time.monotonic() + PATIENCE
         while True:
-            process = self.start(command)
+            process, self.left = self.left or self.start(command), None
             while process.poll() is None:
                 self._wait(process, 0.2)
                 if committed is not None:
@@ -462,28 +463,26 @@ class Round:
         crowd: list[subprocess.Popen] = []
         try:
             while self.kills < self.wanted:
-                several = 2 if self.random.random() < 0.12 else 1
+                several = 2 if self.random.random() < 0.1 else 1
                 crowd = [self.start(command) for _ in range(several)]
                 if several > 1:
                     self.storm.figures.faults["two at once"] += 1
                 self._fire_at(crowd, command, committed, deadline)
+                codes = [process.poll() for process in crowd]
+                for process, code in zip(crowd, codes, strict=True):
+                    if code is not None:
+                        self._check(process)
                 self.storm.raise_again()
-                codes = [process.returncode for process in crowd]
-                for process in crowd:
-                    self._check(process)
-                if any(code in (COMPLETE, WITH_FAILURES) for code in codes) and self._through():
+                if any(code in (COMPLETE, WITH_FAILURES) for code in codes):
                     break
         finally:
+            self.left = next((process for process in crowd if process.poll() is None), None)
             for process in crowd:
-                if process.poll() is None:
-                    process.send_signal(signal.SIGKILL)
+                if process is not self.left and process.poll() is None:
+                    process.kill()
                     process.wait()
             self._sweep_mines()
             self.storm.clear_up()
-
-    def _through(self) -> bool:
-        self._collect()
-        return True
 
     def _check(self, process: Any) -> None:
         """A command that was shot at may end in several ways, but not in any."""
@@ -529,7 +528,7 @@ class Round:
 
     def _mine(self, command: str) -> Mine:
         on_actors = command == "generate" or (command == "evaluate" and self.choices.seeing)
-        who = "actor" if on_actors and self.random.random() < 0.85 else "driver"
+        who = "actor" if on_actors and self.random.random() < 0.93 else "driver"
         places = {
             "generate": ["images", "attention", "metadata", "metadata", "rewriting"],
             "evaluate": ["metrics"],
@@ -543,11 +542,11 @@ class Round:
         self, process: subprocess.Popen, crowd: list[subprocess.Popen], command: list[str]
     ) -> None:
         ways: dict[Callable[..., None], float] = {
-            self._kill_actor: 5,
-            self._kill_all_actors: 1,
-            self._kill_driver: 1,
-            self._pause: 1,
-            self._overtake: 0.3,
+            self._kill_actor: 6,
+            self._kill_all_actors: 2,
+            self._kill_driver: 0.5,
+            self._pause: 0.7,
+            self._overtake: 0.5 if self.choices.place == "bucket" else 0.1,
         }
         if command[0] in ("generate", "evaluate"):
             ways |= {self._kill_raylet: 0.25, self._kill_gcs: 0.1}
@@ -636,11 +635,9 @@ class Round:
                 self.say(f"mine {path.name}")
 
     def _sweep_mines(self) -> None:
+        self._collect()
         for path in self.laid:
-            try:
-                path.unlink()
-            except FileNotFoundError:
-                self._killed(path.name.partition("~")[0])
+            path.unlink(missing_ok=True)
         self.laid = []
 
     def _news(self) -> str:
@@ -775,19 +772,10 @@ class Storm:
         with self.proxy, self.standing:
             yield self
 
-    def until(self, kills: int, places: tuple[str, ...] = (), tell: Any = None) -> Figures:
-        """Rounds until so many kills are done.
-
-        Args:
-            places: of the first rounds; then they are random.
-        """
-        rounds = 0
-        while self.figures.kills.total() < kills or rounds < len(places):
-            place = places[rounds] if rounds < len(places) else ""
-            self.round(Choices.of(self.random.getrandbits(32), place, self.engine))
-            rounds += 1
-            if tell is not None:
-                tell(f"{self.figures}")
+    def until(self, kills: int) -> Figures:
+        """Rounds until so many kills are done."""
+        while self.figures.kills.total() < kills:
+            self.round(Choices.of(self.random.getrandbits(32), engine=self.engine))
         return self.figures
 
     def round(self, choices: Choices) -> None:

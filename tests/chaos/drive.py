@@ -46,7 +46,7 @@ def _hire_for_evaluate() -> None:
         return
     from aae_batch.job import score
     from aae_batch.job.score_settings import ScoreSettings
-    from tests.chaos.fake import MinedScorer, SeeingMetric
+    from tests.chaos.fake_scorer import MinedScorer, SeeingMetric
 
     score.score = partial(score.score, actor_class=MinedScorer)
     named = ScoreSettings.metric_for

@@ -17,8 +17,6 @@ import numpy as np
 from PIL import Image
 
 from aae_batch.errors import NonFiniteError
-from aae_batch.evaluate.attention import AttentionMetric
-from aae_batch.job.scorer import Scorer
 from aae_batch.job.worker import Worker
 from aae_batch.request import Request, Result
 from tests.chaos import mines
@@ -124,20 +122,3 @@ def attention(request: Request, steps: int) -> Any:
     return SimpleNamespace(
         subjects=subjects, loss=1 - each, num_refinements=2, final_loss=0.1, neglected=False
     )
-
-
-class MinedScorer(Scorer):
-    def __init__(self, settings: Any) -> None:
-        mines.watch("actor", settings.root)
-        super().__init__(settings)
-
-
-class SeeingMetric(AttentionMetric):
-    """The metric `attention`, computed by actors as those are that look at pictures."""
-
-    sees_images = True
-
-    def score(self, rows: Any, images: Any, attention: Any) -> list[dict[str, Any]]:
-        assert len(images) == len(rows)
-        time.sleep(PACE * len(rows))
-        return super().score(rows, images, attention)
