@@ -97,6 +97,7 @@ class FaultyProxy:
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign] # clients are killed
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def fail(self, kind: Kind, **which) -> None:

@@ -46,7 +46,7 @@ from tests.faulty_proxy import FaultyProxy, Kind, Rain
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 240.0
-"""Seconds that a command may take that nothing is done to, or in which a storm must get somewhere."""
+"""Seconds that a command may take that nothing is done to, and that a storm may go on without a kill."""
 
 ACTORS = 4
 LEASE = "1,5"
@@ -54,7 +54,7 @@ COMPLETE, WITH_FAILURES, USAGE, STOPPED = 0, 1, 2, 3
 KILLED = -signal.SIGKILL
 
 RAIN: dict[Kind, int] = {
-    "slow-down": 5,
+    "slow-down": 3,
     "error": 2,
     "drop": 1,
     "cut-request": 1,
@@ -64,8 +64,9 @@ RAIN: dict[Kind, int] = {
     "forbidden": 1,
     "expired": 1,
 }
-RAIN_RATE = 0.008
+RAIN_RATE = 0.005
 
+COMMANDS = ("generate", "retry", "evaluate", "export", "repair")
 COLORS = ("red", "green", "blue", "yellow")
 SHAPES = ("circle", "square", "star", "cross")
 
@@ -125,12 +126,10 @@ class Standing:
         ray.shutdown()
         if self._cluster is not None:
             try:
-                self._cluster.shutdown()
-            except Exception:  # a part of it may be dead already
-                for name in ("raylet", "gcs_server"):
-                    if (process := self.process(name)) is not None:
-                        process.kill()
-            self._cluster = None
+                node = self._cluster.head_node
+                node.kill_all_processes(check_alive=False, allow_graceful=False)
+            finally:
+                self._cluster = None
 
 
 # --- what a round is -----------------------------------------------------------------------------
@@ -153,7 +152,9 @@ class Choices:
     rain: bool
 
     @classmethod
-    def of(cls, seed: int, place: str = "", kills: int = 0, engine: str = "fake") -> Choices:
+    def of(
+        cls, seed: int, place: str = "", kills: int = 0, command: str = "", engine: str = "fake"
+    ) -> Choices:
         random = Random(seed)
         place = place or random.choice(["folder", "folder", "bucket"])
         fake = engine == "fake"
@@ -164,7 +165,7 @@ class Choices:
             slots=random.choice([1, 4]),
             shard_size=random.choice([1, 3, 5, 8]),
             rows=random.randint(40, 120) if fake else random.randint(12, 24),
-            command=random.choice(["generate", "retry", "evaluate", "export", "repair"]),
+            command=command or random.choice(COMMANDS),
             kills=kills or random.randint(24, 48),
             form=random.choice(["hf", "parquet", "webdataset", "imagefolder"]),
             seeing=random.random() < 0.7,
@@ -255,6 +256,7 @@ class Round:
         self.folder.mkdir()
         self.mines = storm.mines
         self.kills = 0
+        self.killed_at = 0.0
         self.wanted = 0
         self.log = (self.folder / "log").open("w")
         self.manifest = self._write_manifest()
@@ -459,7 +461,7 @@ class Round:
         self.kills, self.wanted = 0, kills
         if self.choices.rain:
             self.storm.let_it_rain(self.random)
-        deadline = time.monotonic() + PATIENCE
+        self.killed_at = time.monotonic()
         crowd: list[subprocess.Popen] = []
         try:
             while self.kills < self.wanted:
@@ -467,7 +469,7 @@ class Round:
                 crowd = [self.start(command) for _ in range(several)]
                 if several > 1:
                     self.storm.figures.faults["two at once"] += 1
-                self._fire_at(crowd, command, committed, deadline)
+                self._fire_at(crowd, command, committed)
                 codes = [process.poll() for process in crowd]
                 for process, code in zip(crowd, codes, strict=True):
                     if code is not None:
@@ -502,19 +504,18 @@ class Round:
         crowd: list[subprocess.Popen],
         command: list[str],
         committed: Committed | None,
-        deadline: float,
     ) -> None:
         looked, external = 0.0, time.monotonic() + self.random.uniform(0, 3)
         while any(process.poll() is None for process in crowd):
-            if time.monotonic() > deadline:
+            if time.monotonic() - self.killed_at > PATIENCE:
                 self.fail("a storm gets nowhere", [f"{self.kills} of {self.wanted} kills"])
             self._collect()
             if self.kills >= self.wanted:
                 self._sweep_mines()
             elif len(self.laid) < 3:
-                self.laid.append(self._mine(command[0]).lay(self.mines))
+                self.laid.append(self._mine(command).lay(self.mines))
             alive = [process for process in crowd if process.poll() is None]
-            if alive and self._somebody_works() and time.monotonic() > external:
+            if alive and self._somebody_works(command) and time.monotonic() > external:
                 external = time.monotonic() + self.random.uniform(0.2, 3)
                 if self.kills < self.wanted:
                     self._strike(self.random.choice(alive), crowd, command)
@@ -526,13 +527,12 @@ class Round:
             for process in alive:
                 self._wait(process, 0.03 / len(alive))
 
-    def _mine(self, command: str) -> Mine:
-        on_actors = command == "generate" or (command == "evaluate" and self.choices.seeing)
-        who = "actor" if on_actors and self.random.random() < 0.93 else "driver"
+    def _mine(self, command: list[str]) -> Mine:
+        who = "actor" if self._on_actors(command) and self.random.random() < 0.93 else "driver"
         places = {
             "generate": ["images", "attention", "metadata", "metadata", "rewriting"],
             "evaluate": ["metrics"],
-        }.get(command, ["any"])
+        }.get(command[0], ["any"])
         if who == "driver":
             places = [*places, "any", "any"]
         when = self.random.choice(["before", "amid", "after", "after"])
@@ -543,7 +543,7 @@ class Round:
     ) -> None:
         ways: dict[Callable[..., None], float] = {
             self._kill_actor: 6,
-            self._kill_all_actors: 2,
+            self._kill_all_actors: 1,
             self._kill_driver: 0.5,
             self._pause: 0.7,
             self._overtake: 0.5 if self.choices.place == "bucket" else 0.1,
@@ -563,6 +563,7 @@ class Round:
 
     def _killed(self, what: str, times: int = 1) -> None:
         self.kills += times
+        self.killed_at = time.monotonic()
         self.storm.figures.kills[what] += times
         self.say(f"killed {what} {times}")
 
@@ -647,8 +648,12 @@ class Round:
             self._trace = trace.tell()
         return text
 
-    def _somebody_works(self) -> bool:
-        return bool(self._news())
+    def _somebody_works(self, command: list[str]) -> bool:
+        """An actor does, or a driver whose command needs no actor."""
+        return (" actor " if self._on_actors(command) else " driver ") in self._news()
+
+    def _on_actors(self, command: list[str]) -> bool:
+        return command[0] == "generate" or (command[0] == "evaluate" and self.choices.seeing)
 
     # --- the verdict
 
