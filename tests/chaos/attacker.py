@@ -41,13 +41,13 @@ from tests.chaos.judge import (
 )
 from tests.chaos.mines import Mine
 from tests.chaos.picture import pixels
-from tests.conftest import SECRET
 from tests.faulty_proxy import FaultyProxy, Kind, Rain
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 240.0
 """Seconds that a command may take that nothing is done to, and that a storm may go on without a kill."""
 
+SECRET = "of no use anywhere"
 ACTORS = 4
 LEASE = "1,5"
 COMPLETE, WITH_FAILURES, USAGE, STOPPED = 0, 1, 2, 3
@@ -116,7 +116,12 @@ class Standing:
         try:
             self._cluster = Cluster(
                 initialize_head=True,
-                head_node_args={"num_cpus": ACTORS, "_system_config": config},
+                head_node_args={
+                    "num_cpus": ACTORS,
+                    "include_dashboard": False,
+                    "include_log_monitor": False,
+                    "_system_config": config,
+                },
             )
         finally:
             os.environ.clear()

@@ -16,8 +16,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from tests.chaos.attacker import Storm
-from tests.conftest import SECRET
+from tests.chaos.attacker import SECRET, Storm
 from tests.job.conftest import tiny_pipeline_folder  # noqa: F401
 
 
