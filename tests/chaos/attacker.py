@@ -189,6 +189,7 @@ class Figures:
     commands: Counter[str] = field(default_factory=Counter)
     datasets: int = 0
     given_up: int = 0
+    unsound: int = 0
     started: float = field(default_factory=time.monotonic)
 
     def add(self, verdict: Verdict) -> None:
@@ -200,7 +201,7 @@ class Figures:
         return (
             f"seed {self.seed}: {kills} kills {dict(self.kills.most_common())}, "
             f"{self.faults.total()} faults {dict(self.faults.most_common())}, "
-            f"{self.datasets} datasets {dict(self.commands)}, {v['rows']} rows, {v['lost']} lost, "
+            f"{self.datasets} datasets ({self.unsound} rounds unsound) {dict(self.commands)}, {v['rows']} rows, {v['lost']} lost, "
             f"{v['doubled']} doubled, {v['checksums']} checksums wrong, {v['strays']} strays, "
             f"{v['changed']} changed after commit, {self.given_up} given up for a while, "
             f"{v['parts']} hidden parts left, {minutes:.1f} min, {kills / minutes:.1f} kills/min"
@@ -265,6 +266,7 @@ class Round:
         self.wanted = 0
         self.log = (self.folder / "log").open("w")
         self.manifest = self._write_manifest()
+        self.changed: list[str] = []
         self.laid: list[Path] = []
         self.left: subprocess.Popen | None = None
         """A command that has outlived an attack and is at work."""
@@ -294,7 +296,10 @@ class Round:
     def run(self) -> None:
         try:
             getattr(self, f"_{self.choices.command}")()
+            if self.changed:  # told last, so that the rest of the round is seen, too
+                self.fail("what was committed has changed", self.changed)
         finally:
+            self.storm.figures.verdicts["changed"] += len(self.changed)
             self._sweep_mines()
             self.log.close()
 
@@ -390,9 +395,8 @@ class Round:
         committed = Committed(self) if watched else None
         self.attack(self._generate_command(), kills, committed)
         code = self.quietly(self._generate_command(), committed)
-        if committed is not None and committed.changed:
-            self.storm.figures.verdicts["changed"] += len(committed.changed)
-            self.fail("what was committed has changed", committed.changed)
+        if committed is not None:
+            self.changed += committed.changed
         if retry and code == WITH_FAILURES:
             self.finish()
 
@@ -783,9 +787,20 @@ class Storm:
             yield self
 
     def until(self, kills: int) -> Figures:
-        """Rounds until so many kills are done."""
+        """Rounds until so many kills are done, whatever comes of them.
+
+        Raises:
+            Unsound: something was wrong in one of them, or in several.
+        """
+        wrong: list[str] = []
         while self.figures.kills.total() < kills:
-            self.round(Choices.of(self.random.getrandbits(32), engine=self.engine))
+            try:
+                self.round(Choices.of(self.random.getrandbits(32), engine=self.engine))
+            except Unsound as error:
+                wrong.append(str(error))
+                self.figures.unsound += 1
+        if wrong:
+            raise Unsound("\n".join(wrong))
         return self.figures
 
     def round(self, choices: Choices) -> None:
