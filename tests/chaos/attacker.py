@@ -794,14 +794,19 @@ class Storm:
         """
         wrong: list[str] = []
         while self.figures.kills.total() < kills:
-            try:
-                self.round(Choices.of(self.random.getrandbits(32), engine=self.engine))
-            except Unsound as error:
-                wrong.append(str(error))
-                self.figures.unsound += 1
+            error = self._wrong_with(Choices.of(self.random.getrandbits(32), engine=self.engine))
+            wrong += [str(error)] if error else []
+            self.figures.unsound = len(wrong)
         if wrong:
             raise Unsound("\n".join(wrong))
         return self.figures
+
+    def _wrong_with(self, choices: Choices) -> Unsound | None:
+        try:
+            self.round(choices)
+        except Unsound as error:
+            return error
+        return None
 
     def round(self, choices: Choices) -> None:
         self.figures.commands[choices.command] += 1
