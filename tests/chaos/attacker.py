@@ -64,7 +64,7 @@ RAIN: dict[Kind, int] = {
     "forbidden": 1,
     "expired": 1,
 }
-RAIN_RATE = 0.005
+RAIN_RATE = 0.01
 
 COMMANDS = ("generate", "retry", "evaluate", "export", "repair")
 COLORS = ("red", "green", "blue", "yellow")
@@ -416,6 +416,7 @@ class Round:
         self.storm.clear_up()
         deadline = time.monotonic() + PATIENCE
         while True:
+            was_shot_at = self.left is not None
             process, self.left = self.left or self.start(command), None
             while process.poll() is None:
                 self._wait(process, 0.2)
@@ -428,6 +429,9 @@ class Round:
             if code in (COMPLETE, WITH_FAILURES):
                 return code
             said = self._said(process)
+            if was_shot_at:  # what it has met may end it only now
+                self._check(process)
+                continue
             locked = code == USAGE and "Another run is writing" in said
             if time.monotonic() > deadline or not (locked or code == STOPPED):
                 self.fail(f"exit code {code} of a command that nothing is done to", [said])
