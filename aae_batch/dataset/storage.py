@@ -233,7 +233,10 @@ class LocalStorage(Guarded):
         """The lock is the operating system's, so it ends with the process, however that ends."""
         with locked_folder(Path(self.root), timing) as lock, self.held(lock):
             whole_file.sweep(Path(self.root))
-            yield lock
+            try:
+                yield lock
+            finally:
+                whole_file.sweep(Path(self.root))  # of actors that died meanwhile
 
     def lock_holder(self) -> tuple[Holder | None, float | None]:
         return read_note(Path(self.root))[0], None

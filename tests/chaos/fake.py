@@ -38,7 +38,7 @@ class MinedWorker(Worker):
 
 
 class FakeWorker(MinedWorker):
-    def load(self) -> str:
+    def load(self) -> Any:
         if getattr(self.settings, "threads", None) is not None:  # they are torch's
             self.settings = dataclasses.replace(self.settings, threads=None)
         return super().load()
@@ -48,7 +48,7 @@ class FakeWorker(MinedWorker):
 
 
 class FakeEngine:
-    model = SimpleNamespace(device=SimpleNamespace(type="cpu"))
+    model = SimpleNamespace(device=SimpleNamespace(type="cpu"), dtype="float32")
 
     def __init__(self, slots: int) -> None:
         self.slots = slots

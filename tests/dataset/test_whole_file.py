@@ -45,7 +45,7 @@ def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
     assert (tmp_path / "a").read_bytes() == b"1"
 
 
-def test_what_a_killed_writer_left_is_swept_by_the_next(tmp_path):
+def test_what_a_killed_writer_left_is_swept_by_the_next_and_at_the_end(tmp_path):
     code = (
         "import os, signal, sys; from pathlib import Path; from aae_batch.dataset import whole_file\n"
         "os.link = lambda *of: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -57,6 +57,9 @@ def test_what_a_killed_writer_left_is_swept_by_the_next(tmp_path):
     assert (storage.list("images/"), storage.anything()) == ([], "images")
     with storage.writing():
         assert not (tmp_path / ".parts").exists()
+        assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == -9
+        assert (tmp_path / ".parts").exists()
+    assert not (tmp_path / ".parts").exists()
 
 
 def test_a_link_on_the_way_is_refused_and_not_followed(tmp_path):
