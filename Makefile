@@ -42,8 +42,8 @@ test: install browser ## everything but the slow tests and those that need a GPU
 test-slow: install ## the slow tests
 	$(BIN)/python -m pytest -m slow
 
-chaos: install ## kill actors and drivers 200 times (AAE_BATCH_KILLS, AAE_BATCH_SEED)
-	$(BIN)/python -m pytest -m chaos -s
+chaos: install ## kill 1,000 processes, with store faults (AAE_BATCH_KILLS, _SEED, _ENGINE=fake|real)
+	$(BIN)/python -m pytest -m chaos -s tests/chaos
 
 test-gpu: install ## the tests that need an accelerator
 	$(BIN)/python -m pytest -m gpu

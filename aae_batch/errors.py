@@ -56,6 +56,10 @@ class SubjectError(RowError):
     """A subject or token index does not point at a word of the prompt."""
 
 
+class OccupiedError(RowError):
+    """Something that no run wrote has the name of the row's picture."""
+
+
 class NonFiniteError(RowError):
     """Sampling produced NaN or infinity for this row."""
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from aae_batch.errors import ManifestError, OutputError, RequestError
 from aae_batch.repeats import Repeats
 from aae_batch.row import Row, Unreadable, default_id, id_of, read_row
 from aae_batch.row_groups import RowGroups
+from aae_batch.scratch import scratch_folder
 
 COLUMNS = tuple(column.name for column in MANIFEST_COLUMNS)
 ALIASES = {"subject_indices": "token_indices"}
@@ -83,7 +85,7 @@ class Manifest:
     """An open manifest. It stays on disk but for the rows around those that were read last.
 
     Attributes:
-        path: the file that was opened, or its URL.
+        path: the file that was opened, or its URL. It was copied, and nothing is read from it again.
         digest: SHA-256 of the file.
         extras: the columns that are none of ours.
     """
@@ -93,6 +95,7 @@ class Manifest:
     extras: pa.Schema
     _groups: RowGroups
     _repeats: Repeats
+    _seen: os.stat_result | None = None
 
     @property
     def own(self) -> frozenset[str]:
@@ -107,6 +110,16 @@ class Manifest:
 
     def __len__(self) -> int:
         return len(self._groups)
+
+    @property
+    def changed(self) -> bool:
+        """The file has other content by now than what was opened. Of a URL it is not known."""
+        try:
+            if self._seen is None or _state(os.stat(self.path)) == _state(self._seen):
+                return False
+            return _digest(Path(self.path)) != self.digest
+        except OSError:  # it is gone, or out of reach: its rows are here
+            return False
 
     def part(self, start: int, stop: int) -> Part:
         """The rows from `start` up to `stop`, not looked at yet."""
@@ -130,7 +143,7 @@ def open_manifest(path: str | Path, s3_endpoint: str | None = None) -> Iterator[
     """Open a manifest by its suffix: `.parquet`, `.csv`, `.jsonl`.
 
     Args:
-        path: of a file, or its URL; it is copied while it is open.
+        path: of a file, or its URL.
         s3_endpoint: URL of an S3-compatible store, for a manifest that lies there.
 
     Raises:
@@ -150,8 +163,14 @@ def open_manifest(path: str | Path, s3_endpoint: str | None = None) -> Iterator[
         )
     with ExitStack() as stack:
         with _readable(path):
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aae-batch-")))
-            source = fetch(path, folder, s3_endpoint) if is_url(path) else Path(path)
+            folder = stack.enter_context(scratch_folder())
+            copies = folder / "source"
+            copies.mkdir()
+            if is_url(path):
+                seen, source = None, fetch(path, copies, s3_endpoint)
+            else:  # what is hashed is what is read, whatever becomes of the file meanwhile
+                seen, source = os.stat(path), copies / Path(path).name
+                shutil.copyfile(path, source)
             digest = _digest(source)
             parquet, convert = source, converters[suffix]
             if convert is not None:
@@ -163,7 +182,7 @@ def open_manifest(path: str | Path, s3_endpoint: str | None = None) -> Iterator[
             if row_groups.too_large(file):
                 row_groups.regroup(file, folder / "regrouped.parquet")
                 file = stack.enter_context(row_groups.opened(folder / "regrouped.parquet"))
-            manifest = _opened(path, digest, RowGroups(file))
+            manifest = replace(_opened(path, digest, RowGroups(file)), _seen=seen)
         yield manifest
 
 
@@ -218,10 +237,21 @@ def _check_columns(path: str, schema: pa.Schema) -> None:
                 f"Manifest {path} has a column {name}, which is a name that the run gives to a "
                 f"column of its own; rename it, e.g. to my_{name}."
             )
+        same = {other for other in _known_names(names) if other.lower() == name.lower()} - {name}
+        if same:
+            raise ManifestError(
+                f"Manifest {path} has a column {name}, which only its capitals tell from "
+                f"{sorted(same)[0]}; rename it, e.g. to my_{name}."
+            )
         if ALIASES.get(name) in names:
             raise ManifestError(
                 f"Manifest {path} has both {name} and {ALIASES[name]}, which mean the same; keep one."
             )
+
+
+def _known_names(names: list[str]) -> set[str]:
+    """Names that are taken. SQL, by which rows are chosen, knows no capitals."""
+    return {*names, *COLUMNS, *ALIASES, *RESERVED}
 
 
 def _repeated_ids(groups: RowGroups) -> Repeats:
@@ -366,6 +396,10 @@ def _value(scalar: pa.Scalar) -> Any:
 
 _NOT_FOR_PYTHON = (ValueError, OverflowError, ImportError, pa.ArrowException)
 """E.g. text that is not UTF-8, a date in the year 10,000, nanoseconds."""
+
+
+def _state(seen: os.stat_result) -> tuple[int, int, int]:
+    return seen.st_mtime_ns, seen.st_size, seen.st_ino
 
 
 def _digest(path: Path) -> str:

@@ -6,19 +6,34 @@ import http.client
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from random import Random
 from typing import Literal
 from urllib.parse import urlsplit
 
-Kind = Literal["slow-down", "error", "not-implemented", "drop", "drop-answer", "cut-answer", "slow"]
-"""503 SlowDown; 500; 501; the connection ends before the request is passed on, or afterwards, or
-amid the answer; the answer takes a while."""
+Kind = Literal[
+    "slow-down",
+    "error",
+    "not-implemented",
+    "forbidden",
+    "expired",
+    "drop",
+    "cut-request",
+    "drop-answer",
+    "cut-answer",
+    "slow",
+]
+"""503 SlowDown; 500; 501; 403; credentials that have expired; the connection ends before the request is
+passed on, or amid its body, or after it was passed on, or amid the answer; the answer takes a while."""
 
 ANSWERS = {
     "slow-down": (503, "SlowDown"),
     "error": (500, "InternalError"),
     "not-implemented": (501, "NotImplemented"),
+    "forbidden": (403, "AccessDenied"),
+    "expired": (400, "ExpiredToken"),
 }
 SLOW_SECONDS = 0.5
 
@@ -43,8 +58,37 @@ class Fault:
         )
 
 
+@dataclass
+class Rain:
+    """Faults at random, until it is over.
+
+    Attributes:
+        rate: of a fault at any request.
+        kinds: with the number of requests, at most, that one of them takes.
+        fell: how often each kind has come.
+    """
+
+    random: Random
+    rate: float
+    kinds: dict[Kind, int]
+    fell: Counter[Kind]
+    _burst: list[Kind] = field(default_factory=list)
+
+    def falls(self) -> Kind | None:
+        if not self._burst and self.random.random() < self.rate:
+            kind = self.random.choice(list(self.kinds))
+            self._burst = [kind] * self.random.randint(1, self.kinds[kind])
+        if not self._burst:
+            return None
+        self.fell[self._burst[-1]] += 1
+        return self._burst.pop()
+
+
 class FaultyProxy:
-    """Passes everything on to `target` but for its faults. To be used as a context."""
+    """Passes everything on to `target` but for its faults, and for what `rain` there is. To be used as a
+    context."""
+
+    rain: Rain | None = None
 
     def __init__(self, target: str) -> None:
         self.target = urlsplit(target).netloc
@@ -53,6 +97,7 @@ class FaultyProxy:
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign] # clients are killed
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def fail(self, kind: Kind, **which) -> None:
@@ -73,7 +118,7 @@ class FaultyProxy:
                 if fault.takes(request):
                     fault.times -= 1
                     return fault.kind
-        return None
+            return self.rain.falls() if self.rain else None
 
     def _handler(proxy) -> type[BaseHTTPRequestHandler]:  # noqa: N805
         class Handler(BaseHTTPRequestHandler):
@@ -83,7 +128,11 @@ class FaultyProxy:
                 fault = proxy._next_fault(self)
                 if fault == "drop":
                     return self.hang_up()
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                length = int(self.headers.get("Content-Length") or 0)
+                if fault == "cut-request":
+                    self.rfile.read(length // 2)
+                    return self.hang_up()
+                body = self.rfile.read(length)
                 if fault in ANSWERS:
                     return self.refuse(*ANSWERS[fault])
                 status, headers, answer = self.passed_on(body)

@@ -18,7 +18,15 @@ from aae_batch.dataset import writer
 from aae_batch.dataset.layout import SUMMARY
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import Storage, open_storage
-from aae_batch.job.records import as_json, begin, make_plan, summarize
+from aae_batch.job.records import (
+    Loaded,
+    Plan,
+    as_json,
+    begin,
+    make_plan,
+    resolved,
+    summarize,
+)
 from aae_batch.job.settings import JobSettings
 from aae_batch.manifest import open_manifest
 from aae_batch.request import Result
@@ -64,7 +72,7 @@ def make_output(tmp_path) -> Callable[..., Output]:
         )
         with open_manifest(manifest) as opened:
             plan = make_plan(settings, opened, storage)
-            begin(storage, plan)
+            run = begun(storage, plan)
             for piece in list(plan.ledger().todo):
                 read, extras = opened.read(piece.start, piece.stop)
                 form = (plan.layout, plan.image_format)
@@ -74,12 +82,19 @@ def make_output(tmp_path) -> Callable[..., Output]:
                     )
                     for row in read
                 ]
-                fingerprint = plan.run["fingerprint"]
+                fingerprint = run["fingerprint"]
                 writer.commit(storage, piece.shard, made, extras, fingerprint, *form)
         storage.write_bytes(SUMMARY, as_json(summarize(Dataset(storage), None)))
         return Output(storage, manifest)
 
     return make
+
+
+def begun(storage: Storage, plan: Plan) -> dict[str, Any]:
+    """A run's record, written as if an actor had loaded the model."""
+    run = resolved(plan.run, Loaded("cpu", "float32"))
+    begin(storage, run)
+    return run
 
 
 def _outcome(storage, shard, row, final_loss, guidance, *form) -> writer.Outcome:

@@ -193,14 +193,21 @@ def test_verify_proves_an_output_or_says_what_is_wrong_and_repairs_it(run, make_
     )
     output.storage.delete("images/00001/c.png")
     assert run("verify", root).exit_code == 1
+    listed = [
+        "  shard 1, row c: its image is missing.",
+        "to delete: summary.json",
+        "to delete: attention/00001.parquet",
+        "to delete: metadata/00001.parquet",
+    ]
     result = run("verify", root, "--repair")
     assert result.exit_code == 1
-    assert result.output.splitlines()[1:] == [
-        "  shard 1, row c: its image is missing.",
-        "deleted summary.json",
-        "deleted metadata/00001.parquet",
-        "Run the same `aae-batch generate` again to make these shards anew.",
-    ]
+    unasked = "Nothing was deleted: look at the list, and add --yes."
+    assert result.output.splitlines()[1:] == [*listed, unasked]
+    assert output.storage.exists("summary.json")
+    result = run("verify", root, "--repair", "--yes")
+    assert result.exit_code == 1
+    assert result.output.splitlines()[1:-1] == listed
+    assert result.output.splitlines()[-1].startswith("Deleted 3. Run the same `aae-batch generate`")
     assert "1 of 3 shards are not committed (1)" in run("verify", root).output
 
 
@@ -262,3 +269,31 @@ def test_a_bucket_that_does_not_exist_is_one_sentence_and_exit_code_2(
     assert result.exit_code == 2
     assert "there is no bucket no-" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+@pytest.mark.parametrize("kind", ["folder", "record", "link"])
+def test_a_folder_of_someone_else_is_refused_and_stays_as_it_is(run, tmp_path, kind, more):
+    photos, root = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    (photos / "a.png").write_bytes(b"dear")
+    root.mkdir()
+    if kind == "link":
+        (root / "images").symlink_to(photos)
+    else:
+        (root / "images").mkdir()
+        (root / "images/a.png").write_bytes(b"dear")
+    if kind == "record":
+        (root / "run.json").write_text('{"experiment": 7, "settings": {"lr": 0.1}}')
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text("prompt,subjects\na red circle and a blue square,circle;square\n")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    result = run("generate", manifest, root, *more)
+    assert result.exit_code == 2
+    said = {
+        "folder": "no run made it",
+        "record": "no run of aae-batch wrote it",
+        "link": "is a link",
+    }
+    assert said[kind] in result.stderr
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before

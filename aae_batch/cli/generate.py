@@ -91,6 +91,14 @@ def generate(
         bool,
         typer.Option("--retry-failed", help="Generate again the rows that failed before."),
     ] = False,
+    other_versions: Annotated[
+        bool,
+        typer.Option(
+            "--other-versions",
+            help="Go on with a run that other versions of aae_batch, torch, diffusers or transformers "
+            "have begun; pictures may differ.",
+        ),
+    ] = False,
     max_failures: Annotated[
         str | None,
         typer.Option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -20,10 +21,11 @@ def verify(
         bool,
         typer.Option(
             "--repair",
-            help="Delete the commits of broken shards, so that the next run makes these again, and "
-            "pictures that no row names. No run may be writing meanwhile.",
+            help="Delete what is broken, so that the next run makes it again, and pictures of rows that "
+            "failed. Lists it and asks first. No run may be writing meanwhile.",
         ),
     ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Repair without asking.")] = False,
     s3_endpoint: S3Endpoint = None,
 ) -> None:
     """Prove that OUTPUT has every row once, with its picture and statistics, undamaged.
@@ -31,23 +33,25 @@ def verify(
     Exit codes: 0 proved, 1 something is missing or wrong, 2 wrong command or input.
     """
     with errors_in_a_sentence():
-        raise typer.Exit(_verify(output, manifest, repair, s3_endpoint))
+        raise typer.Exit(_verify(output, manifest, repair, yes, s3_endpoint))
 
 
-def _verify(output: str, manifest_path: str | None, mend: bool, endpoint: str | None) -> int:
+def _verify(
+    output: str, manifest_path: str | None, mend: bool, yes: bool, endpoint: str | None
+) -> int:
     from contextlib import ExitStack
 
-    from aae_batch.dataset import layout
+    from aae_batch.dataset.reader import Dataset
+    from aae_batch.dataset.rewriting import writing
     from aae_batch.dataset.storage import open_storage
-    from aae_batch.dataset.verify import repair, verify
+    from aae_batch.dataset.verify import to_delete, verify
     from aae_batch.manifest import open_manifest
     from aae_batch.terminal import shard_reporter
 
     storage = open_storage(output, endpoint)
     with ExitStack() as stack:
-        mend = mend and storage.exists(layout.RUN)  # a lock would make a folder of a typing error
-        if mend:
-            stack.enter_context(storage.writing())
+        if mend and Dataset(storage).run is not None:  # nothing is mended in what is not ours
+            stack.enter_context(writing(storage))
         manifest = None
         if manifest_path:
             manifest = stack.enter_context(open_manifest(manifest_path, endpoint))
@@ -58,9 +62,21 @@ def _verify(output: str, manifest_path: str | None, mend: bool, endpoint: str | 
             print(f"  {problem}")
         if len(found.problems) > PROBLEMS_SHOWN:
             print(f"  and {len(found.problems) - PROBLEMS_SHOWN} more problems")
-        deleted = repair(storage, found) if mend else []
-    for name in deleted:
-        print(f"deleted {name}")
-    if deleted:
-        print("Run the same `aae-batch generate` again to make these shards anew.")
+        names = to_delete(storage, found) if mend else []
+        for name in names:
+            print(f"to delete: {name}")
+        if names and (yes or _agreed(len(names))):
+            for name in names:
+                storage.delete(name)
+            print(
+                f"Deleted {len(names)}. Run the same `aae-batch generate` again to make anew what is "
+                "missing."
+            )
     return COMPLETE if found.proved else WITH_FAILURES
+
+
+def _agreed(count: int) -> bool:
+    if not sys.stdin.isatty():
+        print("Nothing was deleted: look at the list, and add --yes.")
+        return False
+    return typer.confirm(f"Delete these {count}?")

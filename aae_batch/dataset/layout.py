@@ -6,6 +6,7 @@ images/00012.tar             in the layout `webdataset`, members <id>.png and <i
                              in `parquet` none: the metadata table has them in a column `image`
 attention/00012.parquet      one row per image and subject
 metadata/00012.parquet       one row per manifest row; written last: this file is the commit
+rewriting/00012.tar          while --retry-failed rewrites shard 12: its new objects, until all are written
 progress.json                how far the job was when it last said so; every 15 s
 summary.json                 counts, throughput, failures by reason; written when complete
 metrics/clip/run.json        what `aae-batch evaluate --metric clip` ran with; written first
@@ -18,6 +19,7 @@ The suffix is that of the run's image format: .png, .webp or .jpg.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from typing import Literal, TypedDict
 
 import pyarrow as pa
@@ -33,10 +35,11 @@ REPORT = "report.html"
 METADATA = "metadata/"
 ATTENTION = "attention/"
 IMAGES = "images/"
+REWRITING = "rewriting/"
 METRICS = "metrics/"
 """Scores, beside the dataset and no part of it: they may be deleted and made again."""
 
-_TABLE = re.compile(r"(?:.*/)?(\d{5,})\.parquet")
+_OF_SHARD = re.compile(r"(?:.*/)?(\d{5,})\.(?:parquet|tar)")
 
 
 def images_of(shard: int) -> str:
@@ -76,6 +79,10 @@ def metadata_name(shard: int) -> str:
     return f"{METADATA}{shard:05d}.parquet"
 
 
+def rewriting_name(shard: int) -> str:
+    return f"{REWRITING}{shard:05d}.tar"
+
+
 def metric_run_name(metric: str) -> str:
     return f"{METRICS}{metric}/run.json"
 
@@ -84,10 +91,22 @@ def metric_name(metric: str, shard: int) -> str:
     return f"{METRICS}{metric}/{shard:05d}.parquet"
 
 
-def shard_of(table_name: str) -> int | None:
-    """The shard of a table's name; None for a name that is not ours."""
-    match = _TABLE.fullmatch(table_name)
+def shard_of(name: str) -> int | None:
+    """The shard of a table's or a tar's name; None for a name that is not ours."""
+    match = _OF_SHARD.fullmatch(name)
     return int(match.group(1)) if match else None
+
+
+def shards_among(names: Iterable[str], named: Callable[[int], str]) -> list[int]:
+    """The shards of those names that `named` gives to one, in order."""
+    found = ((shard_of(name), name) for name in names)
+    return sorted(shard for shard, name in found if shard is not None and named(shard) == name)
+
+
+def is_of_shard(name: str, shard: int) -> bool:
+    """Whether a shard's pictures or tables may have this name."""
+    ours = (tar_name(shard), attention_name(shard), metadata_name(shard))
+    return name in ours or name.startswith(images_of(shard))
 
 
 def _column(name: str, kind: pa.DataType, description: str) -> pa.Field:

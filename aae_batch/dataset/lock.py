@@ -8,14 +8,17 @@ What this guarantees: where the store writes on condition (S3: `If-None-Match`, 
 processes that ask at once one gets it. Elsewhere a process writes its name, waits a moment and reads
 it back: two that ask at once get it both only if the one is slower than that moment between reading
 and writing, and then the first learns so when it renews. A holder that was cut off, or asleep, for
-more than 90 s learns that it was overtaken when it renews, as soon as it reaches the store again;
-what it sent before that moment is written.
+more than 90 s learns that it was overtaken when it renews, as soon as it reaches the store again.
+Its workers look at the lock themselves, every 5 s while they write, and write no more once it is
+another's, or was not renewed for too long, or was a process's of their machine that has ended. What
+either sent before that moment is written; it is nothing that was there (see `writer.py`).
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import socket
 import threading
@@ -30,10 +33,12 @@ from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
+from aae_batch.dataset import whole_file
 from aae_batch.errors import OutputError
 
 NAME = ".lock"
 _HOLDER = ".lock-holder"
+LOCK_FILES = (NAME, _HOLDER)
 """Beside a folder's lock: who holds it. The lock itself is the operating system's, and empty."""
 
 logger = logging.getLogger("aae_batch")
@@ -47,11 +52,13 @@ class Timing:
         renew: between two signs of life.
         stale: a lock without one for so long belongs to nobody.
         settle: between writing and reading back, in stores that do not write on condition.
+        look: between two looks of a worker at its driver's lock.
     """
 
     renew: float = 15.0
     stale: float = 90.0
     settle: float = 2.0
+    look: float = 5.0
 
     def wait_until_settled(self) -> None:
         time.sleep(self.settle)
@@ -70,7 +77,8 @@ class Holder:
     started: str
     heartbeat: str
     pid_space: str = ""
-    """Where `pid` counts: containers may share a host's name and not its processes."""
+    """Where `pid` counts: this boot of this machine, and this namespace of processes on it. Machines
+    that were cloned may share a name, and containers a name and a boot."""
 
     @classmethod
     def this_process(cls) -> Holder:
@@ -86,8 +94,7 @@ class Holder:
     @property
     def has_ended(self) -> bool:
         """It ran on this machine and does so no more. Of another machine's there is no telling."""
-        here = (socket.gethostname(), _pid_space())
-        if not self.pid_space or (self.host, self.pid_space) != here:
+        if not self.pid_space or self.pid_space != _pid_space():
             return False
         try:
             os.kill(self.pid, 0)
@@ -111,19 +118,103 @@ class Holder:
 
 @dataclass
 class Lock:
-    """What the holder of a lock has in its hands. `lost` turns true when another took it over."""
+    """What the holder of a lock has in its hands. `lost` turns true when another took it over.
+
+    Attributes:
+        renewed: when that was last done, by the wall's clock, which goes on while a machine sleeps.
+        stale: seconds after which another may take it over.
+    """
 
     root: str
+    token: str = ""
     lost: bool = False
+    renewed: float = field(default_factory=time.time)
+    stale: float = math.inf
+    renew: Callable[[], None] = lambda: None
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def check(self) -> None:
         """Raises: OutputError: another process has taken the lock over."""
+        if time.time() - self.renewed > self.stale:  # asleep, or cut off: is it still ours?
+            self.renew()
         if self.lost:
-            raise OutputError(
-                f"Another run has taken over {self.root}, since this one was cut off from it or "
-                "asleep for too long: nothing more is written. Let the other one finish."
-            )
+            raise _overtaken(self.root)
+
+
+class Watch:
+    """A worker's eye on the lock that its driver holds.
+
+    Args:
+        look: reads who holds it, and how many seconds ago it was renewed, where that can be told.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        token: str,
+        look: Callable[[], tuple[Holder | None, float | None]],
+        timing: Timing = TIMING,
+    ) -> None:
+        self.root = root
+        self.token = token
+        self._look = look
+        self._timing = timing
+        self._seen, self._tried, self._lost = time.monotonic(), -math.inf, False
+        self._guard = threading.Lock()
+
+    def check(self) -> None:
+        """Raises: OutputError: the driver does not hold it any more, or has ended."""
+        with self._guard:
+            now = time.monotonic()
+            if now - self._tried < self._timing.look and not self._lost:
+                return
+            self._tried = now
+            try:
+                holder, age = self._look()
+            except OutputError:  # the store is out of reach for a moment
+                if now - self._seen < self._timing.stale:
+                    return
+                raise
+            ours = holder is not None and holder.token == self.token and not holder.has_ended
+            self._lost = not ours or (age is not None and age > self._timing.stale)
+            if self._lost:
+                raise _overtaken(self.root)
+            self._seen = now
+
+
+class Guarded(ABC):
+    """A storage that asks before every write whether the lock it heeds is still held."""
+
+    root: str
+    _lock: Lock | Watch | None = None
+
+    @abstractmethod
+    def lock_holder(self) -> tuple[Holder | None, float | None]:
+        """Who holds the lock, and how many seconds ago it was renewed, where that can make it lost."""
+
+    @contextmanager
+    def held(self, lock: Lock) -> Iterator[None]:
+        self._lock = lock
+        try:
+            yield
+        finally:
+            self._lock = None
+
+    def heed(self, token: str) -> None:
+        """See `Storage.heed`."""
+        self._lock = Watch(self.root, token, self.lock_holder)
+
+    def check_lock(self) -> None:
+        """Raises: OutputError: the lock is lost."""
+        if self._lock is not None:
+            self._lock.check()
+
+
+def _overtaken(root: str) -> OutputError:
+    return OutputError(
+        f"Another run has taken over {root}, or the one that this belonged to has ended, or was cut off "
+        "from it or asleep for too long: nothing more is written. Let the other one finish."
+    )
 
 
 # --- in a folder ---------------------------------------------------------------------------------
@@ -136,35 +227,35 @@ def locked_folder(root: Path, timing: Timing) -> Iterator[Lock]:
     Raises:
         OutputError: another process holds it, or the folder cannot be written to.
     """
-    note = root / _HOLDER
     try:
         root.mkdir(parents=True, exist_ok=True)
-        system_lock = FileLock(root / NAME)
+        system_lock = FileLock(whole_file.below(root, NAME))
         system_lock.acquire(timeout=0)
     except Timeout:
-        raise _refused(str(root), *_read_note(note)) from None
+        raise _refused(str(root), *read_note(root)) from None
     except OSError as error:
         raise OutputError(f"Cannot write to {root}: {error.strerror}.") from error
-    lock, holder = Lock(str(root)), Holder.this_process()
+    holder = Holder.this_process()
+    lock = Lock(str(root), holder.token)
     try:
-        _write_note(note, holder)
-        with _renewing(lock, timing, lambda: _write_note(note, holder.alive())):
+        _write_note(root, holder)
+        with _renewing(lock, timing, lambda: _write_note(root, holder.alive())):
             yield lock
     finally:
-        note.unlink(missing_ok=True)
+        whole_file.below(root, _HOLDER).unlink(missing_ok=True)
         system_lock.release()
 
 
-def _write_note(note: Path, holder: Holder) -> None:
-    part = note.with_name(f"{_HOLDER}.part")
+def _write_note(root: Path, holder: Holder) -> None:
     try:
-        part.write_bytes(holder.as_json())
-        part.replace(note)
+        whole_file.write(root, _HOLDER, holder.as_json())
     except OSError as error:
-        raise OutputError(f"Cannot write {note}: {error.strerror}.") from error
+        raise OutputError(f"Cannot write {root / _HOLDER}: {error.strerror}.") from error
 
 
-def _read_note(note: Path) -> tuple[Holder | None, float | None]:
+def read_note(root: Path) -> tuple[Holder | None, float | None]:
+    """Who holds a folder's lock, and when that was last written."""
+    note = whole_file.below(root, _HOLDER)
     try:
         return Holder.from_json(note.read_bytes()), max(0.0, time.time() - note.stat().st_mtime)
     except OSError:  # not written yet, or the holder is just leaving
@@ -212,7 +303,7 @@ def leased(cell: Cell, root: str, timing: Timing) -> Iterator[Lock]:
     Raises:
         OutputError: another process holds it, or the store cannot be used.
     """
-    lock, holder = Lock(root), Holder.this_process()
+    holder = Holder.this_process()
     found = cell.read(aged=True)
     ended = found is not None and found.holder is not None and found.holder.has_ended
     if found is not None and not ended and (found.age is None or found.age < timing.stale):
@@ -221,20 +312,24 @@ def leased(cell: Cell, root: str, timing: Timing) -> Iterator[Lock]:
     if not _is_of(found, holder):  # another was quicker
         raise _refused(root, found.holder if found else None, found.age if found else None)
 
-    renewed = time.time()  # by the wall's clock, which goes on while a machine sleeps
+    one_at_a_time = threading.Lock()
 
     def renew() -> None:
-        nonlocal renewed
-        found = cell.read()
-        # Where it is gone after a long absence, another may have held it and be through.
-        gone = found is None and time.time() - renewed > timing.stale
-        if not gone and (found is None or _is_of(found, holder)):
-            found = _write(cell, holder, over=found)
-            renewed = time.time()
-        if not _is_of(found, holder):
-            lock.lost = True
-            logger.error("Another run has taken over %s.", root)
+        with one_at_a_time:
+            if lock.lost:
+                return
+            found = cell.read()
+            # Where it is gone after a long absence, another may have held it and be through.
+            gone = found is None and time.time() - lock.renewed > timing.stale
+            if not gone and (found is None or _is_of(found, holder)):
+                found = _write(cell, holder, over=found)
+            if _is_of(found, holder):
+                lock.renewed = time.time()
+            else:
+                lock.lost = True
+                logger.error("Another run has taken over %s.", root)
 
+    lock = Lock(root, holder.token, stale=timing.stale, renew=renew)
     try:
         with _renewing(lock, timing, renew):
             yield lock
@@ -242,15 +337,12 @@ def leased(cell: Cell, root: str, timing: Timing) -> Iterator[Lock]:
         _release(cell, root, holder, timing)
 
 
-class Leasing(ABC):
-    """A storage whose lock is a lease: while it is held, every write asks whether it still is.
+class Leasing(Guarded):
+    """A storage whose lock is a lease."""
 
-    Attributes:
-        root: as the storage's.
-    """
-
-    root: str
-    _lock: Lock | None = None
+    ages_are_free = True
+    """Whether the age of an object comes with it, so that workers can ask for it all the time."""
+    _cell: Cell | None = None
 
     @abstractmethod
     def lock_cell(self, timing: Timing) -> Cell:
@@ -258,17 +350,14 @@ class Leasing(ABC):
 
     @contextmanager
     def writing(self, timing: Timing = TIMING) -> Iterator[Lock]:
-        with leased(self.lock_cell(timing), self.root, timing) as lock:
-            self._lock = lock
-            try:
-                yield lock
-            finally:
-                self._lock = None
+        """See `Storage.writing`."""
+        with leased(self.lock_cell(timing), self.root, timing) as lock, self.held(lock):
+            yield lock
 
-    def check_lock(self) -> None:
-        """Raises: OutputError: the lock that this object held was lost."""
-        if self._lock is not None:
-            self._lock.check()
+    def lock_holder(self) -> tuple[Holder | None, float | None]:
+        self._cell = self._cell or self.lock_cell(TIMING)
+        seen = self._cell.read(aged=self.ages_are_free)
+        return (seen.holder, seen.age) if seen else (None, None)
 
 
 def _write(cell: Cell, holder: Holder, over: Seen | None) -> Seen | None:
@@ -337,7 +426,8 @@ def _refused(
 
 def _pid_space() -> str:
     try:
-        return os.readlink("/proc/self/ns/pid")
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:  # not on Linux
         return ""
 

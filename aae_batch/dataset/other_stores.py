@@ -31,6 +31,8 @@ class FsspecStorage(Leasing):
     Writes are whole or not at all where those of the store are, as in all object stores.
     """
 
+    ages_are_free = False
+
     def __init__(self, root: str) -> None:
         self.root = root
         scheme = root.split("://")[0]
@@ -54,6 +56,21 @@ class FsspecStorage(Leasing):
         with self._explained("read", name) as store:
             return store.open(self._path(name), "rb")
 
+    def create_bytes(self, name: str, data: bytes) -> bool:
+        """After a look, and on condition where the store's package has that."""
+        self.check_lock()
+        if self.exists(name):
+            return False
+        known = (FileExistsError, NotImplementedError, TypeError, ValueError)
+        try:
+            with self._explained("write", name, passing=known) as store:
+                _put(store, self._path(name), data, mode="create")
+        except FileExistsError:
+            return False
+        except known:
+            self.write_bytes(name, data)
+        return True
+
     def write_bytes(self, name: str, data: bytes) -> None:
         self.check_lock()
         with self._explained("write", name) as store:
@@ -61,6 +78,7 @@ class FsspecStorage(Leasing):
 
     def exists(self, name: str) -> bool:
         with self._explained("read", name) as store:
+            store.invalidate_cache()
             try:
                 store.info(self._path(name))
             except FileNotFoundError:
@@ -69,6 +87,10 @@ class FsspecStorage(Leasing):
 
     def list(self, prefix: str) -> list[str]:
         return [entry.name for entry in self.entries(prefix)]
+
+    def anything(self) -> str | None:
+        entries = self.entries("")
+        return entries[0].name if entries else None
 
     def entries(self, prefix: str) -> tuple[Entry, ...]:
         with self._explained("list", prefix) as store:
@@ -109,7 +131,7 @@ class FsspecStorage(Leasing):
 
     def _reset(self) -> None:
         self._opened: tuple[Any, str] | None = None
-        self._lock = None
+        self._lock = self._cell = None
 
     def _open(self) -> tuple[Any, str]:
         if self._opened is None:
@@ -120,12 +142,16 @@ class FsspecStorage(Leasing):
         return f"{self._open()[1].rstrip('/')}/{name}"
 
     @contextmanager
-    def _explained(self, verb: str, name: str) -> Iterator[Any]:
-        """The store, whose errors are of any class, and become one sentence. Their own words are
-        left out: they may quote credentials."""
+    def _explained(
+        self, verb: str, name: str, passing: tuple[type[Exception], ...] = ()
+    ) -> Iterator[Any]:
+        """The store, whose errors are of any class, and become one sentence, but those that the caller
+        knows. Their own words are left out: they may quote credentials."""
         place = self.place(name)
         try:
             yield self._open()[0]
+        except passing:
+            raise
         except FileNotFoundError:
             raise OutputError(
                 f"Cannot {verb} {place}: there is no such object; check the name."
@@ -171,6 +197,7 @@ class _LockObject:
             _remove(store, self._path)
 
     def _age(self, store: Any) -> float | None:
+        """At the price of an object that is written and removed."""
         clock = f"{self._path}-clock-{uuid4().hex}"
         try:
             store.pipe_file(clock, b"")
@@ -182,12 +209,12 @@ class _LockObject:
             return None
 
 
-def _put(store: Any, path: str, data: bytes) -> None:
+def _put(store: Any, path: str, data: bytes, **mode: str) -> None:
     try:
-        store.pipe_file(path, data)
+        store.pipe_file(path, data, **mode)
     except FileNotFoundError:  # a store with real folders
         store.makedirs(path.rpartition("/")[0], exist_ok=True)
-        store.pipe_file(path, data)
+        store.pipe_file(path, data, **mode)
 
 
 def _remove(store: Any, path: str) -> None:

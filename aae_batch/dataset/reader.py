@@ -8,6 +8,7 @@ import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import PurePath
 from typing import Any, cast
 
@@ -16,10 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
+from pydantic import ValidationError
 
 from aae_batch.dataset import layout
 from aae_batch.dataset.read_ahead import read_ahead
+from aae_batch.dataset.run_record import COURTESIES, NotARun, check_record
 from aae_batch.dataset.storage import Storage, open_storage
+from aae_batch.dataset.webdataset import tar_members
 from aae_batch.errors import OutputError
 
 
@@ -40,24 +44,31 @@ class Dataset:
         """What `run.json` says; None where nothing was begun.
 
         Raises:
-            OutputError: it is not readable.
+            OutputError: it cannot be read, or is none that a run wrote.
         """
-        return self._json(layout.RUN)
+        record = self._json(layout.RUN)
+        try:
+            return None if record is None else check_record(record)
+        except NotARun as error:
+            raise OutputError(
+                f"{self.storage.place(layout.RUN)} does not say how the output was made: {error}; "
+                "restore it, or choose another output."
+            ) from None
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """What `summary.json` says; None while the dataset is not complete."""
-        return self._json(layout.SUMMARY)
+        """What `summary.json` says; None while the dataset is not complete. It can be made again, so a
+        damaged one is none."""
+        return self._courtesy(layout.SUMMARY)
 
     @property
     def progress(self) -> layout.ProgressRecord | None:
-        """What `progress.json` says; None where no job has said anything yet."""
-        return cast("layout.ProgressRecord | None", self._json(layout.PROGRESS))
+        """What `progress.json` says; None where no job has said anything yet, or nothing readable."""
+        return cast("layout.ProgressRecord | None", self._courtesy(layout.PROGRESS))
 
     def shards(self) -> list[int]:
         """The shards that are committed, in order."""
-        found = (layout.shard_of(name) for name in self.storage.list(layout.METADATA))
-        return sorted(shard for shard in found if shard is not None)
+        return layout.shards_among(self.storage.list(layout.METADATA), layout.metadata_name)
 
     def tables(
         self, columns: list[str] | None = None, shards: Sequence[int] | None = None
@@ -102,13 +113,22 @@ class Dataset:
 
     def metric_run(self, metric: str) -> dict[str, Any] | None:
         """What a metric's `run.json` says; None where nothing was scored by it."""
-        return self._json(layout.metric_run_name(metric))
+        name = layout.metric_run_name(metric)
+        run = self._json(name)
+        if run is not None and not (
+            isinstance(run.get("settings"), dict) and isinstance(run.get("fingerprint"), str)
+        ):
+            raise OutputError(
+                f"{self.storage.place(name)} does not say how the pictures were scored: remove it, and "
+                f"score anew with --metric {metric}."
+            )
+        return run
 
     def scored_shards(self, metric: str) -> list[int]:
         """The shards whose pictures a metric has scored, in order."""
         prefix = layout.metric_name(metric, 0).removesuffix("00000.parquet")
-        found = (layout.shard_of(name) for name in self.storage.list(prefix))
-        return sorted(shard for shard in found if shard is not None)
+        named = partial(layout.metric_name, metric)
+        return layout.shards_among(self.storage.list(prefix), named)
 
     def scores_of(self, metric: str, shard: int, columns: list[str] | None = None) -> pa.Table:
         """What a metric says of the pictures of a shard: `id`, and the metric's columns.
@@ -243,21 +263,25 @@ class Dataset:
         if not self.storage.exists(name):
             return None
         try:
-            return json.loads(self.storage.read_bytes(name))
+            found = json.loads(self.storage.read_bytes(name))
         except ValueError as error:
             raise OutputError(f"{self.storage.place(name)} is not JSON: {error}.") from error
+        if not isinstance(found, dict):
+            raise OutputError(
+                f"{self.storage.place(name)} is no JSON object: restore or remove it."
+            )
+        return found
 
-
-def tar_members(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """The members of a shard's tar, in order.
-
-    Raises:
-        tarfile.TarError: it is none.
-    """
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
-        for member in tar:
-            file = tar.extractfile(member)
-            yield member.name, file.read() if file else b""
+    def _courtesy(self, name: str) -> dict[str, Any] | None:
+        """A record that no row depends on; None where it is damaged."""
+        if not self.storage.exists(name):
+            return None
+        data = self.storage.read_bytes(name)
+        try:
+            COURTESIES[name].model_validate_json(data)
+        except ValidationError:
+            return None
+        return json.loads(data)
 
 
 _PICTURES_AT_ONCE = 16

@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
@@ -34,8 +34,9 @@ CONNECTIONS = 16
 ATTEMPTS = 10
 """Of one request. Between them botocore waits up to 20 s, longer each time."""
 
-LOCK_ATTEMPTS = 3
-"""Of one request for the lock, which is repeated soon anyway."""
+LOCK_ATTEMPTS = 6
+"""Of one request for the lock: half a minute of a store that asks to slow down, and less than the lock
+lasts."""
 
 PAGE = 1000
 """Objects in one answer to a listing: as many as S3 gives."""
@@ -94,6 +95,8 @@ class S3Storage(Leasing):
         attempts: of each request; default: `AWS_MAX_ATTEMPTS`, else 10.
     """
 
+    _conditional: bool
+
     def __init__(
         self,
         root: str,
@@ -120,18 +123,39 @@ class S3Storage(Leasing):
     def open(self, name: str) -> BinaryIO:
         return cast(BinaryIO, io.BufferedReader(_Object(self, name), buffer_size=1 << 16))
 
+    def create_bytes(self, name: str, data: bytes) -> bool:
+        """A conditional write. In a store that knows none, a look before the write."""
+        self.check_lock()
+        if self._conditional:
+            try:
+                with self._explained("write", name, passing=_THERE | _NO_CONDITIONS):
+                    self._put(name, data, IfNoneMatch="*")
+                    return True
+            except boto.ClientError as error:
+                if _code(error) in _THERE:
+                    return False
+                self._conditional = False
+        if self.exists(name):
+            return False
+        self.write_bytes(name, data)
+        return True
+
     def write_bytes(self, name: str, data: bytes) -> None:
-        """One request, whose checksum the store compares before it keeps anything."""
         self.check_lock()
         with self._explained("write", name):
-            self._client().put_object(
-                Bucket=self.bucket,
-                Key=self._key(name),
-                Body=data,
-                ContentType=CONTENT_TYPES.get(PurePosixPath(name).suffix.lower(), ANY_TYPE),
-                ChecksumAlgorithm="SHA256",
-                ChecksumSHA256=base64.b64encode(hashlib.sha256(data).digest()).decode(),
-            )
+            self._put(name, data)
+
+    def _put(self, name: str, data: bytes, **condition: str) -> None:
+        """One request, whose checksum the store compares before it keeps anything."""
+        self._client().put_object(
+            Bucket=self.bucket,
+            Key=self._key(name),
+            Body=data,
+            ContentType=CONTENT_TYPES.get(PurePosixPath(name).suffix.lower(), ANY_TYPE),
+            ChecksumAlgorithm="SHA256",
+            ChecksumSHA256=base64.b64encode(hashlib.sha256(data).digest()).decode(),
+            **condition,
+        )
 
     def exists(self, name: str) -> bool:
         with self._explained("read", name):
@@ -146,6 +170,14 @@ class S3Storage(Leasing):
     def list(self, prefix: str) -> list[str]:
         return [entry.name for entry in self.entries(prefix)]
 
+    def anything(self) -> str | None:
+        with self._explained("list", ""):
+            answer = self._client().list_objects_v2(
+                Bucket=self.bucket, Prefix=self._key(""), MaxKeys=PAGE
+            )
+        names = (item["Key"].removeprefix(self._key("")) for item in answer.get("Contents", ()))
+        return next((name for name in names if _is_object(name)), None)
+
     def entries(self, prefix: str) -> tuple[Entry, ...]:
         start = len(self._key(""))
         with self._explained("list", prefix):
@@ -159,8 +191,7 @@ class S3Storage(Leasing):
                 )
                 for item in page.get("Contents", ())
             ]
-        # A name that ends in a slash is how some tools mark a folder.
-        kept = (entry for entry in found if entry.name != NAME and not entry.name.endswith("/"))
+        kept = (entry for entry in found if _is_object(entry.name))
         return tuple(sorted(kept, key=lambda entry: entry.name))
 
     def delete(self, name: str) -> None:
@@ -206,7 +237,8 @@ class S3Storage(Leasing):
     def _reset(self) -> None:
         self._guard = threading.Lock()
         self._made: Any = None
-        self._lock = None
+        self._lock = self._cell = None
+        self._conditional = True
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name
@@ -233,11 +265,18 @@ class S3Storage(Leasing):
             ) from None
 
     @contextmanager
-    def _explained(self, verb: str, name: str) -> Iterator[None]:
-        """Errors of boto3 as one sentence. Their own words are left out: they may quote headers."""
+    def _explained(
+        self, verb: str, name: str, passing: Collection[str] = frozenset()
+    ) -> Iterator[None]:
+        """Errors of boto3 as one sentence, but those with a code that the caller knows. Their own words
+        are left out: they may quote headers."""
         try:
             yield
-        except (boto.BotoCoreError, boto.ClientError, Boto3Error) as error:
+        except boto.ClientError as error:
+            if _code(error) in passing:
+                raise
+            raise OutputError(self._why(verb, name, error)) from None
+        except (boto.BotoCoreError, Boto3Error) as error:
             raise OutputError(self._why(verb, name, error)) from None
         except OSError as error:  # of the local side of a download
             reason = error.strerror or type(error).__name__
@@ -387,8 +426,14 @@ class _LockObject:
         )
 
 
-_NOT_AS_BEFORE = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409", *_MISSING}
+_THERE = {"PreconditionFailed", "412"}
+_NOT_AS_BEFORE = {*_THERE, "ConditionalRequestConflict", "409", *_MISSING}
 _NO_CONDITIONS = {"NotImplemented", "InvalidArgument", "InvalidRequest", "501"}
+
+
+def _is_object(name: str) -> bool:
+    """No lock, and no name that ends in a slash, which is how some tools mark a folder."""
+    return name != NAME and name != "" and not name.endswith("/")
 
 
 def _code(error: boto.ClientError) -> str:

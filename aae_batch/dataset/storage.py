@@ -13,9 +13,18 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
-from uuid import uuid4
 
-from aae_batch.dataset.lock import TIMING, Lock, Timing, locked_folder
+from aae_batch.dataset import whole_file
+from aae_batch.dataset.lock import (
+    LOCK_FILES,
+    TIMING,
+    Guarded,
+    Holder,
+    Lock,
+    Timing,
+    locked_folder,
+    read_note,
+)
 from aae_batch.errors import OutputError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -38,17 +47,37 @@ class Storage(Protocol):
             OutputError: as `read_bytes`; reading from the file, too.
         """
 
-    def write_bytes(self, name: str, data: bytes) -> None:
-        """Write the whole object or nothing: a reader never sees a part of it.
+    def create_bytes(self, name: str, data: bytes) -> bool:
+        """Write the whole object where there is none. Returns False where there is one, which stays as
+        it is; it may be this very one, where the store's answer to a first attempt was lost.
 
         Raises:
-            OutputError: it cannot be written, or the lock that this object held was lost.
+            OutputError: as `write_bytes`.
+        """
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write the whole object or nothing, over the one that may be there: a reader never sees a
+        part of it.
+
+        Raises:
+            OutputError: it cannot be written, or the lock that this object heeds was lost.
         """
 
     def exists(self, name: str) -> bool: ...
 
     def list(self, prefix: str) -> list[str]:
-        """The names that begin with `prefix`, which ends in `/`, sorted; never that of the lock."""
+        """The names that begin with `prefix`, which ends in `/`, sorted; never that of the lock.
+
+        Raises:
+            OutputError: it cannot be listed, or there is a link among them.
+        """
+
+    def anything(self) -> str | None:
+        """The name of something that lies under the root, what writers keep there for themselves aside.
+
+        Raises:
+            OutputError: it cannot be listed, or there is a link.
+        """
 
     def delete(self, name: str) -> None:
         """Remove the object; nothing happens if there is none."""
@@ -65,6 +94,10 @@ class Storage(Protocol):
         Raises:
             OutputError: another process is writing; the message names it.
         """
+
+    def heed(self, token: str) -> None:
+        """Refuse to write as soon as the lock is no longer the one with this token: for a worker, whose
+        driver holds it."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +172,9 @@ def open_url(url: str, s3_endpoint: str | None = None) -> ObjectStorage:
     return FsspecStorage(f"{scheme}://{rest}")
 
 
-class LocalStorage:
-    """A folder of this machine, made when something is first written to it."""
+class LocalStorage(Guarded):
+    """A folder of this machine, made when something is first written to it. The root may be a link;
+    below it none is followed."""
 
     def __init__(self, root: str) -> None:
         self.root = os.path.abspath(root)
@@ -153,55 +187,89 @@ class LocalStorage:
         with self._readable(name) as path:
             return path.open("rb")
 
+    def create_bytes(self, name: str, data: bytes) -> bool:
+        with self._writable(name):
+            return whole_file.create(Path(self.root), name, data)
+
     def write_bytes(self, name: str, data: bytes) -> None:
-        path = self._path(name)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # In the same folder, so that the rename is atomic; under a name of its own, so that two
-            # writers never share it.
-            part = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
-            try:
-                part.write_bytes(data)
-                part.replace(path)
-            finally:
-                part.unlink(missing_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"Cannot write {self.place(name)}: {error.strerror}. Mend that and run the same "
-                "command again."
-            ) from error
+        with self._writable(name):
+            whole_file.write(Path(self.root), name, data)
 
     def exists(self, name: str) -> bool:
-        return self._path(name).exists()
+        with self._readable(name) as path:
+            return path.exists()
 
     def list(self, prefix: str) -> list[str]:
-        folder = self._path(prefix)
-        if not folder.is_dir():
-            return []
-        return sorted(
-            path.relative_to(self.root).as_posix()
-            for path in folder.rglob("*")
-            if path.is_file() and not path.name.startswith(".")
-        )
+        found = []
+        with self._readable(prefix.rstrip("/")) as top:
+            for folder, folders, files in os.walk(top, onerror=_unless_missing):
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                files = [name for name in files if not name.startswith(".")]
+                for name in (*folders, *files):
+                    whole_file.refuse_link(Path(folder, name))
+                found += [Path(folder, name).relative_to(self.root).as_posix() for name in files]
+        return sorted(found)
+
+    def anything(self) -> str | None:
+        try:
+            found = sorted(os.listdir(self.root))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise OutputError(f"Cannot read {self.root}: {error.strerror}.") from error
+        for name in found:
+            whole_file.refuse_link(Path(self.root, name))
+        return next((name for name in found if name not in (*LOCK_FILES, whole_file.PARTS)), None)
 
     def delete(self, name: str) -> None:
-        self._path(name).unlink(missing_ok=True)
+        with self._writable(name, "delete"):
+            self._path(name).unlink(missing_ok=True)
 
     def place(self, name: str) -> str:
-        return str(self._path(name))
+        return str(Path(self.root, *name.split("/")))
 
     @contextmanager
     def writing(self, timing: Timing = TIMING) -> Iterator[Lock]:
         """The lock is the operating system's, so it ends with the process, however that ends."""
-        with locked_folder(Path(self.root), timing) as lock:
-            yield lock
+        with locked_folder(Path(self.root), timing) as lock, self.held(lock):
+            whole_file.sweep(Path(self.root))
+            try:
+                yield lock
+            finally:
+                whole_file.sweep(Path(self.root))  # of actors that died meanwhile
+
+    def lock_holder(self) -> tuple[Holder | None, float | None]:
+        return read_note(Path(self.root))[0], None
+
+    def __repr__(self) -> str:
+        return f"LocalStorage({self.root!r})"
+
+    def __getstate__(self) -> dict[str, str]:
+        return {"root": self.root}
 
     @contextmanager
     def _readable(self, name: str) -> Iterator[Path]:
+        path = self._path(name)
         try:
-            yield self._path(name)
+            yield path
         except OSError as error:
             raise OutputError(f"Cannot read {self.place(name)}: {error.strerror}.") from error
 
+    @contextmanager
+    def _writable(self, name: str, verb: str = "write") -> Iterator[None]:
+        self.check_lock()
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"Cannot {verb} {self.place(name)}: {error.strerror}. Mend that and run the same "
+                "command again."
+            ) from error
+
     def _path(self, name: str) -> Path:
-        return Path(self.root, *name.split("/"))
+        return whole_file.below(Path(self.root), name)
+
+
+def _unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,15 +18,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from aae_batch.config import GuidanceConfig
 from aae_batch.dataset import layout
 from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.layout import Layout
-from aae_batch.dataset.reader import Dataset, parquet_images, tar_members
+from aae_batch.dataset.reader import Dataset, parquet_images
 from aae_batch.dataset.storage import Storage
-from aae_batch.errors import OutputError, SettingsError
+from aae_batch.dataset.webdataset import tar_members
+from aae_batch.dataset.writer import as_used
+from aae_batch.errors import OutputError, shown
 
 if TYPE_CHECKING:
-    from aae_batch.manifest import Manifest
+    from aae_batch.manifest import Manifest, Part
 
 THREADS = 8
 """Shards that are read at once. Each is in memory as far as its layout has it in one object."""
@@ -47,11 +50,11 @@ class Problem:
 
     Attributes:
         kind: `missing`, a part that is still to be made; `broken`, a shard that must be made again;
-            `stray`, objects that belong to no row; `summary`, counts to be made again; `other`, for a
-            person to mend.
+            `stray`, pictures that the run wrote for rows that have none; `summary`, counts to be made
+            again; `other`, for a person to mend.
         text: a sentence.
         row: the id of the row that is concerned.
-        names: the objects that are stray.
+        names: the pictures that are stray, or damaged.
     """
 
     kind: Literal["missing", "broken", "stray", "summary", "other"]
@@ -133,7 +136,7 @@ def verify(
     committed = _committed(storage, run, found)
     found.committed = len(committed)
     hashes: list[tuple[int, np.ndarray]] = []
-    checks = (_Shard(storage, run, shard, _ids(run, shard, manifest)) for shard in committed)
+    checks = (_Shard(storage, run, shard, _part(run, shard, manifest)) for shard in committed)
     for done, shard in enumerate(_in_order(_Shard.check, checks), 1):
         found.problems += shard.shown()
         found.images += len(shard.images)
@@ -141,27 +144,25 @@ def verify(
         hashes.append((shard.shard, _hashes(shard.images)))
         progress(done, len(committed))
     found.problems += _repeated_ids(dataset, hashes)
-    found.problems += _strays(storage, run)
+    found.problems += _others(storage, run)
+    found.problems += _unfinished(storage)
     found.problems += _summary(dataset, found)
     return found
 
 
-def repair(storage: Storage, found: Verification) -> list[str]:
-    """Delete the commits of broken shards, so that the next run makes these again, stray objects, and
-    the summary that counted them. To be called inside `storage.writing()`, as `verify` before it.
+def to_delete(storage: Storage, found: Verification) -> list[str]:
+    """What a repair deletes, in order: the summary, damaged and stray pictures, then of each broken shard
+    what must be made again, its commit last. Where it is interrupted, the next one goes on.
 
-    Returns:
-        The names of what was deleted.
+    All of it has names that the run gives; what else lies in the output is a person's to move.
     """
-    broken = {p.shard for p in found.problems if p.kind == "broken" and p.shard is not None}
-    names = [layout.metadata_name(shard) for shard in sorted(broken)]
-    names += [name for problem in found.problems for name in problem.names]
-    miscounted = any(problem.kind == "summary" for problem in found.problems)
-    if (names or miscounted) and storage.exists(layout.SUMMARY):
+    broken = sorted({p.shard for p in found.problems if p.kind == "broken" and p.shard is not None})
+    names = [name for problem in found.problems for name in problem.names]
+    for shard in broken:
+        names += [layout.tar_name(shard), layout.attention_name(shard), layout.metadata_name(shard)]
+    if names or any(problem.kind == "summary" for problem in found.problems):
         names.insert(0, layout.SUMMARY)
-    for name in names:
-        storage.delete(name)
-    return names
+    return [name for name in dict.fromkeys(names) if storage.exists(name)]
 
 
 # --- the run -------------------------------------------------------------------------------------
@@ -177,6 +178,7 @@ class _Run:
     layout: Layout
     suffix: str
     manifest: str
+    guidance: dict[str, Any]
 
     @classmethod
     def of(cls, run: dict[str, Any] | None) -> _Run:
@@ -184,19 +186,15 @@ class _Run:
             raise OutputError(
                 f"There is no {layout.RUN}, so there is no telling what should be here."
             )
-        try:
-            if run["layout"] not in get_args(Layout) or min(run["rows"], run["shard_size"]) < 1:
-                raise ValueError
-            return cls(
-                run["fingerprint"],
-                run["rows"],
-                run["shard_size"],
-                run["layout"],
-                ImageFormat(**run["image_format"]).suffix,
-                run["settings"]["manifest"],
-            )
-        except (KeyError, TypeError, ValueError, SettingsError) as error:
-            raise OutputError(f"{layout.RUN} does not say how the output was made.") from error
+        return cls(
+            run["fingerprint"],
+            run["rows"],
+            run["shard_size"],
+            run["layout"],
+            ImageFormat(**run["image_format"]).suffix,
+            run["settings"]["manifest"],
+            run["settings"]["guidance"],
+        )
 
     @property
     def shards(self) -> int:
@@ -216,8 +214,8 @@ def _committed(storage: Storage, run: _Run, found: Verification) -> list[int]:
             text = f"{name} is no table of a shard: remove it, if you know what it is."
             found.problems.append(Problem("other", text))
         elif shard >= run.shards:
-            text = f"the run has only {run.shards} shards, from 0."
-            found.problems.append(Problem("broken", text, shard))
+            text = f"{name} is of no shard: the run has {run.shards}, from 0. Move it away."
+            found.problems.append(Problem("other", text))
         else:
             committed.append(shard)
     missing = sorted(set(range(run.shards)) - set(committed))
@@ -232,11 +230,11 @@ def _committed(storage: Storage, run: _Run, found: Verification) -> list[int]:
     return sorted(committed)
 
 
-def _ids(run: _Run, shard: int, manifest: Manifest | None) -> list[str] | None:
+def _part(run: _Run, shard: int, manifest: Manifest | None) -> Part | None:
     if manifest is None:
         return None
     rows = run.rows_of(shard)
-    return [row.id for row in manifest.read(rows.start, rows.stop)[0]]
+    return manifest.part(rows.start, rows.stop)
 
 
 def _in_order(call: Callable[[_Shard], _Shard], items: Iterable[_Shard]) -> Iterator[_Shard]:
@@ -276,21 +274,25 @@ def _repeated_ids(dataset: Dataset, hashes: list[tuple[int, np.ndarray]]) -> Ite
             first.setdefault(row["id"], shard)
 
 
-def _strays(storage: Storage, run: _Run) -> Iterator[Problem]:
-    """Pictures outside the tars and tables that hold them. (Those in files are a shard's concern.)"""
+def _others(storage: Storage, run: _Run) -> Iterator[Problem]:
+    """What lies outside the tars and tables that hold the pictures. (In files it is a shard's concern.)"""
     if run.layout == "files":
         return
     tars = {layout.tar_name(s) for s in range(run.shards)} if run.layout == "webdataset" else set()
-    names = tuple(name for name in storage.list(layout.IMAGES) if name not in tars)
+    names = [name for name in storage.list(layout.IMAGES) if name not in tars]
     if names:
-        yield _stray(names)
+        yield Problem("other", _not_ours(names))
 
 
-def _stray(names: tuple[str, ...], shard: int | None = None) -> Problem:
-    count = "1 object that no row names" if len(names) == 1 else f"{len(names)} that no row names"
-    return Problem(
-        "stray", f"{count}: {names[0]}{', ...' if len(names) > 1 else ''}", shard, None, names
-    )
+def _not_ours(names: list[str]) -> str:
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return f"no run wrote {names[0]}{more}: move it away, if you know what it is."
+
+
+def _unfinished(storage: Storage) -> Iterator[Problem]:
+    for name in storage.list(layout.REWRITING):
+        text = f"{name} waits to be carried out: run the same command again."
+        yield Problem("missing", text, layout.shard_of(name))
 
 
 def _summary(dataset: Dataset, found: Verification) -> Iterator[Problem]:
@@ -304,11 +306,9 @@ def _summary(dataset: Dataset, found: Verification) -> Iterator[Problem]:
         "failed": failed,
         "failures": dict(found.failures),
     }
-    try:
-        summary = dataset.summary
-    except OutputError as error:
-        yield Problem("summary", str(error))
-        return
+    summary = dataset.summary
+    if summary is None and dataset.storage.exists(layout.SUMMARY):
+        yield Problem("summary", f"{layout.SUMMARY} is damaged.")
     for name, count in counted.items():
         if summary is not None and summary.get(name) != count:
             text = f"{layout.SUMMARY} says {name} {summary.get(name)}, the tables have {count}."
@@ -323,17 +323,17 @@ class _Shard:
 
     Attributes:
         images: the ids of its rows that have a picture.
-        failures: its other rows, by `error_type`.
+        failed: those of its other rows.
+        failures: these, by `error_type`.
     """
 
-    def __init__(
-        self, storage: Storage, run: _Run, shard: int, expected_ids: list[str] | None
-    ) -> None:
+    def __init__(self, storage: Storage, run: _Run, shard: int, expected: Part | None) -> None:
         self.storage = storage
         self.run = run
         self.shard = shard
-        self.expected_ids = expected_ids
+        self.expected = expected
         self.images: list[str] = []
+        self.failed: list[str] = []
         self.failures: Counter[str] = Counter()
         self.problems: list[Problem] = []
 
@@ -353,12 +353,19 @@ class _Shard:
         more = len(broken) - PROBLEMS_A_SHARD
         if more > 0:
             broken[PROBLEMS_A_SHARD:] = [
-                Problem("broken", f"and {more} more problems.", self.shard)
+                Problem(
+                    "broken",
+                    f"and {more} more problems.",
+                    self.shard,
+                    names=tuple(
+                        name for problem in broken[PROBLEMS_A_SHARD:] for name in problem.names
+                    ),
+                )
             ]
         return broken + others
 
-    def _broken(self, text: str, row: str | None = None) -> None:
-        self.problems.append(Problem("broken", text, self.shard, row))
+    def _broken(self, text: str, row: str | None = None, *names: str) -> None:
+        self.problems.append(Problem("broken", text, self.shard, row, names))
 
     def _get(self, name: str) -> bytes | None:
         """An object; None where there is none. One that is there and cannot be read need not be broken,
@@ -413,12 +420,25 @@ class _Shard:
         for name, value in {"shard": self.shard, "fingerprint": self.run.fingerprint}.items():
             if table[name].unique().to_pylist() not in ([], [value]):
                 self._broken(f"the column {name} is not {value} in every row.")
+        if self.expected is not None and table.num_rows == wanted:
+            self._check_against(self.expected, table)
+
+    def _check_against(self, part: Part, table: pa.Table) -> None:
+        """The rows are those of the manifest, with the run's settings where these have none."""
+        config = GuidanceConfig(**self.run.guidance)
+        expected = [as_used(row, config) for row in part.rows()]
         ids = table["id"].to_pylist()
-        for index, (row_id, expected) in enumerate(zip(ids, self.expected_ids or (), strict=False)):
-            if row_id != expected:
-                text = f"its row {index} should have the id {expected}, as in the manifest."
-                self._broken(text, row_id)
-                break  # one row too few shifts all that follow
+        for column in layout.MANIFEST_COLUMNS:
+            said = pa.array([row[column.name] for row in expected], column.type).to_pylist()
+            for row_id, one, other in zip(ids, table[column.name].to_pylist(), said, strict=True):
+                from_model = other is None and column.name in ("height", "width")
+                if one != other and not from_model:
+                    text = f"its {column.name} is {shown(one)}, and in the manifest {shown(other)}."
+                    self._broken(text, row_id)
+                    break  # one row too few shifts all that follow
+        for name in part.extras.column_names:
+            if name not in table.column_names or not _same(table[name], part.extras[name]):
+                self._broken(f"its column {name} is not that of the manifest.")
 
     def _check_row(self, row: dict[str, Any]) -> None:
         row_id = row["id"]
@@ -430,6 +450,7 @@ class _Shard:
             if row["file_name"] != name:
                 self._broken(f"its file_name is {row['file_name']}, and should be {name}.", row_id)
         elif row["status"] == "failed":
+            self.failed.append(row_id)
             self.failures[str(row["error_type"])] += 1
             for name in ("error", "error_type"):
                 if not row[name]:
@@ -467,12 +488,20 @@ class _Shard:
     def _in_files(self, good: dict[str, dict[str, Any]]) -> Iterator[tuple[str, bytes]]:
         names = set(self.storage.list(layout.images_of(self.shard)))
         for row_id in good:
-            name = layout.image_name(self.shard, row_id, self.run.suffix)
+            name = self._picture(row_id)
             if name in names:
                 names.remove(name)
                 yield row_id, self.storage.read_bytes(name)
-        if names:
-            self.problems.append(_stray(tuple(sorted(names)), self.shard))
+        ours = sorted(names.intersection(map(self._picture, self.failed)))
+        if ours:
+            more = f" and {len(ours) - 1} more" if len(ours) > 1 else ""
+            text = f"{ours[0]}{more} belong to rows that failed."
+            self.problems.append(Problem("stray", text, self.shard, None, tuple(ours)))
+        if others := sorted(names.difference(ours)):
+            self.problems.append(Problem("other", _not_ours(others), self.shard))
+
+    def _picture(self, row_id: str) -> str:
+        return layout.image_name(self.shard, row_id, self.run.suffix)
 
     def _in_tar(self, good: dict[str, dict[str, Any]]) -> Iterator[tuple[str, bytes]]:
         tar = layout.tar_name(self.shard)
@@ -492,19 +521,21 @@ class _Shard:
             self._broken(f"{name} is missing in {tar}.", row_id)
 
     def _check_picture(self, row: dict[str, Any], data: bytes) -> None:
+        names = [self._picture(row["id"])] if self.run.layout == "files" else []
         if hashlib.sha256(data).hexdigest() != row["sha256"]:
-            self._broken("its image has another sha256.", row["id"])
+            self._broken("its image has another sha256.", row["id"], *names)
             return
         try:
             with Image.open(io.BytesIO(data)) as image:
                 image.load()
                 size = image.size
         except Exception as error:  # Pillow's decoders raise whatever they stumble over
-            self._broken(f"its image cannot be decoded: {_first_line(error)}", row["id"])
+            text = f"its image cannot be decoded: {_first_line(error)}"
+            self._broken(text, row["id"], *names)
             return
         if size != (row["width"], row["height"]):
-            wanted = f"{row['width']} x {row['height']}"
-            self._broken(f"its image is {size[0]} x {size[1]}, and should be {wanted}.", row["id"])
+            text = f"its image is {size[0]} x {size[1]}, and should be {row['width']} x {row['height']}."
+            self._broken(text, row["id"], *names)
 
     # --- attention
 
@@ -552,6 +583,16 @@ def _measured(table: pa.Table) -> list[dict[str, Any]]:
     columns = {name: pc.fill_null(length, 0) for name, length in lengths.items()}
     columns |= {name: table[name] for name in ("id", "subject", "token_indices")}
     return pa.table(columns).to_pylist()
+
+
+def _same(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
+    """NaN is the same as NaN here."""
+    if one.equals(other):
+        return True
+    try:
+        return repr(one.to_pylist()) == repr(other.to_pylist())
+    except (ValueError, OverflowError, pa.ArrowException):  # of what Python has no value
+        return False
 
 
 def _is_json_of(row_id: str, content: bytes) -> bool:

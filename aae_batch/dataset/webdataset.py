@@ -6,7 +6,7 @@ import io
 import json
 import math
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -31,6 +31,18 @@ def tar_of(rows: pa.Table, images: Sequence[bytes | None], suffix: str) -> bytes
                 add_member(tar, member_name(row["id"], suffix), image)
                 add_member(tar, member_name(row["id"], ".json"), text)
     return buffer.getvalue()
+
+
+def tar_members(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """The members of a shard's tar, in order.
+
+    Raises:
+        tarfile.TarError: it is none.
+    """
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            yield member.name, file.read() if file else b""
 
 
 def json_columns(schema: pa.Schema) -> list[str]:

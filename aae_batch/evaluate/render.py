@@ -53,7 +53,7 @@ def _notes(table: Table) -> list[str]:
 
 def as_csv(table: Table) -> str:
     """A line for each cell, in full precision; shares are in [0, 1], an interval of a single prompt
-    is empty."""
+    is empty. A name that a spreadsheet would take for a formula stands behind an apostrophe."""
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -68,8 +68,14 @@ def as_csv(table: Table) -> str:
                     group,
                 )
                 limits = ["" if math.isnan(end) else end for end in (cell.low, cell.high)]
-                writer.writerow([*names, cell.mean, *limits, cell.pictures, cell.prompts])
+                writer.writerow(
+                    [*map(_not_a_formula, names), cell.mean, *limits, cell.pictures, cell.prompts]
+                )
     return sink.getvalue()
+
+
+def _not_a_formula(name: str) -> str:
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
 def as_latex(table: Table) -> str:
@@ -105,7 +111,10 @@ def _spread(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(_escaped(cell) for cell in cells) + r" \\"
+    first, *others = (_escaped(cell) for cell in cells)
+    if first.startswith(("[", "*")):  # of the line's end before it, it would be an argument
+        first = f"{{{first[0]}}}{first[1:]}"
+    return " & ".join([first, *others]) + r" \\"
 
 
 _ESCAPES = {character: f"\\{character}" for character in "&%$#_{}"} | {

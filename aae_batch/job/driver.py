@@ -16,21 +16,25 @@ from aae_batch.check import check_row, check_settings
 from aae_batch.dataset import layout, writer
 from aae_batch.dataset.lock import Lock
 from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.rewriting import writing
 from aae_batch.dataset.storage import Storage, open_storage
 from aae_batch.dataset.stored import stored_outcomes
 from aae_batch.errors import JobError, ManifestError, ModelError, OutputError, RowError
 from aae_batch.job.cluster import ActorPlan, Stop, cluster, stop_on_signals
-from aae_batch.job.crew import Crew, RayCrew
+from aae_batch.job.crew import Crew, Event, RayCrew, Ready
 from aae_batch.job.metrics import DriverMetrics
 from aae_batch.job.plan import Ledger, Piece
 from aae_batch.job.progress import Progress, Tally
 from aae_batch.job.records import (
+    Loaded,
     Plan,
     as_json,
     begin,
+    check_loaded,
     earlier_failures,
     make_plan,
     progress_record,
+    resolved,
     summarize,
 )
 from aae_batch.job.settings import JobSettings
@@ -65,11 +69,9 @@ def run_job(
         plan = make_plan(settings, manifest, storage)  # refuse before anything is made
         if not plan.begun:
             refuse_unless_some_row_is_good(settings, manifest)
-        with storage.writing() as lock:
+        with writing(storage) as lock:
             plan = make_plan(settings, manifest, storage)
-            if not plan.begun:
-                begin(storage, plan)
-            elif settings.retry_failed:
+            if settings.retry_failed:
                 plan = plan.retrying(Dataset(storage))
             try:
                 return _finish(settings, plan, manifest, storage, lock, report, worker_class)
@@ -121,23 +123,29 @@ def _finish(
     """Generate what is left, and count what is there."""
     ledger = plan.ledger()
     session = None
+    dataset = Dataset(storage)
     if not ledger.finished:
         storage.delete(layout.SUMMARY)
         with cluster(settings) as actors, stop_on_signals(settings.grace) as stop:
-            worker = worker_settings(settings, plan, storage, actors.threads)
+            worker = worker_settings(settings, plan, storage, lock, actors.threads)
             crew = RayCrew(worker_class, worker, actors)
             session = Foreman(
                 settings, plan, manifest, storage, ledger, crew, actors, report, stop, lock
             ).run()
-    elif (summary := Dataset(storage).summary) is not None:
-        return summary
-    summary = summarize(Dataset(storage), session)
+    elif (counted := dataset.summary) is not None and counted["rows"] == len(manifest):
+        return counted
+    summary = summarize(dataset, session)
+    if summary["rows"] != len(manifest):
+        raise OutputError(
+            f"The tables in {storage.place(layout.METADATA)} have {summary['rows']} rows, and the "
+            f"manifest {len(manifest)}: see what `aae-batch verify` says of it."
+        )
     storage.write_bytes(layout.SUMMARY, as_json(summary))
     return summary
 
 
 def worker_settings(
-    settings: JobSettings, plan: Plan, storage: Storage, threads: int | None
+    settings: JobSettings, plan: Plan, storage: Storage, lock: Lock, threads: int | None
 ) -> WorkerSettings:
     return WorkerSettings(
         model=settings.model,
@@ -147,7 +155,7 @@ def worker_settings(
         slots=settings.slots,
         guidance=settings.guidance,
         root=storage.root,
-        fingerprint=plan.run["fingerprint"],
+        lease=lock.token,
         weights=plan.run["settings"]["weights"],
         layout=plan.layout,
         image_format=plan.image_format,
@@ -177,16 +185,36 @@ class Foreman(Supervisor[writer.Outcome]):
         )
         self.settings = settings
         self.plan = plan
+        self.run_record = plan.run
+        self.begun = plan.begun
         self.manifest = manifest
         self.storage = storage
         self.metrics = DriverMetrics()
-        self.fingerprint = plan.run["fingerprint"]
         # Where failed rows are made again, none has failed yet.
         self._earlier = Counter() if plan.again else earlier_failures(Dataset(storage))
 
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, Ready):
+            self._begin(event.loaded)
+        super()._hear(event)
+
+    def _begin(self, loaded: Loaded) -> None:
+        """The run begins with the first actor that has loaded the model: until then nothing is
+        written, and what the settings leave open is not known."""
+        if not self.begun:
+            self.run_record = resolved(self.plan.run, loaded)
+            begin(self.storage, self.run_record)
+            self.begun = True
+        check_loaded(self.run_record, loaded)
+
     def _task(self, piece: Piece) -> Task:
-        part = self.manifest.part(piece.start, piece.stop)
-        return Task(piece, part, commit=self.ledger.is_whole(piece))
+        return Task(
+            piece,
+            self.manifest.part(piece.start, piece.stop),
+            self.run_record["fingerprint"],
+            commit=self.ledger.is_whole(piece),
+            keep=piece.shard in self.plan.again,
+        )
 
     def _return(self, piece: Piece, outcomes: list[writer.Outcome]) -> None:
         """Commit a shard that came in parts, once the last of them is there."""
@@ -196,12 +224,14 @@ class Foreman(Supervisor[writer.Outcome]):
         shard, size = piece.shard, self.plan.shard_size
         start, stop = shard * size, min((shard + 1) * size, len(self.manifest))
         extras = self.manifest.part(start, stop).extras
-        form = (self.plan.layout, self.plan.image_format)
+        form = (self.run_record["fingerprint"], self.plan.layout, self.plan.image_format)
+        write = writer.commit
         if shard in self.plan.again:
+            write = writer.recommit
             kept = stored_outcomes(Dataset(self.storage), shard, start, self.plan.layout)
             new = {outcome.index: outcome for outcome in made}
             made = [new.get(outcome.index, outcome) for outcome in kept]
-        writer.commit(self.storage, shard, made, extras, self.fingerprint, *form)
+        write(self.storage, shard, made, extras, *form)
 
     def _give_up(self, piece: Piece, words: str) -> None:
         (row,) = self.manifest.part(piece.start, piece.stop).rows()
@@ -215,6 +245,8 @@ class Foreman(Supervisor[writer.Outcome]):
         """Say how far the job is: in `progress.json`, and in the metrics."""
         progress = self.progress()
         self.metrics.speed(progress.images_per_second)
+        if not self.begun:
+            return
         record = progress_record(progress, self._earlier + progress.now.failures, time.time())
         try:
             self.storage.write_bytes(layout.PROGRESS, as_json(dict(record)))
@@ -222,7 +254,13 @@ class Foreman(Supervisor[writer.Outcome]):
             logger.warning("progress is not told: %s", error)
 
     def _judge(self) -> None:
-        """Stop a job that is failing everywhere."""
+        """Stop a job that is failing everywhere, or whose manifest is not what it was."""
+        if self.manifest.changed:
+            raise JobError(
+                f"{self.manifest.path} was changed while its rows were generated: what is done is of the "
+                "manifest as it was. Put that back and run the same command again, or choose another "
+                "output for the new one."
+            )
         limit = self.settings.max_failures
         if limit is None:
             return

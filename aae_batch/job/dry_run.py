@@ -30,7 +30,7 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
     with open_manifest(settings.manifest, endpoint) as manifest:
         storage = open_storage(settings.output, endpoint)
         plan = make_plan(settings, manifest, storage)
-        if plan.begun and settings.retry_failed:
+        if settings.retry_failed:
             plan = plan.retrying(Dataset(storage))
         tokenizer = load_tokenizer(settings.model, revision=settings.revision, s3_endpoint=endpoint)
         factor = load_vae_scale_factor(

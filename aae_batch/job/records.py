@@ -7,7 +7,7 @@ import platform
 import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
@@ -19,12 +19,29 @@ from aae_batch.dataset import layout, writer
 from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.layout import Layout
 from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.run_record import fingerprint, sealed
 from aae_batch.dataset.storage import Storage
-from aae_batch.errors import OutputError
+from aae_batch.errors import JobError, OutputError
 from aae_batch.job.plan import Ledger
 from aae_batch.job.progress import Progress
-from aae_batch.job.settings import JobSettings, differences, fingerprint
+from aae_batch.job.settings import AUTO, JobSettings, differences
 from aae_batch.manifest import Manifest
+
+MAKERS = ("aae_batch", "torch", "diffusers", "transformers")
+"""Packages whose versions pictures depend on."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What an actor has made of the settings: the kind of its device, e.g. `cuda`, and the precision of
+    its weights, e.g. `float16`."""
+
+    device: str
+    dtype: str
+
+
+RESOLVED = tuple(column.name for column in fields(Loaded))
+"""Settings that may be `auto` until an actor has loaded the model."""
 
 
 @dataclass(frozen=True)
@@ -70,23 +87,18 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
     """Hold a job against its output.
 
     Raises:
-        OutputError: the output belongs to another run.
+        OutputError: the output belongs to another run, or to no run at all.
     """
     pixels = settings.pixels(manifest.digest)
     dataset = Dataset(storage)
     before = dataset.run
-    committed = frozenset(dataset.shards())
-    if before is None and committed:
-        raise OutputError(
-            f"{storage.root} holds metadata but no {layout.RUN}, so there is no telling what made "
-            "it; choose another output."
-        )
-    if before is None and any(storage.list(prefix) for prefix in (layout.IMAGES, layout.ATTENTION)):
-        raise OutputError(
-            f"{storage.root} holds {layout.IMAGES} or {layout.ATTENTION} of someone else's, which a run "
-            "would write over; choose another output."
-        )
-    if before is None or not committed:  # nothing is lost by beginning anew
+    there = storage.anything()
+    if before is None:
+        if there is not None:
+            raise OutputError(
+                f"{storage.root} is not empty (there is {there}) and has no {layout.RUN}, so no run made "
+                "it, and none will write to it: choose another output."
+            )
         run = {
             "fingerprint": fingerprint(pixels),
             "settings": pixels,
@@ -96,16 +108,53 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
             "versions": versions(),
             "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        return Plan(run, begun=False, committed=committed)
+        return Plan(run, begun=False, committed=frozenset())
     form = settings.form(before)
-    changed = differences(before.get("settings", {}), pixels)
+    changed = differences(before["settings"], as_resolved(pixels, before["settings"]))
     changed += differences({name: before.get(name) for name in form}, form)
     if changed:
         raise OutputError(
             f"{storage.root} was begun with other settings ({'; '.join(changed)}): choose another "
             "output, or go back to these settings to finish it."
         )
-    return Plan(before, begun=True, committed=committed)
+    _check_versions(before, settings.other_versions)
+    return Plan(before, begun=True, committed=frozenset(dataset.shards()))
+
+
+def as_resolved(pixels: dict[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that leave device and precision open, with those that the first actor has found."""
+    open_ones = {name: found.get(name, AUTO) for name in RESOLVED if pixels[name] == AUTO}
+    return pixels | open_ones
+
+
+def _check_versions(run: Mapping[str, Any], accepted: bool) -> None:
+    """Raises: OutputError: the run was begun with other versions of what makes the pictures."""
+    before, here = run.get("versions", {}), versions()
+    changed = differences(
+        {name: before.get(name) for name in MAKERS}, {name: here[name] for name in MAKERS}
+    )
+    if changed and not accepted:
+        raise OutputError(
+            f"The run was begun with other versions ({'; '.join(changed)}), whose pictures may differ: "
+            "install those, or add --other-versions to go on all the same."
+        )
+
+
+def resolved(run: Mapping[str, Any], loaded: Loaded) -> dict[str, Any]:
+    """The record of a run, with the device and the precision that its first actor has found."""
+    settings = run["settings"] | asdict(loaded)
+    return sealed({**run, "fingerprint": fingerprint(settings), "settings": settings})
+
+
+def check_loaded(run: Mapping[str, Any], loaded: Loaded) -> None:
+    """Raises: JobError: an actor makes other pictures than those that are there."""
+    before = {name: run["settings"][name] for name in RESOLVED}
+    changed = differences(before, asdict(loaded))
+    if changed:
+        raise JobError(
+            f"An actor has loaded the model otherwise than the first one did ({'; '.join(changed)}): give "
+            "all machines the same, or say it with --device and --dtype."
+        )
 
 
 def summarize(dataset: Dataset, session: dict[str, Any] | None) -> dict[str, Any]:
@@ -174,13 +223,9 @@ def versions() -> dict[str, str]:
     return found | {package: version(package) for package in packages}
 
 
-def begin(storage: Storage, plan: Plan) -> None:
-    """Write `run.json`, and remove what a run that committed nothing has left."""
-    for prefix in (layout.IMAGES, layout.ATTENTION):
-        for name in storage.list(prefix):
-            storage.delete(name)
-    storage.delete(layout.PROGRESS)
-    storage.write_bytes(layout.RUN, as_json(plan.run))
+def begin(storage: Storage, run: Mapping[str, Any]) -> None:
+    """Write `run.json`, by which the output is ours from now on."""
+    storage.create_bytes(layout.RUN, as_json(sealed(run)))
 
 
 def as_json(value: Mapping[str, Any]) -> bytes:

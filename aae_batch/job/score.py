@@ -17,6 +17,7 @@ from typing import Any
 
 from aae_batch.dataset.lock import Lock
 from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.rewriting import writing
 from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import JobError, OutputError
 from aae_batch.evaluate.metric import Loaded, Metric, score_rows, unscored, write_scores
@@ -99,7 +100,7 @@ def score(
     dataset = Dataset(storage)
     metric = _metric(settings, dataset)
     metric_run(settings, metric, dataset)  # refuse before anything is made
-    with storage.writing() as lock:
+    with writing(storage) as lock:
         plan = make_score_plan(settings, metric, dataset)
         try:
             done = Tally()
@@ -174,6 +175,7 @@ def _score_on_actors(
     with cluster(settings) as actors, stop_on_signals(settings.grace) as stop:
         scorer = ScorerSettings(
             root=dataset.storage.root,
+            lease=lock.token,
             name=settings.metric,
             metric=metric,
             weights=weights_of(metric, settings.s3_endpoint),

@@ -14,14 +14,14 @@ import pyarrow.compute as pc
 
 from aae_batch.dataset import layout
 from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.run_record import fingerprint
 from aae_batch.errors import OutputError
 from aae_batch.evaluate.metric import Loaded, Metric
 from aae_batch.job.plan import Ledger, Piece, shards
 from aae_batch.job.records import as_json, versions
 from aae_batch.job.score_settings import OF_OUTPUT, ScoreSettings
-from aae_batch.job.settings import differences, fingerprint
+from aae_batch.job.settings import AUTO, differences
 
-AUTO = "auto"
 READERS = 8
 """Tables that are read at a time."""
 

@@ -27,12 +27,14 @@ class ScorerSettings:
 
     Attributes:
         root: the output root.
+        lease: the token of the driver's lock on it: without that nothing is written.
         name: the metric's, under which its tables lie.
         weights: the digest of each model's, as the run was begun with; None for one on the hub.
         threads: torch's threads; None leaves them as they are.
     """
 
     root: str
+    lease: str
     name: str
     metric: Metric
     weights: Mapping[str, str | None]
@@ -67,6 +69,7 @@ class Scorer(Actor):
         super().__init__()
         self.settings = settings
         self.storage = open_storage(settings.root, settings.s3_endpoint)
+        self.storage.heed(settings.lease)
         self._turn = threading.Lock()
         self._lock = threading.Lock()
         self._done: Counter[Piece] = Counter()

@@ -19,6 +19,7 @@ from aae_batch.errors import ModelError, OutputError, SettingsError
 from aae_batch.model.loading import MODEL_FILES, source_of
 
 SHARD_SIZE = 256
+AUTO = "auto"
 _END = 1 << 20
 _OF_SETTINGS = ("guidance", "image_format")
 
@@ -125,6 +126,9 @@ class JobSettings(ActorSettings):
         None, description="Stop when more rows have failed: a number, or a share, '5%'."
     )
     retry_failed: bool = Field(False, description="Generate again the rows that have failed.")
+    other_versions: bool = Field(
+        False, description="Go on with a run that other versions of torch and others have begun."
+    )
 
     def pixels(self, manifest_digest: str) -> dict[str, Any]:
         """Everything that the pictures depend on, as JSON holds it."""
@@ -132,7 +136,7 @@ class JobSettings(ActorSettings):
             "model": self.model,
             "revision": self.revision,
             "weights": weights_digest(self.model, self.s3_endpoint),
-            "device": self.device,
+            "device": self.device.partition(":")[0],
             "dtype": self.dtype,
             "guidance": json.loads(self.guidance.model_dump_json()),
             "manifest": manifest_digest,
@@ -198,11 +202,6 @@ def weights_digest(
             file.seek(max(0, size - _END))
             digest.update(file.read(_END))
     return digest.hexdigest()
-
-
-def fingerprint(pixels: dict[str, Any]) -> str:
-    """SHA-256 of everything that the pictures depend on."""
-    return hashlib.sha256(json.dumps(pixels, sort_keys=True).encode()).hexdigest()
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -10,16 +10,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import pyarrow.compute as pc
+
 from aae_batch.config import GuidanceConfig
 from aae_batch.dataset import writer
 from aae_batch.dataset.image_format import ImageFormat
-from aae_batch.dataset.layout import Layout
+from aae_batch.dataset.layout import Layout, metadata_name
+from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import ModelError, RowError
 from aae_batch.job.actor import Actor, Report
 from aae_batch.job.metrics import WorkerMetrics
 from aae_batch.job.plan import Piece
 from aae_batch.job.progress import Tally
+from aae_batch.job.records import Loaded
 from aae_batch.job.settings import weights_digest
 from aae_batch.manifest import Part
 from aae_batch.request import Request, Result
@@ -38,6 +42,7 @@ class WorkerSettings:
     Attributes:
         weights: the digest of the model's, as the run was begun with; None for one on the hub.
         root: the output root.
+        lease: the token of the driver's lock on it: without that nothing is written.
         layout, image_format: how pictures are stored.
         threads: torch's threads; None leaves them as they are.
         writers: threads that encode and write pictures.
@@ -51,7 +56,7 @@ class WorkerSettings:
     slots: int
     guidance: GuidanceConfig
     root: str
-    fingerprint: str
+    lease: str
     weights: str | None = None
     layout: Layout = "files"
     image_format: ImageFormat = writer.PNG
@@ -66,8 +71,12 @@ class Task:
 
     piece: Piece
     part: Part
+    fingerprint: str
+    """Of the run."""
     commit: bool
     """Whether the piece is a whole shard; otherwise its outcomes are returned instead."""
+    keep: bool = False
+    """Whether pictures are returned with the outcomes and not written, in every layout."""
 
 
 @dataclass
@@ -91,14 +100,15 @@ class Worker(Actor):
         super().__init__()
         self.settings = settings
         self.storage = open_storage(settings.root, settings.s3_endpoint)
+        self.storage.heed(settings.lease)
         self._incoming: queue.SimpleQueue[tuple[_Open, Row]] = queue.SimpleQueue()
         self._open: list[_Open] = []
         self._lock = threading.Lock()
         self._writing = 0
         self._broken: BaseException | None = None
 
-    def load(self) -> str:
-        """Load the model and start; returns where, e.g. `cuda`. Errors are the caller's to report."""
+    def load(self) -> Loaded:
+        """Load the model and start. Errors are the caller's to report."""
         if self.settings.threads is not None:
             import torch
 
@@ -114,7 +124,11 @@ class Worker(Actor):
             4 * self.settings.writers + self.settings.slots
         )
         threading.Thread(target=self._run, args=(engine,), name="engine", daemon=True).start()
-        return str(engine.model.device.type)
+        return self.loaded(engine)
+
+    def loaded(self, engine: Engine) -> Loaded:
+        model = engine.model
+        return Loaded(str(model.device.type), str(model.dtype).removeprefix("torch."))
 
     def load_engine(self) -> Engine:
         from aae_batch.engine import Engine
@@ -138,12 +152,15 @@ class Worker(Actor):
         return self.generate(task)
 
     def generate(self, task: Task) -> Report[writer.Outcome]:
-        """Generate a piece; commit it if it is a shard.
+        """Generate a piece; commit it if it is a shard. One that is committed, by an actor that died before
+        it could say so, is only counted.
 
         Raises:
             OutputError: something cannot be written.
             Exception: whatever else stopped the engine, which is then of no more use.
         """
+        if task.commit and self.storage.exists(metadata_name(task.piece.shard)):
+            return Report(self._counted(task.piece.shard), [])
         rows = task.part.rows()
         good = [row for row in rows if row.error is None]
         piece = _Open(task, missing={row.id for row in good})
@@ -168,7 +185,7 @@ class Worker(Actor):
                     task.piece.shard,
                     outcomes,
                     task.part.extras,
-                    self.settings.fingerprint,
+                    task.fingerprint,
                     self.settings.layout,
                     self.settings.image_format,
                 )
@@ -177,6 +194,11 @@ class Worker(Actor):
         finally:
             with self._lock:
                 self._open.remove(piece)
+
+    def _counted(self, shard: int) -> Tally:
+        table = Dataset(self.storage).table(shard, ["error_type", "num_refinements"])
+        failures = Counter(table["error_type"].drop_null().to_pylist())
+        return Tally(len(table), pc.sum(table["num_refinements"]).as_py() or 0, failures)
 
     def progress(self) -> dict[Piece, Tally]:
         """What is finished of each piece that is under way."""
@@ -233,6 +255,7 @@ class Worker(Actor):
                 self.settings.layout,
                 self.settings.image_format,
                 self.metrics.spent,
+                piece.task.keep,
             )
         finally:
             self._unwritten.release()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -23,6 +22,7 @@ from aae_batch.errors import ManifestError, OutputError, SettingsError, shown
 from aae_batch.prompts.prompt import Prompt, Prompts
 from aae_batch.request import METHODS
 from aae_batch.row import is_safe_id, seed_of
+from aae_batch.scratch import scratch_folder
 
 MOST_SEEDS = 1_000_000
 GUIDED_AND_PLAIN = ("attend-and-excite", "stable-diffusion")
@@ -217,7 +217,7 @@ def write_manifest(path: str, rows: ManifestRows, s3_endpoint: str | None = None
         OutputError: it cannot be written there.
     """
     folder, name = _split(path)
-    with tempfile.TemporaryDirectory(prefix="aae-batch-") as made:
+    with scratch_folder() as made:
         local = Path(made) / "manifest"
         try:
             _WRITERS[PurePosixPath(path).suffix.lower()](local, rows)

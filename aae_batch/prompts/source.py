@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +17,7 @@ from aae_batch.manifest import Manifest, open_manifest
 from aae_batch.prompts.prompt import MOST_PROMPTS, Prompt, Prompts
 from aae_batch.prompts.template import expand
 from aae_batch.row import Row
+from aae_batch.scratch import scratch_folder
 
 TABLES = (".csv", ".jsonl", ".parquet")
 YAML = (".yaml", ".yml")
@@ -82,7 +82,7 @@ def read_text(path: str, s3_endpoint: str | None = None) -> str:
     try:
         if not is_url(path):
             return Path(path).read_text(encoding="utf-8-sig")
-        with tempfile.TemporaryDirectory(prefix="aae-batch-") as folder:
+        with scratch_folder() as folder:
             return fetch(path, Path(folder), s3_endpoint).read_text(encoding="utf-8-sig")
     except UnicodeError:
         raise ManifestError(f"{path} is not UTF-8; save it as UTF-8 text.") from None

@@ -19,6 +19,7 @@ from aae_batch.job.settings import JobSettings
 from aae_batch.model.loading import EMBEDDED, default_guidance, named
 from aae_batch.report.contact_sheet import Finding, Group, Picture, contact_sheet
 from aae_batch.report.write import write_report
+from aae_batch.scratch import scratch_folder
 from aae_batch.shapes.detector import Verdict, judge
 from aae_batch.shapes.score import SPLITS, Pair
 from aae_batch.shapes.world import Thing, caption
@@ -44,21 +45,23 @@ def run_demo(
     """
     pairs = SPLITS["report"].pairs[:PROMPTS]
     storage = open_storage(output)
-    storage.write_bytes(MANIFEST, _manifest(pairs))
-    settings = JobSettings(
-        manifest=storage.place(MANIFEST),
-        output=str(output),
-        model=model,
-        guidance=default_guidance(model).updated(**guidance),
-        actors=2,
-        slots=12,
-        shard_size=12,
-    )
     write(f"model: {named(model)}")
     write(f"{len(pairs)} prompts, plain and guided from the same noise, on 2 actors:")
-    with progress_reporter() as report:
+    with scratch_folder() as folder, progress_reporter() as report:
+        manifest = folder / MANIFEST
+        manifest.write_bytes(_manifest(pairs))
+        settings = JobSettings(
+            manifest=manifest,
+            output=str(output),
+            model=model,
+            guidance=default_guidance(model).updated(**guidance),
+            actors=2,
+            slots=12,
+            shard_size=12,
+        )
         summary = run_job(settings, report)
         score(_scores(settings.output), report)
+    storage.write_bytes(MANIFEST, _manifest(pairs))  # for whoever wants to look at it
     dataset = Dataset(storage)
     drawn = _drawn(dataset, pairs)
     title = f"{_counts(pairs, drawn)}; same noise left and right, prompts not picked".capitalize()

@@ -143,6 +143,18 @@ def test_a_writer_that_was_overtaken_learns_of_it_and_writes_no_more(kind, reque
     assert not other.exists("a")
 
 
+def test_a_writer_that_slept_and_was_overtaken_does_not_write_before_it_knows(remote):
+    """Its first act after a long sleep is a write, before the next renewal."""
+    with remote.writing(replace(FAST, renew=1000)) as lock:
+        remote.write_bytes("a", b"1")
+        lock.renewed -= 1000
+        remote.lock_cell(FAST).delete()
+        other = open_storage(remote.root).writing(FAST)
+        with other, pytest.raises(OutputError, match="nothing more is written"):
+            remote.write_bytes("a", b"2")
+        assert remote.read_bytes("a") == b"1"
+
+
 def test_an_answer_that_got_lost_does_not_lose_the_lock(bucket, proxy):
     storage = open_storage(f"{bucket.url}/out", proxy.url)
     proxy.fail("drop-answer", times=2, method="PUT", path=NAME)
@@ -176,3 +188,84 @@ def test_a_lock_whose_process_has_ended_here_is_free_at_once(remote):
     remote.write_bytes(NAME, holder.as_json())
     with remote.writing(FAST) as lock:
         lock.check()
+
+
+# --- a worker's eye on it ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def worker():
+    """A copy of a storage as a worker has it, which looks at the lock at every write."""
+
+    def of(storage, token: str):
+        copy = pickle.loads(pickle.dumps(storage))
+        copy.heed(token)
+        copy._lock._timing = replace(TIMING, look=0.0)
+        return copy
+
+    return of
+
+
+def test_a_worker_writes_while_its_driver_holds_the_lock_and_no_longer(storage, worker):
+    with storage.writing(FAST) as lock:
+        copy = worker(storage, lock.token)
+        copy.write_bytes("a", b"1")
+        assert copy.create_bytes("b", b"1")
+    for write in (copy.write_bytes, copy.create_bytes):
+        with pytest.raises(OutputError, match="nothing more is written"):
+            write("c", b"2")
+    with pytest.raises(OutputError, match="nothing more is written"):
+        copy.delete("a")
+    with storage.writing(FAST):  # another run's
+        with pytest.raises(OutputError, match="nothing more is written"):
+            copy.write_bytes("a", b"2")
+        assert storage.read_bytes("a") == b"1"
+
+
+def test_a_worker_stops_when_its_driver_sleeps_for_too_long(remote, worker):
+    with remote.writing(replace(FAST, renew=1000)) as lock:
+        copy = worker(remote, lock.token)
+        copy.write_bytes("a", b"1")
+        copy._lock._timing = replace(FAST, look=0.0, stale=1.0)
+
+        def refused() -> bool:
+            try:
+                copy.write_bytes("a", b"2")
+            except OutputError:
+                return True
+            return False
+
+        wait_for(refused)
+
+
+def test_a_worker_stops_when_its_driver_was_killed_on_this_machine(tmp_path, worker):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    storage = open_storage(tmp_path)
+    holder = replace(Holder.this_process(), pid=ended.pid)
+    storage.write_bytes(".lock-holder", holder.as_json())
+    with pytest.raises(OutputError, match="nothing more is written"):
+        worker(storage, holder.token).write_bytes("a", b"1")
+
+
+@pytest.mark.parametrize("elsewhere", ["a boot of another machine pid:[4026531836]", ""])
+def test_a_process_is_only_looked_for_on_the_machine_and_boot_that_it_ran_on(remote, elsewhere):
+    """Machines that were cloned have the same name, and their processes the same numbers."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    holder = replace(Holder.this_process(), pid=ended.pid)
+    assert holder.has_ended
+    remote.write_bytes(NAME, replace(holder, pid_space=elsewhere).as_json())
+    assert "if that run has died, the output is free in" in refusal(remote)
+
+
+def test_a_link_in_a_lock_s_place_is_not_written_through(tmp_path):
+    dear = tmp_path / "dear.txt"
+    dear.write_text("dear")
+    for name in (NAME, ".lock-holder"):
+        root = tmp_path / f"out{name}"
+        root.mkdir()
+        (root / name).symlink_to(dear)
+        with pytest.raises(OutputError, match="is a link"), open_storage(root).writing(FAST):
+            pass
+        assert dear.read_text() == "dear"

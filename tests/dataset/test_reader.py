@@ -22,7 +22,7 @@ def test_scores_are_found_by_metric_and_shard(tmp_path):
         buffer = io.BytesIO()
         pq.write_table(table, buffer)
         storage.write_bytes(layout.metric_name("clip", shard), buffer.getvalue())
-    storage.write_bytes(layout.metric_run_name("clip"), b"{}")
+    storage.write_bytes(layout.metric_run_name("clip"), b'{"fingerprint": "", "settings": {}}')
     assert dataset.metrics() == ["clip"]
     assert dataset.scored_shards("clip") == [1, 3]
     assert dataset.scores_of("clip", 3).to_pylist() == table.to_pylist()
@@ -37,7 +37,9 @@ def test_scores_of_another_run_than_the_metrics_last_one_are_not_current(tmp_pat
         marked = table.replace_schema_metadata({layout.SCORES_FINGERPRINT: mark})
         pq.write_table(marked, buffer)
         storage.write_bytes(layout.metric_name("clip", shard), buffer.getvalue())
-    storage.write_bytes(layout.metric_run_name("clip"), b'{"fingerprint": "another"}')
+    storage.write_bytes(
+        layout.metric_run_name("clip"), b'{"fingerprint": "another", "settings": {}}'
+    )
     wanted = dataset.metric_fingerprint("clip")
     assert dataset.current_scores_of("clip", 0, wanted) is None
     assert dataset.current_scores_of("clip", 1, wanted).equals(table, check_metadata=True)

@@ -61,7 +61,7 @@ def test_what_is_not_there_is_named(storage):
 
 def test_a_folder_that_cannot_be_written_or_read_says_why(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"Cannot write .*File exists"):
+    with pytest.raises(OutputError, match=r"Cannot write .*Not a directory"):
         open_storage(tmp_path / "file").write_bytes("a", b"")
     with pytest.raises(OutputError, match="No such file"):
         open_storage(tmp_path).read_bytes("a")

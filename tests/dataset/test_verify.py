@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from aae_batch.dataset import layout, verify
-from aae_batch.dataset.reader import Dataset, tar_members
+from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.verify import Problem
-from aae_batch.dataset.webdataset import add_member
+from aae_batch.dataset.webdataset import add_member, tar_members
 from aae_batch.manifest import open_manifest
 
 LAYOUTS = ["files", "webdataset", "parquet"]
@@ -59,6 +59,16 @@ def delete(name: str):
 
 def copy(name: str, other: str):
     return lambda storage: storage.write_bytes(other, storage.read_bytes(name))
+
+
+def run_says(**values):
+    """A damage: `run.json` edited by hand."""
+
+    def damage(storage) -> None:
+        record = json.loads(storage.read_bytes("run.json"))
+        storage.write_bytes("run.json", json.dumps(record | values).encode())
+
+    return damage
 
 
 def cut(name: str):
@@ -112,20 +122,32 @@ def short(rows):
 
 BROKEN = ("broken", 1, None)
 OF_C = ("broken", 1, "c")
-COMMIT = ["summary.json", "metadata/00001.parquet"]
+COMMIT = [
+    "summary.json",
+    "images/00001.tar",
+    "attention/00001.parquet",
+    "metadata/00001.parquet",
+]
+"""What there is of it."""
+PICTURE_C = ["summary.json", "images/00001/c.png", *COMMIT[1:]]
 
 DAMAGES = [
     # what is done to it, the problem, its words, what a repair deletes
     ("files", delete("run.json"), ("other", None, None), "There is no run.json", []),
     ("files", write("run.json", b"{"), ("other", None, None), "is not JSON", []),
     ("files", write("run.json", b"{}"), ("other", None, None), "does not say how", []),
+    ("files", write("run.json", b"[]"), ("other", None, None), "is no JSON object", []),
+    ("files", write("run.json", b"null"), ("other", None, None), "is no JSON object", []),
+    ("files", run_says(rows=4), ("other", None, None), "changed after it was written", []),
+    ("files", run_says(shard_size=9), ("other", None, None), "changed after it was written", []),
+    ("files", run_says(rows="x"), ("other", None, None), "no run of aae-batch wrote it", []),
     ("files", delete("metadata/00001.parquet"), ("missing", 1, None), "1 of 3 shards", []),
     (
         "files",
         copy("metadata/00001.parquet", "metadata/00009.parquet"),
-        ("broken", 9, None),
-        "only 3 shards",
-        ["summary.json", "metadata/00009.parquet"],
+        ("other", None, None),
+        "is of no shard: the run has 3",
+        [],
     ),
     ("files", write("metadata/notes.txt", b""), ("other", None, None), "no table of a shard", []),
     ("files", cut("metadata/00001.parquet"), BROKEN, "metadata/00001.parquet cannot be", COMMIT),
@@ -141,19 +163,34 @@ DAMAGES = [
     ("files", metadata(1, 0, fingerprint="g"), BROKEN, "the column fingerprint is not", COMMIT),
     ("files", metadata(1, 1, shard=2), BROKEN, "the column shard is not 1", COMMIT),
     ("files", metadata(1, 0, file_name=None), OF_C, "should be images/00001/c.png", COMMIT),
-    ("files", metadata(1, 0, width=24), OF_C, "16 x 8, and should be 24 x 8", COMMIT),
+    ("files", metadata(1, 0, width=24), OF_C, "16 x 8, and should be 24 x 8", PICTURE_C),
     ("files", metadata(1, 1, error=None), ("broken", 1, "bad"), "has no error", COMMIT),
     ("files", metadata(1, 1, file_name="x"), ("broken", 1, "bad"), "failed and has the f", COMMIT),
     ("files", delete("images/00001/c.png"), OF_C, "its image is missing", COMMIT),
-    ("files", write("images/00001/c.png", b"x"), OF_C, "another sha256", COMMIT),
-    ("files", undecodable, OF_C, "cannot be decoded", COMMIT),
+    ("files", write("images/00001/c.png", b"x"), OF_C, "another sha256", PICTURE_C),
+    ("files", undecodable, OF_C, "cannot be decoded", PICTURE_C),
     (
         "files",
         write("images/00001/x.png", b""),
-        ("stray", 1, None),
-        "images/00001/x.png",
-        ["summary.json", "images/00001/x.png"],
+        ("other", 1, None),
+        "no run wrote images/00001/x.png: move it away",
+        [],
     ),
+    (
+        "files",
+        copy("images/00001/c.png", "images/00001/bad.png"),
+        ("stray", 1, None),
+        "images/00001/bad.png belong to rows that failed",
+        ["summary.json", "images/00001/bad.png"],
+    ),
+    (
+        "files",
+        write("rewriting/00001.tar", b""),
+        ("missing", 1, None),
+        "rewriting/00001.tar waits to be carried out",
+        [],
+    ),
+    ("files", write("summary.json", b""), ("summary", None, None), "damaged", ["summary.json"]),
     ("files", delete("attention/00001.parquet"), BROKEN, "attention/00001.parquet is mi", COMMIT),
     ("files", cut("attention/00001.parquet"), BROKEN, "attention/00001.parquet cannot", COMMIT),
     ("files", attention(1, lambda rows: []), OF_C, "its subjects are ['cat']", COMMIT),
@@ -213,9 +250,9 @@ DAMAGES = [
     (
         "webdataset",
         write("images/00009.tar", b""),
-        ("stray", None, None),
-        "images/00009.tar",
-        ["summary.json", "images/00009.tar"],
+        ("other", None, None),
+        "no run wrote images/00009.tar",
+        [],
     ),
     ("parquet", metadata(1, 0, image=None), OF_C, "its image is missing", COMMIT),
     (
@@ -235,9 +272,9 @@ DAMAGES = [
     (
         "parquet",
         write("images/x.png", b""),
-        ("stray", None, None),
-        "images/x.png",
-        ["summary.json", "images/x.png"],
+        ("other", None, None),
+        "no run wrote images/x.png",
+        [],
     ),
 ]
 
@@ -252,25 +289,21 @@ def test_an_output_is_proved(make_output, kind):
     assert found.proved
     assert str(found) == "3 of 3 shards, 5 rows: 4 images, 1 failed; proved"
     assert done == [(1, 3), (2, 3), (3, 3)]
-    assert verify.repair(output.storage, found) == []
+    assert verify.to_delete(output.storage, found) == []
 
 
 @pytest.mark.parametrize(("kind", "damage", "problem", "words", "deleted"), DAMAGES)
-def test_a_damage_is_told_and_repaired_and_nothing_else(
+def test_a_damage_is_told_and_what_is_deleted_of_it_and_nothing_else(
     make_output, kind, damage, problem, words, deleted
 ):
     storage = make_output(kind).storage
     damage(storage)
-    names = [*storage.list("metadata/"), *storage.list("images/"), *storage.list("attention/")]
     found = verify.verify(storage)
     assert told(found.problems) == [problem]
     assert words in str(found.problems[0])
     assert not found.proved
     assert found.only_incomplete == (problem[0] == "missing")
-    assert verify.repair(storage, found) == deleted
-    left = [*storage.list("metadata/"), *storage.list("images/"), *storage.list("attention/")]
-    assert left == [name for name in names if name not in deleted]
-    assert storage.exists("summary.json") == ("summary.json" not in deleted)
+    assert verify.to_delete(storage, found) == [name for name in deleted if storage.exists(name)]
 
 
 def test_rows_in_another_order_are_found_with_the_manifest(make_output):
@@ -279,8 +312,39 @@ def test_rows_in_another_order_are_found_with_the_manifest(make_output):
     assert verify.verify(output.storage).proved
     with open_manifest(output.manifest) as manifest:
         found = verify.verify(output.storage, manifest)
-    assert told(found.problems) == [("broken", 0, "b")]
-    assert "should have the id a" in found.problems[0].text
+    assert told(found.problems)[0] == ("broken", 0, "b")
+    assert "its id is 'b', and in the manifest 'a'" in found.problems[0].text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prompt": "a dog"}, "its prompt is 'a dog', and in the manifest 'a cat'"),
+        ({"seed": 1}, "its seed is 1, and in the manifest"),
+        ({"negative_prompt": "x"}, "its negative_prompt is 'x', and in the manifest None"),
+        ({"guidance_scale": 1.0}, "its guidance_scale is 1.0, and in the manifest 7.5"),
+        ({"method": "stable-diffusion"}, "its method is 'stable-diffusion'"),
+    ],
+)
+def test_rows_that_say_something_else_are_found_with_the_manifest(make_output, change, words):
+    output = make_output()
+    metadata(1, 0, **change)(output.storage)
+    with open_manifest(output.manifest) as manifest:
+        found = verify.verify(output.storage, manifest)
+    assert told(found.problems) == [("broken", 1, "c")]
+    assert words in found.problems[0].text
+
+
+def test_an_extra_column_that_says_something_else_is_found_with_the_manifest(make_output):
+    rows = [
+        {"id": name, "prompt": "a cat", "subjects": ["cat"], "note": i + 0.5}
+        for i, name in enumerate("ab")
+    ]
+    output = make_output(rows=rows)
+    metadata(0, 1, note=None)(output.storage)
+    with open_manifest(output.manifest) as manifest:
+        found = verify.verify(output.storage, manifest)
+    assert "its column note is not that of the manifest" in found.problems[0].text
 
 
 def test_another_manifest_is_found_out(make_output):

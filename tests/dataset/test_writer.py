@@ -13,8 +13,9 @@ from PIL import Image
 from aae_batch.config import GuidanceConfig
 from aae_batch.dataset import writer
 from aae_batch.dataset.image_format import ImageFormat
-from aae_batch.dataset.reader import Dataset, tar_members
+from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import LocalStorage, open_storage
+from aae_batch.dataset.webdataset import tar_members
 from aae_batch.errors import OutputError
 from aae_batch.request import Result
 from aae_batch.row import read_row
@@ -63,7 +64,13 @@ def test_pictures_of_an_attempt_that_did_not_finish_are_swept_away(storage):
 
 def test_metadata_is_written_last(storage, monkeypatch):
     written = []
-    monkeypatch.setattr(LocalStorage, "write_bytes", lambda self, name, data: written.append(name))
+    create = LocalStorage.create_bytes
+
+    def created(self, name, data):
+        written.append(name)
+        return create(self, name, data)
+
+    monkeypatch.setattr(LocalStorage, "create_bytes", created)
     writer.commit(storage, 7, outcomes(storage), NO_EXTRAS, "f")
     assert written == [
         "images/00007/good.png",

@@ -8,8 +8,9 @@ import json
 import os
 import shutil
 import signal
-import time
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from aae_batch.errors import JobError, ModelError, OutputError, SettingsError
 from aae_batch.evaluate.attention import AttentionMetric
 from aae_batch.evaluate.clip import ClipMetric
 from aae_batch.evaluate.metric import score_rows
-from aae_batch.job.records import begin, make_plan
+from aae_batch.job.records import make_plan
 from aae_batch.job.score import plan_scores, score
 from aae_batch.job.score_records import begin_scores
 from aae_batch.job.score_settings import ScoreSettings, weights_of
@@ -38,6 +39,7 @@ from aae_batch.request import Result
 from aae_batch.shapes.detector import judge
 from aae_batch.shapes.world import Thing
 from tests.evaluate.conftest import drawn
+from tests.small_output import begun
 
 PLAIN, GUIDED = "stable-diffusion", "attend-and-excite"
 PAIRS = [("red circle", "blue square"), ("green star", "yellow cross")]
@@ -77,12 +79,12 @@ def make_output(folder: Path, form: str = "files", root: str | None = None) -> s
     )
     with open_manifest(manifest) as opened:
         plan = make_plan(settings, opened, storage)
-        begin(storage, plan)
+        run = begun(storage, plan)
         for piece in list(plan.ledger().todo):
             rows, extras = opened.read(piece.start, piece.stop)
             how = (plan.layout, plan.image_format)
             made = [outcome(storage, piece.shard, row, guidance, *how) for row in rows]
-            writer.commit(storage, piece.shard, made, extras, plan.run["fingerprint"], *how)
+            writer.commit(storage, piece.shard, made, extras, run["fingerprint"], *how)
     return root
 
 
@@ -411,7 +413,7 @@ def test_pickled_weights_count_among_a_judges(judges, tmp_path):
 
 def test_an_actor_refuses_another_model_than_the_run_was_begun_with(output, judges):
     metric = ClipMetric(judges.clip)
-    told = ScorerSettings(output, "clip", metric, {judges.clip: "0" * 64}, "cpu", "float32", 1)
+    told = ScorerSettings(output, "", "clip", metric, {judges.clip: "0" * 64}, "cpu", "float32", 1)
     with pytest.raises(ModelError, match="another one on this machine"):
         Scorer(told).load()
 
@@ -443,15 +445,23 @@ def test_an_incomplete_output_is_scored_as_far_as_it_is(output, ray_here):
 
 
 def test_after_sigterm_the_same_command_completes(output, scored, monkeypatch):
-    judge, calls = AttentionMetric.score, []
+    judge, calls, cancelled = AttentionMetric.score, [], threading.Event()
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait=True, *, cancel_futures=False) -> None:
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            cancelled.set()
+            super().shutdown(wait)
 
     def told_to_stop(*arguments):
         calls.append(arguments)
         if len(calls) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
-            time.sleep(0.5)  # so that the third shard is not begun yet
+            assert cancelled.wait(60)  # so that the third shard is not begun
         return judge(*arguments)
+
+    monkeypatch.setattr("aae_batch.job.score.ThreadPoolExecutor", Pool)
 
     monkeypatch.setattr("aae_batch.job.score.READERS", 1)
     monkeypatch.setattr(AttentionMetric, "score", told_to_stop)

@@ -223,6 +223,22 @@ def test_the_csv_has_a_line_for_each_cell_in_full_precision(table):
     assert {row["prompts"] for row in rows} == {"2"}
 
 
+@pytest.mark.parametrize("group", ["=1+1", "+cats", "-cats", "@cats", "\tcats"])
+def test_a_spreadsheet_takes_no_name_for_a_formula(table, group):
+    lines = [replace(line, cells={group: line.cells["Animal-Animal"]}) for line in table.lines]
+    rows = list(csv.DictReader(io.StringIO(as_csv(replace(table, groups=(group,), lines=lines)))))
+    assert {row["set"] for row in rows} == {f"'{group}"}
+    assert {float(row["mean"]) for row in rows} >= {0.375, 0.125}
+
+
+@pytest.mark.parametrize(("label", "said"), [("[a]", "{[}a]"), ("*a", "{*}a"), ("=a", "=a")])
+def test_a_label_is_no_argument_of_the_line_s_end_before_it_in_latex(table, label, said):
+    lines = [replace(line, label=label, minus=None) for line in table.lines]
+    text = as_latex(replace(table, lines=lines))
+    assert f"\n{said} & " in text
+    assert f"\n{label} & " not in text or said == label
+
+
 def test_latex_has_a_column_for_each_set_and_no_bare_percent(table):
     text = as_latex(table)
     assert text.startswith("\\begin{tabular}{lc}\n\\toprule\n & Animal-Animal \\\\\n")

@@ -260,7 +260,9 @@ def test_scores_of_an_earlier_run_of_their_metric_are_left_out(make_output):
     output = make_output()
     score(output, 0, clip_full=[0.1, 0.3])
     assert Scores(Dataset(output.storage), []).names == ["clip_full"]
-    output.storage.write_bytes(layout.metric_run_name("clip"), b'{"fingerprint": "another"}')
+    output.storage.write_bytes(
+        layout.metric_run_name("clip"), b'{"fingerprint": "another", "settings": {}}'
+    )
     assert Scores(Dataset(output.storage), []).names == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -15,11 +16,23 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from aae_batch.dataset import rewriting
 from aae_batch.dataset.reader import Dataset, attention_map
-from aae_batch.errors import JobError, ManifestError, ModelError, OutputError, SettingsError
+from aae_batch.dataset.storage import open_storage
+from aae_batch.dataset.verify import verify
+from aae_batch.errors import (
+    JobError,
+    ManifestError,
+    ModelError,
+    OutputError,
+    SettingsError,
+    SubjectError,
+)
 from aae_batch.job.cluster import ActorPlan
 from aae_batch.job.driver import run_job
+from aae_batch.job.records import Loaded
 from aae_batch.job.worker import Worker, WorkerSettings
+from aae_batch.manifest import open_manifest
 from tests.job.conftest import STEPS, assert_same_but_for_rounding, assert_same_dataset, snapshot
 
 
@@ -96,7 +109,7 @@ def test_an_actor_whose_machine_has_another_model_refuses_it(settings):
         slots=1,
         guidance=job.guidance,
         root=job.output,
-        fingerprint="",
+        lease="",
         weights="0" * 64,
     )
     with pytest.raises(ModelError, match="another one on this machine"):
@@ -118,9 +131,112 @@ def test_a_lost_shard_is_made_again_and_nothing_else(reference):
     after = snapshot(settings.output)
     written = {name for name in after if after[name][0] != before[name][0]}
     counts = {"summary.json", "progress.json"}
-    assert {Path(name).parts[1] for name in written - counts} == {"00002", "00002.parquet"}
-    same = {name for name in written if after[name][1] == before[name][1]}
-    assert written - same <= {"metadata/00002.parquet", *counts}  # they hold times
+    assert written - counts == {"metadata/00002.parquet"}  # its pictures were there, and are taken
+
+
+@pytest.mark.parametrize("layout", ["files", "webdataset", "parquet"])
+def test_an_actor_that_dies_between_its_commit_and_its_report_changes_nothing(
+    reference, settings, tmp_path, layout
+):
+    """Every shard's actor dies so once. The next one draws with other slots, so it rounds otherwise."""
+    died = tmp_path / "died"
+    died.mkdir()
+
+    class Hasty(Worker):
+        def generate(self, task):
+            report = super().generate(task)
+            mark = died / str(task.piece.shard)
+            if not mark.exists():
+                committed = Path(self.storage.place(f"metadata/{task.piece.shard:05d}.parquet"))
+                mark.write_text(str(committed.stat().st_mtime_ns))
+                os.kill(os.getpid(), signal.SIGKILL)
+            return report
+
+    job = settings(layout=layout)
+    summary = run_job(job, worker_class=Hasty)
+    assert (summary["images"], summary["failed"]) == (12, 0)
+    after = snapshot(job.output)
+    written = [int((died / str(shard)).read_text()) for shard in range(4)]
+    assert [after[f"metadata/{shard:05d}.parquet"][0] for shard in range(4)] == written
+    with open_manifest(job.manifest) as manifest:
+        assert verify(open_storage(job.output), manifest).proved
+
+
+def test_a_manifest_that_changes_under_a_job_stops_it(reference, settings, tmp_path):
+    path = tmp_path / "manifest.parquet"
+    before = Path(reference[0].manifest).read_bytes()
+    path.write_bytes(before)
+    job = settings(manifest=path)
+
+    def change(progress) -> None:
+        if Dataset(job.output).shards():
+            rows = [
+                {"id": f"row-{i:02}", "prompt": "a red star and a blue star"} for i in range(12)
+            ]
+            pq.write_table(pa.Table.from_pylist(rows), path)
+
+    with pytest.raises(JobError, match="was changed while its rows were generated"):
+        run_job(job, change)
+    assert Dataset(job.output).summary is None
+    with pytest.raises(OutputError, match="manifest: "):
+        run_job(job)
+    path.write_bytes(before)  # the same content at another time is no change
+    run_job(job, lambda progress: os.utime(path))
+    assert_same_dataset(job.output, reference[0].output)
+
+
+@pytest.mark.parametrize("layout", ["files", "webdataset", "parquet"])
+def test_a_kill_while_failed_rows_are_rewritten_is_healed_by_the_plain_command(
+    reference, settings, tmp_path, layout, monkeypatch
+):
+    once = tmp_path / "failed"
+
+    class Unlucky(Worker):
+        def admit(self, batch, request) -> None:
+            if request.id in ("row-01", "row-04") and not once.exists():
+                raise SubjectError(request.id, "bad luck.")
+            super().admit(batch, request)
+
+    job = settings(layout=layout)
+    assert run_job(job, worker_class=Unlucky)["failed"] == 2
+    once.touch()
+
+    def die(*args) -> None:
+        raise KeyboardInterrupt
+
+    again = job.model_copy(update={"retry_failed": True})
+    monkeypatch.setattr(rewriting, "_carry_out", die)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(again)
+    monkeypatch.undo()
+    assert run_job(job)["failed"] == 1
+    with open_manifest(job.manifest) as manifest:
+        assert verify(open_storage(job.output), manifest).proved
+    assert run_job(again)["failed"] == 0
+    with open_manifest(job.manifest) as manifest:
+        assert verify(open_storage(job.output), manifest).proved
+
+
+def test_nothing_is_written_before_an_actor_has_loaded_the_model(settings, ray_here):
+    class Unready(Worker):
+        def load(self):
+            raise ModelError("it is not there.")
+
+    job = settings()
+    with pytest.raises(ModelError, match="it is not there"):
+        run_job(job, worker_class=Unready)
+    assert [name for name in os.listdir(job.output) if name != ".lock"] == []
+    run_job(job.model_copy(update={"shard_size": 12}))
+
+
+def test_a_damaged_progress_or_summary_ends_no_run(reference, settings):
+    settings, _ = reference
+    root = Path(settings.output)
+    before = json.loads((root / "summary.json").read_bytes())
+    for name in ("progress.json", "summary.json"):
+        (root / name).write_bytes(b"")
+    assert run_job(settings)["images"] == 12
+    assert json.loads((root / "summary.json").read_bytes())["images"] == before["images"]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +249,7 @@ def test_a_killed_actor_costs_one_shard_at_most(
     pids.mkdir()
 
     class Known(Worker):
-        def load(self) -> str:
+        def load(self):
             (pids / str(os.getpid())).touch()
             return super().load()
 
@@ -179,8 +295,8 @@ def test_a_row_that_kills_its_process_fails_alone(reference, settings):
 
 def test_actors_that_only_die_stop_the_job(settings, ray_here):
     class Hopeless(Worker):
-        def load(self) -> str:
-            return "nowhere"
+        def load(self):
+            return Loaded("cpu", "float32")
 
         def generate(self, task):
             raise ValueError("nothing works")
@@ -196,7 +312,7 @@ def test_an_actor_that_hangs_is_given_up_and_so_is_the_row_that_hangs_it(referen
                 time.sleep(1000)
             super().admit(batch, request)
 
-    job = settings(row_timeout=4)
+    job = settings(row_timeout=8, shard_size=1)  # busy machines take seconds for a row, too
     summary = run_job(job, worker_class=Sleepy)
     assert (summary["images"], summary["failures"]) == (11, {"ActorDied": 1})
     rows = {row["id"]: row for row in Dataset(job.output).metadata().to_pylist()}
@@ -228,8 +344,8 @@ def test_a_job_of_which_no_picture_would_come_does_not_begin(settings, tmp_path)
 
 def test_a_full_disk_stops_the_job_with_its_own_words(settings, ray_here):
     class Full(Worker):
-        def load(self) -> str:
-            return "nowhere"
+        def load(self):
+            return Loaded("cpu", "float32")
 
         def generate(self, task):
             raise OutputError("Cannot write images/00000/a.png: No space left on device.")
@@ -248,7 +364,7 @@ def test_a_full_disk_stops_the_job_with_its_own_words(settings, ray_here):
 )
 def test_an_actor_that_cannot_start_stops_the_job_at_once(settings, ray_here, error, raised, said):
     class Unready(Worker):
-        def load(self) -> str:
+        def load(self):
             if error is None:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise error
@@ -303,18 +419,6 @@ def test_another_manifest_is_refused(reference, tmp_path):
     pq.write_table(table.slice(1), path)
     with pytest.raises(OutputError, match="manifest: "):
         run_job(settings.model_copy(update={"manifest": str(path)}))
-
-
-def test_settings_may_change_while_nothing_is_committed(reference, settings):
-    job = settings()
-    from aae_batch.dataset.storage import open_storage
-    from aae_batch.job.records import make_plan
-    from aae_batch.manifest import open_manifest
-
-    storage = open_storage(job.output)
-    storage.write_bytes("run.json", b'{"settings": {"model": "other"}, "shard_size": 9}')
-    with open_manifest(job.manifest) as manifest:
-        assert make_plan(job, manifest, storage).shard_size == 3
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from aae_batch.config import GuidanceConfig
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.storage import open_storage
-from aae_batch.errors import OutputError, SettingsError
+from aae_batch.errors import JobError, OutputError, SettingsError
 from aae_batch.job.progress import Progress, Tally
-from aae_batch.job.records import as_json, begin, earlier_failures, make_plan, progress_record
+from aae_batch.job.records import (
+    Loaded,
+    as_json,
+    begin,
+    check_loaded,
+    earlier_failures,
+    make_plan,
+    progress_record,
+    resolved,
+)
 from aae_batch.job.settings import JobSettings
 from aae_batch.manifest import open_manifest
 
@@ -43,9 +53,7 @@ def test_pictures_are_png_files_by_default(plan):
 
 
 def test_a_resume_takes_the_form_that_the_output_was_begun_with(plan, storage):
-    begin(storage, plan(layout="webdataset", image_format="webp", image_quality=70))
-    assert plan().layout == "files"  # nothing is committed yet
-    storage.write_bytes("metadata/00000.parquet", b"")
+    begin(storage, plan(layout="webdataset", image_format="webp", image_quality=70).run)
     for again in (plan(), plan(layout="webdataset"), plan(image_format="webp")):
         assert again.begun
         assert again.layout == "webdataset"
@@ -62,8 +70,7 @@ def test_a_resume_takes_the_form_that_the_output_was_begun_with(plan, storage):
     ],
 )
 def test_another_form_is_refused_and_shown(plan, storage, changes, said):
-    begin(storage, plan(layout="webdataset", image_format="webp", image_quality=70))
-    storage.write_bytes("metadata/00000.parquet", b"")
+    begin(storage, plan(layout="webdataset", image_format="webp", image_quality=70).run)
     with pytest.raises(OutputError) as refused:
         plan(**changes)
     assert said in str(refused.value)
@@ -85,18 +92,62 @@ def test_failures_are_counted_over_sessions(storage):
     assert earlier_failures(dataset) == {"PromptError": 2}
 
 
-def test_an_output_begun_anew_knows_nothing_of_the_job_before(plan, storage):
-    storage.write_bytes("progress.json", b"{}")
-    begin(storage, plan())
-    assert Dataset(storage).progress is None
+def test_a_damaged_progress_is_no_progress(plan, storage):
+    begin(storage, plan().run)
+    for damaged in (b"", b"{}", b"[]", b"null", b'{"rows": 1', b"\xff"):
+        storage.write_bytes("progress.json", damaged)
+        assert Dataset(storage).progress is None
+        assert earlier_failures(Dataset(storage)) == {}
+        assert plan().begun
 
 
-def test_pictures_that_no_run_made_are_not_written_over(tmp_path):
-    storage = open_storage(tmp_path / "out")
-    storage.write_bytes("images/holiday.png", b"dear to someone")
-    manifest = tmp_path / "manifest.jsonl"
-    manifest.write_text('{"prompt": "a cat"}\n')
-    settings = JobSettings(manifest=manifest, output=storage.root, guidance=GuidanceConfig())
-    with open_manifest(manifest) as opened, pytest.raises(OutputError, match="someone else's"):
-        make_plan(settings, opened, storage)
-    assert storage.exists("images/holiday.png")
+FOREIGN = b'{"name": "an experiment of someone else", "settings": {}}'
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        ({"images/holiday.png": b"dear"}, "is not empty .*images.* no run made it"),
+        ({"notes.txt": b""}, "is not empty .*notes.txt"),
+        ({"run.json": FOREIGN, "images/holiday.png": b"dear"}, "no run of aae-batch wrote it"),
+        ({"run.json": b"[]", "images/holiday.png": b"dear"}, "is no JSON object"),
+        ({"metadata/00000.parquet": b""}, "is not empty .*metadata"),
+    ],
+)
+def test_an_output_that_is_not_ours_is_refused_and_stays_as_it_is(plan, storage, there, said):
+    for name, data in there.items():
+        storage.write_bytes(name, data)
+    with pytest.raises(OutputError, match=said):
+        plan()
+    assert {name: storage.read_bytes(name) for name in there} == there
+
+
+@pytest.mark.parametrize("name", ["images", "attention", "metadata", "progress.json", ".parts"])
+def test_a_link_inside_an_output_is_refused_and_not_followed(plan, storage, tmp_path, name):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "holiday.png").write_bytes(b"dear")
+    begin(storage, plan().run)
+    Path(storage.root, name).symlink_to(elsewhere)
+    with pytest.raises(OutputError, match="is a link"):
+        plan()
+    assert [path.name for path in elsewhere.iterdir()] == ["holiday.png"]
+
+
+def test_what_the_settings_leave_open_is_what_the_first_actor_found(plan, storage):
+    run = resolved(plan().run, Loaded("cuda", "bfloat16"))
+    begin(storage, run)
+    assert plan().begun
+    assert plan(device="cuda:1", dtype="bfloat16").begun
+    with pytest.raises(OutputError, match='dtype: "bfloat16" -> "float32"'):
+        plan(dtype="float32")
+    with pytest.raises(JobError, match='device: "cuda" -> "cpu"'):
+        check_loaded(run, Loaded("cpu", "bfloat16"))
+
+
+def test_other_versions_are_refused_unless_they_are_accepted(plan, storage):
+    run = plan().run
+    begin(storage, run | {"versions": run["versions"] | {"torch": "1.0"}})
+    with pytest.raises(OutputError, match=r'torch: "1.0" -> .* --other-versions'):
+        plan()
+    assert plan(other_versions=True).begun

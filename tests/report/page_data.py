@@ -16,11 +16,12 @@ from aae_batch.attention_stats import AttentionRecord, SubjectAttention
 from aae_batch.config import GuidanceConfig
 from aae_batch.dataset import layout, writer
 from aae_batch.dataset.storage import Storage, open_storage
-from aae_batch.job.records import begin, make_plan
+from aae_batch.job.records import make_plan
 from aae_batch.job.settings import JobSettings
 from aae_batch.manifest import open_manifest
 from aae_batch.request import Result
 from aae_batch.row import Row
+from tests.small_output import begun
 
 GUIDANCE = GuidanceConfig(num_inference_steps=4, thresholds={0: 0.1, 2: 0.5})
 METHOD_PAIR = ("attend-and-excite", "stable-diffusion")
@@ -65,11 +66,11 @@ def write_dataset(
     )
     with open_manifest(manifest) as opened:
         plan = make_plan(settings, opened, storage)
-        begin(storage, plan)
+        run = begun(storage, plan)
         for piece in list(plan.ledger().todo):
             read, extras = opened.read(piece.start, piece.stop)
             made = [outcome(storage, piece.shard, row, form) for row in read]
-            writer.commit(storage, piece.shard, made, extras, plan.run["fingerprint"], form)
+            writer.commit(storage, piece.shard, made, extras, run["fingerprint"], form)
     return storage
 
 

@@ -1,0 +1,62 @@
+"""A committed shard is rewritten: as a whole, whatever is killed in the middle.
+
+All its new objects are first written as one, beside it; with that the rewriting has happened, and
+whoever writes to the dataset next finishes what is left of it.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from aae_batch.dataset import layout
+from aae_batch.dataset.lock import Lock
+from aae_batch.dataset.storage import Storage
+from aae_batch.dataset.webdataset import add_member, tar_members
+from aae_batch.errors import OutputError
+
+
+@contextmanager
+def writing(storage: Storage) -> Iterator[Lock]:
+    """The dataset's lock, and no rewriting left unfinished.
+
+    Raises:
+        OutputError: another process is writing, or a record of a rewriting is damaged.
+    """
+    with storage.writing() as lock:
+        for name in storage.list(layout.REWRITING):
+            _carry_out(storage, name, _unpacked(storage, name))
+        yield lock
+
+
+def rewrite(storage: Storage, shard: int, objects: Mapping[str, bytes]) -> None:
+    """Write a shard's objects over those that are there, the commit last."""
+    name = layout.rewriting_name(shard)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for member, data in objects.items():
+            add_member(tar, member, data)
+    storage.write_bytes(name, buffer.getvalue())
+    _carry_out(storage, name, objects)
+
+
+def _carry_out(storage: Storage, name: str, objects: Mapping[str, bytes]) -> None:
+    for member, data in objects.items():
+        storage.write_bytes(member, data)
+    storage.delete(name)
+
+
+def _unpacked(storage: Storage, name: str) -> dict[str, bytes]:
+    try:
+        objects = dict(tar_members(storage.read_bytes(name)))
+    except (tarfile.TarError, EOFError):
+        objects = {}
+    shard = layout.shard_of(name)
+    if not objects or shard is None or not all(layout.is_of_shard(n, shard) for n in objects):
+        raise OutputError(
+            f"{storage.place(name)} is damaged, or none that a run wrote: move it away, and let "
+            "`aae-batch verify` say what is missing."
+        )
+    return objects
