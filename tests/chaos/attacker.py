@@ -170,7 +170,7 @@ class Choices:
             slots=random.choice([1, 4]),
             shard_size=random.choice([1, 3, 5, 8]),
             rows=random.randint(40, 120) if fake else random.randint(12, 24),
-            command=command or random.choice(COMMANDS),
+            command=random.choice([command] if command else COMMANDS),
             kills=kills or random.randint(24, 48),
             form=random.choice(["hf", "parquet", "webdataset", "imagefolder"]),
             seeing=random.random() < 0.7,
@@ -707,8 +707,8 @@ class Round:
         kept = "\n  ".join(str(one) for one in details[:12])
         self.say(f"FAILED {what}\n  {kept}")
         raise Unsound(
-            f"{what}; {json.dumps(asdict(self.choices))}; kept in {self.folder}; repeat it with "
-            f"AAE_BATCH_ROUND={self.choices.seed}\n  {kept}"
+            f"{what}; kept in {self.folder}; make the same choices again with "
+            f"AAE_BATCH_ROUND='{json.dumps(asdict(self.choices))}'\n  {kept}"
         )
 
 

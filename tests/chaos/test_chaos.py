@@ -6,6 +6,7 @@ docs/reliability.md for long runs of `make chaos`.
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -31,7 +32,7 @@ def test_chaos_for_long(raging, seed, capsys):
     with raging(seed, engine) as storm:
         try:
             if one is not None:
-                storm.round(Choices.of(int(one), engine=engine))
+                storm.round(Choices(**json.loads(one)))
             else:
                 storm.until(kills)
         finally:
