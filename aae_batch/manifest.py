@@ -95,7 +95,8 @@ class Manifest:
     extras: pa.Schema
     _groups: RowGroups
     _repeats: Repeats
-    _seen: os.stat_result | None = None
+    _states: set[tuple[int, int, int]]
+    """Of the file: modified, size, inode; those at which it had this content."""
 
     @property
     def own(self) -> frozenset[str]:
@@ -115,11 +116,15 @@ class Manifest:
     def changed(self) -> bool:
         """The file has other content by now than what was opened. Of a URL it is not known."""
         try:
-            if self._seen is None or _state(os.stat(self.path)) == _state(self._seen):
+            state = _state(os.stat(self.path)) if self._states else None
+            if state is None or state in self._states:
                 return False
-            return _digest(Path(self.path)) != self.digest
+            if _digest(Path(self.path)) != self.digest:
+                return True
+            self._states.add(state)  # only its time is another
         except OSError:  # it is gone, or out of reach: its rows are here
-            return False
+            pass
+        return False
 
     def part(self, start: int, stop: int) -> Part:
         """The rows from `start` up to `stop`, not looked at yet."""
@@ -167,9 +172,9 @@ def open_manifest(path: str | Path, s3_endpoint: str | None = None) -> Iterator[
             copies = folder / "source"
             copies.mkdir()
             if is_url(path):
-                seen, source = None, fetch(path, copies, s3_endpoint)
+                states, source = set(), fetch(path, copies, s3_endpoint)
             else:  # what is hashed is what is read, whatever becomes of the file meanwhile
-                seen, source = os.stat(path), copies / Path(path).name
+                states, source = {_state(os.stat(path))}, copies / Path(path).name
                 shutil.copyfile(path, source)
             digest = _digest(source)
             parquet, convert = source, converters[suffix]
@@ -182,7 +187,7 @@ def open_manifest(path: str | Path, s3_endpoint: str | None = None) -> Iterator[
             if row_groups.too_large(file):
                 row_groups.regroup(file, folder / "regrouped.parquet")
                 file = stack.enter_context(row_groups.opened(folder / "regrouped.parquet"))
-            manifest = replace(_opened(path, digest, RowGroups(file)), _seen=seen)
+            manifest = _opened(path, digest, RowGroups(file), states)
         yield manifest
 
 
@@ -215,11 +220,13 @@ def _check_text(source: Path) -> None:
             )
 
 
-def _opened(path: str, digest: str, groups: RowGroups) -> Manifest:
+def _opened(
+    path: str, digest: str, groups: RowGroups, states: set[tuple[int, int, int]]
+) -> Manifest:
     if len(groups) == 0:
         raise ManifestError(f"Manifest {path} has no rows.")
     extras = [f for f in groups.schema if ALIASES.get(f.name, f.name) not in COLUMNS]
-    return Manifest(path, digest, pa.schema(extras), groups, _repeated_ids(groups))
+    return Manifest(path, digest, pa.schema(extras), groups, _repeated_ids(groups), states)
 
 
 def _check_columns(path: str, schema: pa.Schema) -> None:
@@ -229,6 +236,8 @@ def _check_columns(path: str, schema: pa.Schema) -> None:
             f"Manifest {path} has no column prompt, only {', '.join(names) or 'none'}; name the "
             "column with the texts prompt."
         )
+    # SQL, by which rows are chosen, knows no capitals.
+    known = {name.lower(): name for name in (*COLUMNS, *ALIASES, *RESERVED)}
     for name in names:
         if names.count(name) > 1:
             raise ManifestError(f"Manifest {path} has column {name} twice; rename one.")
@@ -237,21 +246,15 @@ def _check_columns(path: str, schema: pa.Schema) -> None:
                 f"Manifest {path} has a column {name}, which is a name that the run gives to a "
                 f"column of its own; rename it, e.g. to my_{name}."
             )
-        same = {other for other in _known_names(names) if other.lower() == name.lower()} - {name}
-        if same:
+        if (taken := known.setdefault(name.lower(), name)) != name:
             raise ManifestError(
-                f"Manifest {path} has a column {name}, which only its capitals tell from "
-                f"{sorted(same)[0]}; rename it, e.g. to my_{name}."
+                f"Manifest {path} has a column {name}, which only its capitals tell from {taken}; "
+                f"rename it, e.g. to my_{name}."
             )
         if ALIASES.get(name) in names:
             raise ManifestError(
                 f"Manifest {path} has both {name} and {ALIASES[name]}, which mean the same; keep one."
             )
-
-
-def _known_names(names: list[str]) -> set[str]:
-    """Names that are taken. SQL, by which rows are chosen, knows no capitals."""
-    return {*names, *COLUMNS, *ALIASES, *RESERVED}
 
 
 def _repeated_ids(groups: RowGroups) -> Repeats:

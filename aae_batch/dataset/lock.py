@@ -10,8 +10,8 @@ it back: two that ask at once get it both only if the one is slower than that mo
 and writing, and then the first learns so when it renews. A holder that was cut off, or asleep, for
 more than 90 s learns that it was overtaken when it renews, as soon as it reaches the store again.
 Its workers look at the lock themselves, every 5 s while they write, and write no more once it is
-another's, or was not renewed for too long, or was a process's of their machine that has ended. What
-either sent before that moment is written; it is nothing that was there (see `writer.py`).
+another's, or a process's of their machine that has ended, or, in S3, was not renewed for too long. What
+either sent before that moment is written where nothing was (see `settle.py`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from aae_batch.errors import OutputError
 
 NAME = ".lock"
 _HOLDER = ".lock-holder"
-LOCK_FILES = (NAME, _HOLDER)
 """Beside a folder's lock: who holds it. The lock itself is the operating system's, and empty."""
 
 logger = logging.getLogger("aae_batch")
@@ -210,6 +209,12 @@ class Guarded(ABC):
             self._lock.check()
 
 
+def _foreign(place: str) -> OutputError:
+    return OutputError(
+        f"{place} is there, and no run wrote it: move it away, or choose another output."
+    )
+
+
 def _overtaken(root: str) -> OutputError:
     return OutputError(
         f"Another run has taken over {root}, or the one that this belonged to has ended, or was cut off "
@@ -229,10 +234,13 @@ def locked_folder(root: Path, timing: Timing) -> Iterator[Lock]:
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        system_lock = FileLock(whole_file.below(root, NAME))
+        for name in (NAME, _HOLDER):
+            if whole_file.below(root, name).exists() and not is_lock_file(root, name):
+                raise _foreign(str(root / name))
+        system_lock = FileLock(root / NAME)
         system_lock.acquire(timeout=0)
     except Timeout:
-        raise _refused(str(root), *read_note(root)) from None
+        raise _refused(str(root), *_note_if_readable(root)) from None
     except OSError as error:
         raise OutputError(f"Cannot write to {root}: {error.strerror}.") from error
     holder = Holder.this_process()
@@ -254,12 +262,31 @@ def _write_note(root: Path, holder: Holder) -> None:
 
 
 def read_note(root: Path) -> tuple[Holder | None, float | None]:
-    """Who holds a folder's lock, and when that was last written."""
+    """Who holds a folder's lock, and how many seconds ago that was written.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     note = whole_file.below(root, _HOLDER)
     try:
         return Holder.from_json(note.read_bytes()), max(0.0, time.time() - note.stat().st_mtime)
-    except OSError:  # not written yet, or the holder is just leaving
+    except FileNotFoundError:  # not written yet, or the holder is just leaving
         return None, None
+
+
+def _note_if_readable(root: Path) -> tuple[Holder | None, float | None]:
+    try:
+        return read_note(root)
+    except OSError:
+        return None, None
+
+
+def is_lock_file(root: Path, name: str) -> bool:
+    """Whether a file of a folder is one that holders of its lock write."""
+    path = root / name
+    if name == NAME:
+        return path.is_file() and path.stat().st_size == 0
+    return name == _HOLDER and path.is_file() and Holder.from_json(path.read_bytes()) is not None
 
 
 # --- in an object store --------------------------------------------------------------------------
@@ -305,6 +332,8 @@ def leased(cell: Cell, root: str, timing: Timing) -> Iterator[Lock]:
     """
     holder = Holder.this_process()
     found = cell.read(aged=True)
+    if found is not None and found.holder is None:
+        raise _foreign(f"{root}/{NAME}")
     ended = found is not None and found.holder is not None and found.holder.has_ended
     if found is not None and not ended and (found.age is None or found.age < timing.stale):
         raise _refused(root, found.holder, found.age, timing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,9 @@ EXTRAS = {
     "hf": "hf",
 }
 """What to install for a scheme."""
+
+_CLOCK = "-clock-"
+_LOCKS = re.compile(rf"{re.escape(NAME)}({_CLOCK}[0-9a-f]{{32}})?")
 
 _TAGS = ("etag", "ETag", "md5Hash", "generation", "blob_id", "last_modified", "mtime", "created")
 """What stores call that by which one content of an object differs from another, the surest first."""
@@ -101,7 +105,7 @@ class FsspecStorage(Leasing):
             except FileNotFoundError:
                 return ()
         entries = (Entry(path[start:], info["size"], _tag(info)) for path, info in found.items())
-        kept = (entry for entry in entries if not entry.name.startswith(NAME))
+        kept = (entry for entry in entries if not _LOCKS.fullmatch(entry.name))
         return tuple(sorted(kept, key=lambda entry: entry.name))
 
     def delete(self, name: str) -> None:
@@ -198,7 +202,7 @@ class _LockObject:
 
     def _age(self, store: Any) -> float | None:
         """At the price of an object that is written and removed."""
-        clock = f"{self._path}-clock-{uuid4().hex}"
+        clock = f"{self._path}{_CLOCK}{uuid4().hex}"
         try:
             store.pipe_file(clock, b"")
             try:

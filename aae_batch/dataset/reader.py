@@ -17,11 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
-from pydantic import ValidationError
 
 from aae_batch.dataset import layout
 from aae_batch.dataset.read_ahead import read_ahead
-from aae_batch.dataset.run_record import COURTESIES, NotARun, check_record
+from aae_batch.dataset.run_record import NotARun, check_record, courtesy
 from aae_batch.dataset.storage import Storage, open_storage
 from aae_batch.dataset.webdataset import tar_members
 from aae_batch.errors import OutputError
@@ -264,7 +263,7 @@ class Dataset:
             return None
         try:
             found = json.loads(self.storage.read_bytes(name))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise OutputError(f"{self.storage.place(name)} is not JSON: {error}.") from error
         if not isinstance(found, dict):
             raise OutputError(
@@ -273,15 +272,10 @@ class Dataset:
         return found
 
     def _courtesy(self, name: str) -> dict[str, Any] | None:
-        """A record that no row depends on; None where it is damaged."""
+        """A record that no row depends on; None where there is none, or a damaged one."""
         if not self.storage.exists(name):
             return None
-        data = self.storage.read_bytes(name)
-        try:
-            COURTESIES[name].model_validate_json(data)
-        except ValidationError:
-            return None
-        return json.loads(data)
+        return courtesy(name, self.storage.read_bytes(name))
 
 
 _PICTURES_AT_ONCE = 16

@@ -6,9 +6,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+)
 
 from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.layout import PROGRESS, SUMMARY, Layout
@@ -29,27 +37,50 @@ class _Record(BaseModel):
     shard_size: int = Field(ge=1)
     layout: Layout
     image_format: dict[str, Any]
+    versions: dict[str, str] = {}
 
 
-class _Progress(BaseModel):
+class _Courtesy(BaseModel):
+    """A record that no row depends on."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
+
+
+class _Progress(_Courtesy):
     time: AwareDatetime
     rows: int
     done: int
     failures: dict[str, int]
     images_per_second: float
     mean_refinements: float
-    eta_seconds: float | None
+    eta_seconds: Annotated[float, Field(ge=0, le=1e9)] | None
+
+    @field_serializer("time")
+    def _iso(self, time: datetime) -> str:
+        return time.isoformat()
 
 
-class _Summary(BaseModel):
+class _Session(_Courtesy):
+    images_per_second: float
+
+
+class _Summary(_Courtesy):
     rows: int
     images: int
     failed: int
     failures: dict[str, int]
+    last_session: _Session | None = None
 
 
-COURTESIES: Mapping[str, type[BaseModel]] = {PROGRESS: _Progress, SUMMARY: _Summary}
-"""Records that no row depends on."""
+_COURTESIES: Mapping[str, type[_Courtesy]] = {PROGRESS: _Progress, SUMMARY: _Summary}
+
+
+def courtesy(name: str, data: bytes) -> dict[str, Any] | None:
+    """What such a record says; None where it is damaged."""
+    try:
+        return _COURTESIES[name].model_validate_json(data).model_dump()
+    except ValidationError:
+        return None
 
 
 class NotARun(Exception):
@@ -79,7 +110,7 @@ def check_record(record: Any) -> dict[str, Any]:
         ImageFormat(**known.image_format)
     except (ValidationError, KeyError, TypeError, SettingsError):
         raise NotARun("no run of aae-batch wrote it") from None
-    edited = SEAL in record and record != sealed(record)  # versions before 0.2 wrote none
+    edited = SEAL in record and record != sealed(record)  # the first versions wrote none
     if edited or known.fingerprint != fingerprint(known.settings):
         raise NotARun("it was changed after it was written")
     return record

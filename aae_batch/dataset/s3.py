@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import threading
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
@@ -126,15 +127,22 @@ class S3Storage(Leasing):
     def create_bytes(self, name: str, data: bytes) -> bool:
         """A conditional write. In a store that knows none, a look before the write."""
         self.check_lock()
-        if self._conditional:
+        for attempt in range(1, self.attempts + 1):
+            if not self._conditional:
+                break
             try:
-                with self._explained("write", name, passing=_THERE | _NO_CONDITIONS):
+                with self._explained("write", name, passing=_THERE | _NO_CONDITIONS | _AT_ONCE):
                     self._put(name, data, IfNoneMatch="*")
                     return True
             except boto.ClientError as error:
                 if _code(error) in _THERE:
                     return False
-                self._conditional = False
+                if _code(error) in _NO_CONDITIONS:
+                    self._conditional = False
+                elif attempt == self.attempts:
+                    raise OutputError(self._why("write", name, error)) from None
+                else:  # another writer is at it; which of the two gets it is known soon
+                    time.sleep(0.1 * attempt)
         if self.exists(name):
             return False
         self.write_bytes(name, data)
@@ -427,7 +435,8 @@ class _LockObject:
 
 
 _THERE = {"PreconditionFailed", "412"}
-_NOT_AS_BEFORE = {*_THERE, "ConditionalRequestConflict", "409", *_MISSING}
+_AT_ONCE = {"ConditionalRequestConflict", "409"}
+_NOT_AS_BEFORE = {*_THERE, *_AT_ONCE, *_MISSING}
 _NO_CONDITIONS = {"NotImplemented", "InvalidArgument", "InvalidRequest", "501"}
 
 

@@ -18,12 +18,13 @@ from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.storage import Storage
 
 
-def is_picture(data: bytes, size: tuple[int, int], image_format: ImageFormat) -> bool:
-    """Whether it is a whole picture of that width and height, in that format."""
+def is_picture(data: bytes, size: tuple[int, int] | None, image_format: ImageFormat) -> bool:
+    """Whether it is a whole picture in that format, of that width and height, or of any."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            return image.size == size and str(image.format).lower() == image_format.kind
+            fits = size is None or image.size == size
+            return fits and str(image.format).lower() == image_format.kind
     except Exception:  # Pillow's decoders raise whatever they stumble over
         return False
 
@@ -39,13 +40,22 @@ def settle_picture(
     return stored if stored == data or is_picture(stored, size, image_format) else None
 
 
-def settle(storage: Storage, name: str, data: bytes, fits: Callable[[bytes], bool]) -> bytes:
+def settle(
+    storage: Storage, name: str, data: bytes, fits: Callable[[bytes], bool], commit: str
+) -> bytes | None:
     """Create an object of a shard that is not committed. Returns the bytes that are there: these, or
     those that came first and fit what is going to be committed. Others, of an attempt that came to
-    something else for some row, make way."""
+    something else for some row, make way.
+
+    Args:
+        commit: the object with which the shard is committed: None is returned, and nothing makes way, as
+            soon as that is there.
+    """
     while not storage.create_bytes(name, data):
         stored = storage.read_bytes(name)
         if stored == data or fits(stored):
             return stored
+        if storage.exists(commit):
+            return None
         storage.delete(name)
     return data

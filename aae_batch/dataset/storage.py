@@ -16,12 +16,12 @@ from typing import BinaryIO, Protocol
 
 from aae_batch.dataset import whole_file
 from aae_batch.dataset.lock import (
-    LOCK_FILES,
     TIMING,
     Guarded,
     Holder,
     Lock,
     Timing,
+    is_lock_file,
     locked_folder,
     read_note,
 )
@@ -217,9 +217,16 @@ class LocalStorage(Guarded):
             return None
         except OSError as error:
             raise OutputError(f"Cannot read {self.root}: {error.strerror}.") from error
+        root = Path(self.root)
         for name in found:
-            whole_file.refuse_link(Path(self.root, name))
-        return next((name for name in found if name not in (*LOCK_FILES, whole_file.PARTS)), None)
+            whole_file.refuse_link(root / name)
+        return next((name for name in found if not self._is_of_writers(name)), None)
+
+    def _is_of_writers(self, name: str) -> bool:
+        root = Path(self.root)
+        if name == whole_file.PARTS:
+            return all(whole_file.is_part(root, part) for part in whole_file.left_over(root))
+        return is_lock_file(root, name)
 
     def delete(self, name: str) -> None:
         with self._writable(name, "delete"):
@@ -232,14 +239,17 @@ class LocalStorage(Guarded):
     def writing(self, timing: Timing = TIMING) -> Iterator[Lock]:
         """The lock is the operating system's, so it ends with the process, however that ends."""
         with locked_folder(Path(self.root), timing) as lock, self.held(lock):
-            whole_file.sweep(Path(self.root))
+            self._sweep()
             try:
                 yield lock
             finally:
-                whole_file.sweep(Path(self.root))  # of actors that died meanwhile
+                self._sweep()  # after actors that died meanwhile
 
     def lock_holder(self) -> tuple[Holder | None, float | None]:
-        return read_note(Path(self.root))[0], None
+        try:
+            return read_note(Path(self.root))[0], None
+        except OSError as error:
+            raise OutputError(f"Cannot read the lock of {self.root}: {error.strerror}.") from error
 
     def __repr__(self) -> str:
         return f"LocalStorage({self.root!r})"
@@ -265,6 +275,10 @@ class LocalStorage(Guarded):
                 f"Cannot {verb} {self.place(name)}: {error.strerror}. Mend that and run the same "
                 "command again."
             ) from error
+
+    def _sweep(self) -> None:
+        with self._writable(whole_file.PARTS, "sweep"):
+            whole_file.sweep(Path(self.root))
 
     def _path(self, name: str) -> Path:
         return whole_file.below(Path(self.root), name)

@@ -23,9 +23,10 @@ from aae_batch.dataset import layout
 from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.layout import Layout
 from aae_batch.dataset.reader import Dataset, parquet_images
+from aae_batch.dataset.settle import is_picture
 from aae_batch.dataset.storage import Storage
 from aae_batch.dataset.webdataset import tar_members
-from aae_batch.dataset.writer import as_used
+from aae_batch.dataset.writer import as_used, may_have_left_a_picture
 from aae_batch.errors import OutputError, shown
 
 if TYPE_CHECKING:
@@ -78,8 +79,10 @@ class Verification:
         committed: shards that are there.
         images: rows with a picture.
         failures: rows without, by `error_type`.
+        layout: None where nothing says it.
     """
 
+    layout: Layout | None = None
     rows: int = 0
     shards: int = 0
     committed: int = 0
@@ -128,7 +131,7 @@ def verify(
         run = _Run.of(dataset.run)
     except OutputError as error:
         return Verification(problems=[Problem("other", str(error))])
-    found = Verification(rows=run.rows, shards=run.shards)
+    found = Verification(layout=run.layout, rows=run.rows, shards=run.shards)
     if manifest is not None and manifest.digest != run.manifest:
         text = f"{manifest.path} is not the manifest of {layout.RUN}: its SHA-256 is another."
         found.problems.append(Problem("other", text))
@@ -159,7 +162,9 @@ def to_delete(storage: Storage, found: Verification) -> list[str]:
     broken = sorted({p.shard for p in found.problems if p.kind == "broken" and p.shard is not None})
     names = [name for problem in found.problems for name in problem.names]
     for shard in broken:
-        names += [layout.tar_name(shard), layout.attention_name(shard), layout.metadata_name(shard)]
+        if found.layout == "webdataset":
+            names.append(layout.tar_name(shard))
+        names += [layout.attention_name(shard), layout.metadata_name(shard)]
     if names or any(problem.kind == "summary" for problem in found.problems):
         names.insert(0, layout.SUMMARY)
     return [name for name in dict.fromkeys(names) if storage.exists(name)]
@@ -176,7 +181,7 @@ class _Run:
     rows: int
     shard_size: int
     layout: Layout
-    suffix: str
+    image_format: ImageFormat
     manifest: str
     guidance: dict[str, Any]
 
@@ -191,10 +196,14 @@ class _Run:
             run["rows"],
             run["shard_size"],
             run["layout"],
-            ImageFormat(**run["image_format"]).suffix,
+            ImageFormat(**run["image_format"]),
             run["settings"]["manifest"],
             run["settings"]["guidance"],
         )
+
+    @property
+    def suffix(self) -> str:
+        return self.image_format.suffix
 
     @property
     def shards(self) -> int:
@@ -323,8 +332,8 @@ class _Shard:
 
     Attributes:
         images: the ids of its rows that have a picture.
-        failed: those of its other rows.
-        failures: these, by `error_type`.
+        failed: those of other rows, of which an earlier attempt may have left one.
+        failures: its rows without a picture, by `error_type`.
     """
 
     def __init__(self, storage: Storage, run: _Run, shard: int, expected: Part | None) -> None:
@@ -450,7 +459,8 @@ class _Shard:
             if row["file_name"] != name:
                 self._broken(f"its file_name is {row['file_name']}, and should be {name}.", row_id)
         elif row["status"] == "failed":
-            self.failed.append(row_id)
+            if may_have_left_a_picture(row):
+                self.failed.append(row_id)
             self.failures[str(row["error_type"])] += 1
             for name in ("error", "error_type"):
                 if not row[name]:
@@ -492,7 +502,11 @@ class _Shard:
             if name in names:
                 names.remove(name)
                 yield row_id, self.storage.read_bytes(name)
-        ours = sorted(names.intersection(map(self._picture, self.failed)))
+        ours = sorted(
+            name
+            for name in names.intersection(map(self._picture, self.failed))
+            if is_picture(self.storage.read_bytes(name), None, self.run.image_format)
+        )
         if ours:
             more = f" and {len(ours) - 1} more" if len(ours) > 1 else ""
             text = f"{ours[0]}{more} belong to rows that failed."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ from uuid import uuid4
 from aae_batch.errors import OutputError
 
 PARTS = ".parts"
+_PART = re.compile(r"[0-9a-f]{32}")
+_ATTEMPTS = 100
 
 
 def below(root: Path, name: str) -> Path:
@@ -61,7 +64,7 @@ def create(root: Path, name: str, data: bytes) -> bool:
         except FileExistsError:
             return False
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
+            if error.errno not in _NO_LINKS:
                 raise
             part.replace(path)  # a file system without hard links: see docs/reliability.md
         _to_disk(path.parent)
@@ -82,14 +85,33 @@ def write(root: Path, name: str, data: bytes) -> None:
         _to_disk(path.parent)
 
 
+def left_over(root: Path) -> list[str]:
+    """What lies among the unfinished files: none of them, where a writer would have named it otherwise."""
+    try:
+        return os.listdir(below(root, PARTS))
+    except FileNotFoundError:
+        return []
+
+
+def is_part(root: Path, name: str) -> bool:
+    return _PART.fullmatch(name) is not None and (root / PARTS / name).is_file()
+
+
 def sweep(root: Path) -> None:
-    """Remove what killed writers have left unfinished."""
-    folder = below(root, PARTS)
-    if folder.is_dir():
-        for part in folder.iterdir():
-            part.unlink(missing_ok=True)
-        with suppress(OSError):
-            folder.rmdir()
+    """Remove what killed writers have left unfinished.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    for name in left_over(root):
+        if is_part(root, name):
+            (root / PARTS / name).unlink(missing_ok=True)
+    with suppress(OSError):  # it is not there, or not empty
+        (root / PARTS).rmdir()
+
+
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS, errno.EXDEV, errno.EINVAL}
+"""What file systems say that have no hard links, or not from one folder to another."""
 
 
 @contextmanager
@@ -108,10 +130,13 @@ def _part(root: Path, data: bytes) -> Iterator[Path]:
 
 
 def _opened(part: Path) -> BinaryIO:
-    while True:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # another writer has just removed the folder
+    """Other writers may remove the folder, which is empty for them, at any moment."""
+    for _ in range(_ATTEMPTS):
+        with suppress(FileNotFoundError, FileExistsError):
+            part.parent.mkdir(parents=True, exist_ok=True)
             return part.open("xb")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    return part.open("xb")
 
 
 def _make_folder(folder: Path) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import tarfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -149,10 +149,11 @@ def commit(
         extras: the manifest's own columns, in its order.
     """
     outcomes = sorted(outcomes, key=lambda outcome: outcome.index)
-    if storage.exists(names.metadata_name(shard)):
+    committed = names.metadata_name(shard)
+    if storage.exists(committed):
         return
     if layout == "files":
-        _sweep(storage, shard, outcomes, image_format.suffix)
+        _sweep(storage, shard, outcomes, image_format)
     elif layout == "webdataset":
         described = _metadata(shard, outcomes, extras, fingerprint, layout, image_format)
         tar = _tar(described, outcomes, image_format)
@@ -161,18 +162,23 @@ def commit(
             names.tar_name(shard),
             tar,
             lambda stored: _from_tar(stored, outcomes, image_format) is not None,
+            committed,
         )
+        if there is None:
+            return
         if there != tar:
             outcomes = _from_tar(there, outcomes, image_format) or outcomes
     attention = _attention(outcomes)
-    settle(
+    kept = settle(
         storage,
         names.attention_name(shard),
         _parquet(attention),
         lambda stored: _same_subjects(stored, attention),
+        committed,
     )
-    metadata = _metadata(shard, outcomes, extras, fingerprint, layout, image_format)
-    storage.create_bytes(names.metadata_name(shard), _parquet(metadata))
+    if kept is not None:
+        metadata = _metadata(shard, outcomes, extras, fingerprint, layout, image_format)
+        storage.create_bytes(committed, _parquet(metadata))
 
 
 def recommit(
@@ -306,17 +312,26 @@ def _image_cell(row_id: str, image: bytes | None, suffix: str) -> dict[str, Any]
     return None if image is None else {"bytes": image, "path": f"{row_id}{suffix}"}
 
 
-def _sweep(storage: Storage, shard: int, outcomes: Sequence[Outcome], suffix: str) -> None:
+def _sweep(
+    storage: Storage, shard: int, outcomes: Sequence[Outcome], image_format: ImageFormat
+) -> None:
     """Remove pictures that an earlier, unfinished attempt left for rows that failed this time."""
     left = {
-        names.image_name(shard, outcome.metadata["id"], suffix)
+        names.image_name(shard, outcome.metadata["id"], image_format.suffix)
         for outcome in outcomes
-        if outcome.failed and outcome.metadata["error_type"] != OccupiedError.__name__
+        if may_have_left_a_picture(outcome.metadata)
     }
     left -= {outcome.metadata.get("file_name") for outcome in outcomes}  # rows may share an id
-    if left:
-        for name in left.intersection(storage.list(names.images_of(shard))):
+    for name in left.intersection(storage.list(names.images_of(shard)) if left else ()):
+        ours = is_picture(storage.read_bytes(name), None, image_format)
+        if ours and not storage.exists(names.metadata_name(shard)):
             storage.delete(name)
+
+
+def may_have_left_a_picture(row: Mapping[str, Any]) -> bool:
+    """Whether an earlier attempt at a row that has none may have drawn it: what is no picture, and what
+    had its place, is no run's."""
+    return row["status"] == "failed" and row["error_type"] != OccupiedError.__name__
 
 
 def as_used(row: Row, config: GuidanceConfig) -> dict[str, Any]:

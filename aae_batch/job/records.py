@@ -143,13 +143,15 @@ def _check_versions(run: Mapping[str, Any], accepted: bool) -> None:
 def resolved(run: Mapping[str, Any], loaded: Loaded) -> dict[str, Any]:
     """The record of a run, with the device and the precision that its first actor has found."""
     settings = run["settings"] | asdict(loaded)
-    return sealed({**run, "fingerprint": fingerprint(settings), "settings": settings})
+    return {**run, "fingerprint": fingerprint(settings), "settings": settings}
 
 
 def check_loaded(run: Mapping[str, Any], loaded: Loaded) -> None:
     """Raises: JobError: an actor makes other pictures than those that are there."""
     before = {name: run["settings"][name] for name in RESOLVED}
-    changed = differences(before, asdict(loaded))
+    here = asdict(loaded)
+    # Versions before this one wrote down what was asked for, `auto` too.
+    changed = differences(before, {n: AUTO if before[n] == AUTO else here[n] for n in RESOLVED})
     if changed:
         raise JobError(
             f"An actor has loaded the model otherwise than the first one did ({'; '.join(changed)}): give "
@@ -224,8 +226,14 @@ def versions() -> dict[str, str]:
 
 
 def begin(storage: Storage, run: Mapping[str, Any]) -> None:
-    """Write `run.json`, by which the output is ours from now on."""
-    storage.create_bytes(layout.RUN, as_json(sealed(run)))
+    """Write `run.json`, by which the output is ours from now on.
+
+    Raises:
+        OutputError: another run has begun there meanwhile.
+    """
+    record = as_json(sealed(run))
+    if not storage.create_bytes(layout.RUN, record) and storage.read_bytes(layout.RUN) != record:
+        raise OutputError(f"Another run has begun in {storage.root}: choose another output.")
 
 
 def as_json(value: Mapping[str, Any]) -> bytes:

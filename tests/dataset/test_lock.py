@@ -259,6 +259,33 @@ def test_a_process_is_only_looked_for_on_the_machine_and_boot_that_it_ran_on(rem
     assert "if that run has died, the output is free in" in refusal(remote)
 
 
+def test_a_lock_that_no_run_wrote_is_not_taken_over(remote):
+    for data in (b"dear to someone", b"", b"[]"):
+        remote.write_bytes(NAME, data)
+        with (
+            pytest.raises(OutputError, match="no run wrote it"),
+            remote.writing(replace(FAST, stale=0.0)),
+        ):
+            pass
+        assert remote.read_bytes(NAME) == data
+
+
+def test_a_note_that_cannot_be_read_for_a_moment_is_no_loss(tmp_path, worker, monkeypatch):
+    from aae_batch.dataset import storage as of_folders
+
+    storage = open_storage(tmp_path)
+    with storage.writing(FAST) as lock:
+        copy = worker(storage, lock.token)
+        with monkeypatch.context() as patched:
+
+            def stale(root):
+                raise OSError(116, "Stale file handle")
+
+            patched.setattr(of_folders, "read_note", stale)
+            copy.write_bytes("a", b"1")
+        copy.write_bytes("a", b"2")
+
+
 def test_a_link_in_a_lock_s_place_is_not_written_through(tmp_path):
     dear = tmp_path / "dear.txt"
     dear.write_text("dear")

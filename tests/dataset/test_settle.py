@@ -143,6 +143,36 @@ def test_a_picture_that_another_row_of_the_same_id_has_stays(storage):
     assert storage.list("images/") == ["images/00000/a.png"]
 
 
+def test_what_a_failed_row_s_name_holds_that_is_no_picture_is_left_alone(storage):
+    """Neither a run nor a repair deletes it."""
+    (good, _) = outcomes(storage, "files")
+    storage.write_bytes("images/00000/b.png", b"dear to someone")
+    failed = writer.failed(ROWS[1], CONFIG, RequestError("b", "it failed."))
+    commit(storage, [good, failed], "files")
+    assert storage.read_bytes("images/00000/b.png") == b"dear to someone"
+
+
+@pytest.mark.parametrize("form", LAYOUTS)
+def test_an_actor_that_lost_the_race_takes_nothing_of_what_was_committed(
+    storage, form, monkeypatch
+):
+    """Its row b failed, and the other's commit comes just before it makes room."""
+    first = outcomes(storage, form)
+    commit(storage, first, form)
+    before = everything(storage)
+    metadata, looked = layout.metadata_name(0), []
+    exists = type(storage).exists
+
+    def late(self, name):
+        looked.append(name)
+        return exists(self, name) and (name != metadata or looked.count(metadata) > 1)
+
+    monkeypatch.setattr(type(storage), "exists", late)
+    failed = writer.failed(ROWS[1], CONFIG, RequestError("b", "it failed."))
+    commit(storage, [first[0], failed], form)
+    assert everything(storage) == before
+
+
 @pytest.mark.parametrize("there", [b"", b"dear to someone", b"\x89PNG\r\n\x1a\n cut"])
 def test_what_is_no_picture_of_the_run_is_left_alone_and_the_row_says_so(storage, there):
     storage.write_bytes("images/00000/a.png", there)
@@ -152,6 +182,7 @@ def test_what_is_no_picture_of_the_run_is_left_alone_and_the_row_says_so(storage
     assert (a["status"], a["error_type"], b["status"]) == ("failed", "OccupiedError", "ok")
     assert "move it away" in a["error"]
     assert storage.read_bytes("images/00000/a.png") == there
+    assert not any(problem.names for problem in verify(storage).problems)
 
 
 def picture(color: str, size=(16, 8)) -> bytes:

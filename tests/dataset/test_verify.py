@@ -185,6 +185,13 @@ DAMAGES = [
     ),
     (
         "files",
+        write("images/00001/bad.png", b"dear to someone"),
+        ("other", 1, None),
+        "no run wrote images/00001/bad.png",
+        [],
+    ),
+    (
+        "files",
         write("rewriting/00001.tar", b""),
         ("missing", 1, None),
         "rewriting/00001.tar waits to be carried out",
@@ -304,6 +311,14 @@ def test_a_damage_is_told_and_what_is_deleted_of_it_and_nothing_else(
     assert not found.proved
     assert found.only_incomplete == (problem[0] == "missing")
     assert verify.to_delete(storage, found) == [name for name in deleted if storage.exists(name)]
+
+
+@pytest.mark.parametrize("kind", ["files", "parquet"])
+def test_a_tar_in_a_layout_without_tars_is_no_one_s_to_delete(make_output, kind):
+    storage = make_output(kind).storage
+    storage.write_bytes("images/00001.tar", b"dear to someone")
+    cut("attention/00001.parquet")(storage)
+    assert "images/00001.tar" not in verify.to_delete(storage, verify.verify(storage))
 
 
 def test_rows_in_another_order_are_found_with_the_manifest(make_output):

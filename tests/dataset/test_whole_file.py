@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -60,6 +61,32 @@ def test_what_a_killed_writer_left_is_swept_by_the_next_and_at_the_end(tmp_path)
         assert subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode == -9
         assert (tmp_path / ".parts").exists()
     assert not (tmp_path / ".parts").exists()
+
+
+def test_what_only_looks_like_a_writer_s_is_neither_empty_nor_swept(tmp_path):
+    for i, (name, data) in enumerate(
+        [(".parts/thesis.txt", b"dear"), (".lock", b"dear"), (".lock-holder", b"dear")]
+    ):
+        root = tmp_path / str(i)
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_bytes(data)
+        storage = open_storage(root)
+        assert storage.anything() == name.split("/")[0]
+        with contextlib.suppress(OutputError), storage.writing():
+            pass
+        assert (root / name).read_bytes() == data
+
+
+def test_a_folder_that_another_writer_removes_meanwhile_is_made_again(tmp_path, monkeypatch):
+    mkdir, left = type(tmp_path).mkdir, [FileExistsError(17, "x"), FileNotFoundError(2, "x")]
+
+    def made(self, *of, **more):
+        if self.name == ".parts" and left:
+            raise left.pop()
+        return mkdir(self, *of, **more)
+
+    monkeypatch.setattr(type(tmp_path), "mkdir", made)
+    assert whole_file.create(tmp_path, "a", b"1")
 
 
 def test_a_link_on_the_way_is_refused_and_not_followed(tmp_path):

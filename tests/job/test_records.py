@@ -94,7 +94,11 @@ def test_failures_are_counted_over_sessions(storage):
 
 def test_a_damaged_progress_is_no_progress(plan, storage):
     begin(storage, plan().run)
-    for damaged in (b"", b"{}", b"[]", b"null", b'{"rows": 1', b"\xff"):
+    progress = progress_record(Progress(total=9, before=0, now=Tally(), seconds=0), {}, now=1e9)
+    wrong = [{"time": 17}, {"failures": {"a": "1"}}, {"eta_seconds": 1e300}, {"rows": None}]
+    damages = [json.dumps({**progress, **one}).encode() for one in wrong]
+    infinite = json.dumps({**progress, "eta_seconds": float("inf")}).encode()
+    for damaged in (b"", b"{}", b"[]", b"null", b'{"rows": 1', b"\xff", infinite, *damages):
         storage.write_bytes("progress.json", damaged)
         assert Dataset(storage).progress is None
         assert earlier_failures(Dataset(storage)) == {}
@@ -143,6 +147,19 @@ def test_what_the_settings_leave_open_is_what_the_first_actor_found(plan, storag
         plan(dtype="float32")
     with pytest.raises(JobError, match='device: "cuda" -> "cpu"'):
         check_loaded(run, Loaded("cpu", "bfloat16"))
+
+
+def test_what_an_earlier_version_left_open_stays_open(plan, storage):
+    begin(storage, plan().run)  # it wrote down `auto`
+    check_loaded(plan().run, Loaded("cuda", "bfloat16"))
+
+
+def test_a_run_that_another_has_begun_meanwhile_is_not_gone_on_with(plan, storage):
+    run = plan().run
+    begin(storage, run)
+    begin(storage, run)  # the answer to a first attempt may have been lost
+    with pytest.raises(OutputError, match="Another run has begun"):
+        begin(storage, resolved(run, Loaded("cpu", "float32")))
 
 
 def test_other_versions_are_refused_unless_they_are_accepted(plan, storage):
