@@ -21,7 +21,7 @@ from aae_batch.job.cluster import ActorPlan, Stop
 from aae_batch.job.crew import Done, Event, Member, Ready, Told
 from aae_batch.job.driver import Foreman
 from aae_batch.job.progress import Tally
-from aae_batch.job.records import begin, make_plan
+from aae_batch.job.records import Loaded, make_plan
 from aae_batch.job.settings import JobSettings
 from aae_batch.job.worker import Report, Task
 from aae_batch.manifest import open_manifest
@@ -45,7 +45,7 @@ class SimulatedCrew:
     def hire(self) -> None:
         member = Member(ready=True, moved=time.monotonic())
         self.members.append(member)
-        self._events.append(Ready(member, "nowhere"))
+        self._events.append(Ready(member, Loaded("cpu", "float32")))
 
     def give(self, member: Member, task: Task) -> None:
         member.pieces.append(task.piece)
@@ -93,7 +93,6 @@ def main() -> None:
         storage = open_storage(settings.output)
         with open_manifest(path) as manifest:
             plan = make_plan(settings, manifest, storage)
-            begin(storage, plan)
             foreman = Foreman(
                 settings,
                 plan,
