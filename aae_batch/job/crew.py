@@ -15,7 +15,7 @@ import ray
 from ray._private.worker import global_worker
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
-from aae_batch.errors import AaeBatchError, ModelError
+from aae_batch.errors import AaeBatchError, JobError, ModelError
 from aae_batch.job.actor import CONCURRENCY, Actor, Assignment, Report
 from aae_batch.job.cluster import ActorPlan, in_words
 from aae_batch.job.plan import Piece
@@ -100,7 +100,11 @@ class Crew(Protocol):
     def members(self) -> Sequence[Member]: ...
 
     def room(self) -> int:
-        """How many actors the cluster has room for, those that are there and stay included."""
+        """How many actors the cluster has room for, those that are there and stay included.
+
+        Raises:
+            JobError: there will never be one again.
+        """
 
     def heed_notices(self) -> None:
         """Mark the members whose machine is about to end as leaving."""
@@ -174,15 +178,15 @@ class RayCrew:
         self._remote = ray.remote(actor_class)
         self._lost: list[_Lost] = []
         self._draining: set[str] = set()
+        self._own_node = ray.get_runtime_context().get_node_id()
 
     def room(self) -> int:
         resource, each = ("GPU", self._plan.gpus) if self._plan.gpus else ("CPU", self._plan.cpus)
-        there = sum(
-            node["Resources"].get(resource, 0)
-            for node in ray.nodes()
-            if node["Alive"] and node["NodeID"] not in self._draining
-        )
-        return math.floor(there / each + 1e-6)
+        alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        if self._own_node not in alive:  # Ray gives a driver without its node no actor any more
+            raise JobError("The Ray node that the driver was on is lost.")
+        staying = [has for node, has in alive.items() if node not in self._draining]
+        return math.floor(sum(has.get(resource, 0) for has in staying) / each + 1e-6)
 
     def heed_notices(self) -> None:
         # What `ray drain-node` and Ray's autoscaler say of a node, which Ray has no public call for.
