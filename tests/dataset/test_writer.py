@@ -56,7 +56,7 @@ def test_a_shard_is_in_the_manifest_s_order_with_what_was_used(storage):
 
 
 def test_pictures_of_an_attempt_that_did_not_finish_are_swept_away(storage):
-    storage.write_bytes("images/00007/bad.png", b"half a run ago")
+    storage.write_bytes("images/00007/bad.png", writer.PNG.encode(Image.new("RGB", (16, 8))))
     storage.write_bytes("images/00008/other.png", b"another shard's")
     writer.commit(storage, 7, outcomes(storage), NO_EXTRAS, "f")
     assert storage.list("images/") == ["images/00007/good.png", "images/00008/other.png"]
