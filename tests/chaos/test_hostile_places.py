@@ -161,6 +161,7 @@ def test_another_user_makes_what_he_may_and_is_told_what_he_may_not(as_nobody, f
 # --- clocks --------------------------------------------------------------------------------------
 
 
+@SLOW
 @pytest.mark.parametrize("skews", [(600, -600), pytest.param((-600, 600), marks=SLOW)], ids=str)
 def test_clocks_that_differ_by_minutes_do_not_let_two_write(raging, skews):
     with raging(1) as storm:
