@@ -185,7 +185,9 @@ def test_a_node_that_is_about_to_end_finishes_what_it_has_and_is_given_nothing(
 
 def test_a_driver_whose_own_node_is_lost_ends(settings, tmp_path):
     """It must not wait for actors that nobody will ever start."""
-    job = settings(shard_size=1)
+    manifest = tmp_path / "many.jsonl"  # more than it can do before Ray knows
+    manifest.write_text('{"prompt": "a red circle", "subjects": ["circle"]}\n' * 500)
+    job = settings(manifest=manifest)
     command = [
         *(sys.executable, "-m", "aae_batch.cli", "generate", job.manifest, job.output),
         *("--model", job.model, "--slots", "1", "--shard-size", "1"),
