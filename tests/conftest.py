@@ -99,6 +99,15 @@ def small_pipeline(
     return pipe
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_the_disk() -> Iterator[None]:
+    """No test survives a power cut, and ten thousand small files that wait for the disk take minutes. That
+    files do wait is seen in test_whole_file."""
+    fsync, os.fsync = os.fsync, lambda handle: None
+    yield
+    os.fsync = fsync
+
+
 @pytest.fixture(scope="session")
 def sd1_pipeline() -> StableDiffusionPipeline:
     return small_pipeline(version=1)

@@ -66,9 +66,8 @@ def small_disk(tmp_path) -> Iterator[tuple[Path, Callable[[int], None]]]:
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize(
-    "layout", ["files", pytest.param("webdataset", marks=SLOW), pytest.param("parquet", marks=SLOW)]
-)
+@SLOW
+@pytest.mark.parametrize("layout", ["files", "webdataset", "parquet"])
 def test_a_disk_that_is_full_amid_a_commit_and_then_has_room(raging, small_disk, layout):
     folder, enlarge = small_disk
     with raging(1) as storm:
@@ -127,6 +126,7 @@ def as_nobody(tmp_path):
     subprocess.run(["rm", "-rf", str(home)], check=True)
 
 
+@SLOW
 def test_another_user_makes_what_he_may_and_is_told_what_he_may_not(as_nobody, fake_model):
     home, run_as_nobody = as_nobody
     rows = [{"id": f"r{i}", "prompt": "a cat", "subjects": ["cat"], "seed": i} for i in range(6)]

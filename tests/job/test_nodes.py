@@ -183,6 +183,7 @@ def test_a_node_that_is_about_to_end_finishes_what_it_has_and_is_given_nothing(
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_driver_whose_own_node_is_lost_ends(settings, tmp_path):
     """It must not wait for actors that nobody will ever start."""
     manifest = tmp_path / "many.jsonl"  # more than it can do before Ray knows
