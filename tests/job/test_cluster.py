@@ -137,6 +137,7 @@ def test_whoever_started_a_ray_can_join_another_one_afterwards(started, others):
     assert json.loads(process.stdout.readline()) == others.cpus
 
 
+@pytest.mark.slow
 def test_a_cluster_without_its_token_is_told_as_such(others, home):
     done = run(JOIN, others.address, environment_of(home))
     assert "JobError" in done.stderr

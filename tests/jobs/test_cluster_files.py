@@ -197,6 +197,7 @@ def containers(group: dict) -> list[dict]:
     return group["template"]["spec"]["containers"]
 
 
+@pytest.mark.slow
 def test_a_pod_that_is_to_end_drains_its_node_before_its_time_is_up(documents, tmp_path):
     """The command as it stands, but for the wait, which would see other tests' Ray."""
     (group,) = documents["RayJob"]["spec"]["rayClusterSpec"]["workerGroupSpecs"]

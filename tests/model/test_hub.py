@@ -57,6 +57,7 @@ def outcome(process: subprocess.Popen) -> str:
     return out.strip() or err
 
 
+@pytest.mark.slow
 def test_weights_are_fetched_once_from_a_busy_hub_and_used_when_it_is_gone(hub, load):
     hub.refuse = 4
     started = [load(), load()]
