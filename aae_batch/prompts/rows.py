@@ -218,7 +218,7 @@ def write_manifest(path: str, rows: ManifestRows, s3_endpoint: str | None = None
     """
     folder, name = _split(path)
     with scratch_folder() as made:
-        local = Path(made) / "manifest"
+        local = made / "manifest"
         try:
             _WRITERS[PurePosixPath(path).suffix.lower()](local, rows)
         except OSError as error:

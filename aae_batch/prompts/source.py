@@ -83,7 +83,7 @@ def read_text(path: str, s3_endpoint: str | None = None) -> str:
         if not is_url(path):
             return Path(path).read_text(encoding="utf-8-sig")
         with scratch_folder() as folder:
-            return fetch(path, Path(folder), s3_endpoint).read_text(encoding="utf-8-sig")
+            return fetch(path, folder, s3_endpoint).read_text(encoding="utf-8-sig")
     except UnicodeError:
         raise ManifestError(f"{path} is not UTF-8; save it as UTF-8 text.") from None
     except OSError as error:

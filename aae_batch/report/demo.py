@@ -44,12 +44,13 @@ def run_demo(
         AaeBatchError: the job cannot start or go on.
     """
     pairs = SPLITS["report"].pairs[:PROMPTS]
+    rows = _manifest(pairs)
     storage = open_storage(output)
     write(f"model: {named(model)}")
     write(f"{len(pairs)} prompts, plain and guided from the same noise, on 2 actors:")
     with scratch_folder() as folder, progress_reporter() as report:
         manifest = folder / MANIFEST
-        manifest.write_bytes(_manifest(pairs))
+        manifest.write_bytes(rows)
         settings = JobSettings(
             manifest=manifest,
             output=str(output),
@@ -61,7 +62,7 @@ def run_demo(
         )
         summary = run_job(settings, report)
         score(_scores(settings.output), report)
-    storage.write_bytes(MANIFEST, _manifest(pairs))  # for whoever wants to look at it
+    storage.write_bytes(MANIFEST, rows)  # for whoever wants to look at it
     dataset = Dataset(storage)
     drawn = _drawn(dataset, pairs)
     title = f"{_counts(pairs, drawn)}; same noise left and right, prompts not picked".capitalize()
