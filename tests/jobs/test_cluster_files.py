@@ -10,6 +10,9 @@ import shlex
 import stat
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import jsonschema
@@ -214,6 +217,71 @@ def test_a_pod_that_is_to_end_drains_its_node_before_its_time_is_up(documents, t
                 break
         raylet.wait(300)  # nothing is on it, so it ends at once
     assert wait == "while grep -qsx raylet /proc/[0-9]*/comm; do sleep 1; done"
+
+
+class Metadata(BaseHTTPRequestHandler):
+    """Of an EC2 machine, as IMDSv2 answers: with a token alone, and 404 until there is a notice."""
+
+    noticed = threading.Event()
+    asked = threading.Semaphore(0)
+
+    def do_PUT(self):
+        assert self.path == "/latest/api/token"
+        assert int(self.headers["X-aws-ec2-metadata-token-ttl-seconds"]) <= 21600
+        self.answer(200, "a token")
+
+    def do_GET(self):
+        if self.headers["X-aws-ec2-metadata-token"] != "a token":
+            self.answer(401)
+        elif self.path == "/latest/meta-data/spot/instance-action" and self.noticed.is_set():
+            self.answer(200, '{"action": "terminate", "time": "2026-11-25T08:22:00Z"}')
+        else:
+            self.answer(404)
+        self.asked.release()
+
+    def answer(self, status: int, text: str = "") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def metadata() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.slow
+def test_a_spot_machine_that_is_taken_back_drains_its_node(metadata, tmp_path):
+    with started_cluster(environment_of(tmp_path)) as running:
+        environment = {
+            **running.environment,
+            "RAY_ADDRESS": running.address,
+            "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata,
+        }
+        raylet = raylet_of(running.pid)
+        watching = [sys.executable, str(ROOT / "jobs" / "spot_notice.py")]
+        with subprocess.Popen(watching, env=environment) as watch:
+            for _ in range(2):
+                assert Metadata.asked.acquire(timeout=300)
+            assert watch.poll() is None
+            assert raylet.is_running()
+            Metadata.noticed.set()
+            assert watch.wait(300) == 0
+        raylet.wait(300)  # nothing is on it, so it ends at once
+
+
+def test_every_machine_that_may_be_taken_back_is_watched(cluster):
+    assert any(
+        re.search(r"nohup python \S+/jobs/spot_notice\.py .*&$", line)
+        for line in cluster["worker_start_ray_commands"]
+    )
 
 
 def test_the_token_that_the_guide_makes_is_its_owner_s_alone(tmp_path):
