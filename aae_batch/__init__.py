@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from aae_batch.request import Request, Result
 
 if TYPE_CHECKING:
-    from aae_batch.config import GuidanceConfig
     from aae_batch.dataset.notebook import open_dataset
-    from aae_batch.engine import Engine
+    from aae_batch.sampling.config import GuidanceConfig
+    from aae_batch.sampling.engine import Engine
 
 __version__ = "0.1.0"
 __all__ = ["Engine", "GuidanceConfig", "Request", "Result", "open_dataset"]
@@ -21,11 +21,11 @@ __all__ = ["Engine", "GuidanceConfig", "Request", "Result", "open_dataset"]
 def __getattr__(name: str):
     """Import torch, pydantic and pyarrow when they are first needed, so that the command line starts at once."""
     if name == "Engine":
-        from aae_batch.engine import Engine
+        from aae_batch.sampling.engine import Engine
 
         return Engine
     if name == "GuidanceConfig":
-        from aae_batch.config import GuidanceConfig
+        from aae_batch.sampling.config import GuidanceConfig
 
         return GuidanceConfig
     if name == "open_dataset":

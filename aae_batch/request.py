@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from aae_batch.attention_stats import AttentionRecord
     from aae_batch.errors import RowError
+    from aae_batch.sampling.trace import AttentionRecord
 
 Method = Literal[
     "stable-diffusion", "composable-diffusion", "structure-diffusion", "attend-and-excite"
@@ -40,7 +40,7 @@ class Request:
         height, width: in pixels; multiples of 8.
         method: `"attend-and-excite"`; `"stable-diffusion"` for the same without guidance;
             `"composable-diffusion"` (Liu et al. 2022) or `"structure-diffusion"` (Feng et al. 2023),
-            which `aae_batch.conditioning` describes.
+            which `aae_batch.sampling.texts` describes.
     """
 
     prompt: str

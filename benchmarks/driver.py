@@ -14,17 +14,17 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aae_batch.config import GuidanceConfig
-from aae_batch.dataset.lock import Lock
-from aae_batch.dataset.storage import open_storage
+from aae_batch.generate.driver import Foreman
+from aae_batch.generate.records import Loaded, make_plan
+from aae_batch.generate.settings import JobSettings
+from aae_batch.generate.worker import Report, Task
 from aae_batch.job.cluster import ActorPlan, Stop
 from aae_batch.job.crew import Done, Event, Member, Ready, Told
-from aae_batch.job.driver import Foreman
 from aae_batch.job.progress import Tally
-from aae_batch.job.records import Loaded, make_plan
-from aae_batch.job.settings import JobSettings
-from aae_batch.job.worker import Report, Task
-from aae_batch.manifest import open_manifest
+from aae_batch.manifest.reader import open_manifest
+from aae_batch.sampling.config import GuidanceConfig
+from aae_batch.store.lock import Lock
+from aae_batch.store.open import open_storage
 
 
 class SimulatedCrew:

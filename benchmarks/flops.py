@@ -19,8 +19,8 @@ from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite import (
 )
 from torch import Tensor
 
-from aae_batch.model.unet import StableDiffusion
-from aae_batch.price import count_flops, count_guided, count_sampling
+from aae_batch.manifest.price import count_flops, count_guided, count_sampling
+from aae_batch.sampling.model.unet import StableDiffusion
 
 STEPS, GUIDED_STEPS = 50, 25
 SUBJECTS = [2, 5]

@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aae_batch.config import GuidanceConfig
-from aae_batch.manifest import open_manifest
-from aae_batch.model.loading import load_tokenizer
-from aae_batch.shapes import networks
-from aae_batch.validate import Rules, validate
+from aae_batch.manifest.reader import open_manifest
+from aae_batch.manifest.validate import Rules, validate
+from aae_batch.sampling.config import GuidanceConfig
+from aae_batch.sampling.model.loading import load_tokenizer
+from training import networks
 
 COLOURS = ("red", "green", "blue", "yellow")
 SHAPES = ("circle", "square", "triangle", "star", "cross")

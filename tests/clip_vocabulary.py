@@ -8,7 +8,7 @@ from importlib.metadata import distribution
 
 from transformers import CLIPTokenizer
 
-from aae_batch.shapes.networks import byte_alphabet
+from training.networks import byte_alphabet
 
 ENTRIES = 49_408
 

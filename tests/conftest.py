@@ -21,9 +21,11 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from aae_batch.shapes.networks import MAX_TOKENS, tokenizer
+from tests.any_storage import storage  # noqa: F401
 from tests.faulty_proxy import FaultyProxy
+from tests.small_job import manifest, ray_here, settings, tiny_pipeline_folder  # noqa: F401
 from tests.small_output import make_output  # noqa: F401
+from training.networks import MAX_TOKENS, tokenizer
 
 TEXT_WIDTH = 32
 

@@ -12,13 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aae_batch.attention_stats import AttentionRecord, SubjectAttention
-from aae_batch.config import GuidanceConfig
 from aae_batch.dataset import writer
 from aae_batch.dataset.layout import SUMMARY
 from aae_batch.dataset.reader import Dataset
-from aae_batch.dataset.storage import Storage, open_storage
-from aae_batch.job.records import (
+from aae_batch.generate.records import (
     Loaded,
     Plan,
     as_json,
@@ -27,9 +24,13 @@ from aae_batch.job.records import (
     resolved,
     summarize,
 )
-from aae_batch.job.settings import JobSettings
-from aae_batch.manifest import open_manifest
+from aae_batch.generate.settings import JobSettings
+from aae_batch.manifest.reader import open_manifest
 from aae_batch.request import Result
+from aae_batch.sampling.config import GuidanceConfig
+from aae_batch.sampling.trace import AttentionRecord, SubjectAttention
+from aae_batch.store.base import Storage
+from aae_batch.store.open import open_storage
 
 STEPS = 3
 

@@ -27,8 +27,8 @@ from aae_batch.cli.common import (
 from aae_batch.errors import SettingsError
 
 if TYPE_CHECKING:
+    from aae_batch.evaluate.settings import ScoreSettings
     from aae_batch.evaluate.table import Table
-    from aae_batch.job.score_settings import ScoreSettings
 
 
 def evaluate(
@@ -146,7 +146,7 @@ def _metrics(given: list[str] | None) -> list[str]:
 
 def _each_once(outputs: list[str], endpoint: str | None) -> list[str]:
     """Outputs without those that are named again in another way."""
-    from aae_batch.dataset.storage import open_storage
+    from aae_batch.store.open import open_storage
 
     found: dict[str, str] = {}
     for output in map(os.path.expanduser, outputs):
@@ -155,14 +155,14 @@ def _each_once(outputs: list[str], endpoint: str | None) -> list[str]:
 
 
 def _settings(given: dict[str, Any], output: str, metric: str) -> ScoreSettings:
-    from aae_batch.job.score_settings import ScoreSettings
+    from aae_batch.evaluate.settings import ScoreSettings
 
     own = {name: given[name] for name in ScoreSettings.model_fields if name in given}
     return ScoreSettings(**{**own, "output": output, "metric": metric})
 
 
 def _say_plan(job: ScoreSettings) -> None:
-    from aae_batch.job.score import plan_scores
+    from aae_batch.evaluate.driver import plan_scores
 
     plan = plan_scores(job)
     rows = sum(len(piece) for piece in plan.todo)
@@ -176,8 +176,8 @@ def _say_plan(job: ScoreSettings) -> None:
 
 def _score(job: ScoreSettings) -> int:
     """Returns how many pictures could not be scored."""
-    from aae_batch.job.score import score
-    from aae_batch.terminal import progress_reporter
+    from aae_batch.cli.terminal import progress_reporter
+    from aae_batch.evaluate.driver import score
 
     with progress_reporter() as report:
         scored = score(job, report)
@@ -197,11 +197,11 @@ def _score(job: ScoreSettings) -> int:
 
 def _table(outputs: list[str], endpoint: str | None) -> Table:
     from aae_batch.dataset.reader import Dataset
-    from aae_batch.dataset.storage import open_storage
     from aae_batch.errors import OutputError
     from aae_batch.evaluate.pictures import read_pictures
+    from aae_batch.evaluate.records import differing_judges
     from aae_batch.evaluate.table import make_table
-    from aae_batch.job.score_records import differing_judges
+    from aae_batch.store.open import open_storage
 
     datasets = {}
     for output, name in _short_names(outputs).items():

@@ -84,13 +84,13 @@ def export(
             raise SettingsError(
                 f"--of {of} says among how many to choose: give --select {BEST}, too."
             )
+        from aae_batch.cli.terminal import shard_reporter
         from aae_batch.dataset.reader import Dataset
-        from aae_batch.dataset.storage import open_storage
         from aae_batch.export.condition import Condition
         from aae_batch.export.export import ExportSettings
         from aae_batch.export.export import export as write
         from aae_batch.export.selection import Best
-        from aae_batch.terminal import shard_reporter
+        from aae_batch.store.open import open_storage
 
         settings = ExportSettings(
             format=format,

@@ -25,8 +25,8 @@ from aae_batch.cli.common import (
 from aae_batch.errors import SettingsError
 
 if TYPE_CHECKING:
-    from aae_batch.config import GuidanceConfig
-    from aae_batch.job.settings import JobSettings
+    from aae_batch.generate.settings import JobSettings
+    from aae_batch.sampling.config import GuidanceConfig
 
 OWN = "the model's own"
 
@@ -214,7 +214,7 @@ def generate(
 
 
 def _job_settings(given: dict[str, Any]) -> JobSettings:
-    from aae_batch.job.settings import JobSettings
+    from aae_batch.generate.settings import JobSettings
 
     own = {name: given[name] for name in JobSettings.model_fields if name in given}
     return JobSettings(**own, guidance=_guidance(given))
@@ -222,8 +222,8 @@ def _job_settings(given: dict[str, Any]) -> JobSettings:
 
 def _guidance(given: dict[str, Any]) -> GuidanceConfig:
     """The model's own settings with those that were given."""
-    from aae_batch.config import GuidanceConfig
-    from aae_batch.model.loading import default_guidance
+    from aae_batch.sampling.config import GuidanceConfig
+    from aae_batch.sampling.model.loading import default_guidance
 
     values = {name: given[name] for name in GuidanceConfig.model_fields if given[name] is not None}
     for name, parse in _PARSERS.items():
@@ -264,9 +264,9 @@ _PARSERS = {"thresholds": _thresholds, "scale_range": _scale_range, "attn_res": 
 
 
 def _generate(job: JobSettings) -> int:
-    from aae_batch.job.driver import run_job
-    from aae_batch.model.loading import named
-    from aae_batch.terminal import progress_reporter
+    from aae_batch.cli.terminal import progress_reporter
+    from aae_batch.generate.driver import run_job
+    from aae_batch.sampling.model.loading import named
 
     print(f"model: {named(job.model)}", flush=True)
     with progress_reporter() as report:
@@ -278,6 +278,6 @@ def _generate(job: JobSettings) -> int:
 
 
 def _dry_run(job: JobSettings) -> int:
-    from aae_batch.job.dry_run import dry_run
+    from aae_batch.generate.dry_run import dry_run
 
     return WITH_FAILURES if dry_run(job, print) else COMPLETE

@@ -66,10 +66,11 @@ def _report(
 ) -> str:
     from pathlib import Path
 
-    from aae_batch.dataset.storage import is_url, open_storage
+    from aae_batch.cli.terminal import shard_reporter
     from aae_batch.errors import SettingsError
     from aae_batch.report.write import write_report
-    from aae_batch.terminal import shard_reporter
+    from aae_batch.store.base import is_url
+    from aae_batch.store.open import open_storage
 
     if to_open and html is None and is_url(output):
         raise SettingsError(

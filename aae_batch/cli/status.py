@@ -17,7 +17,7 @@ def _status(output: str, endpoint: str | None) -> None:
 
     from aae_batch.dataset.reader import Dataset
     from aae_batch.dataset.status import status
-    from aae_batch.dataset.storage import open_storage
+    from aae_batch.store.open import open_storage
 
     dataset = Dataset(open_storage(output, endpoint))
     run = dataset.run

@@ -20,8 +20,8 @@ def tokens(
         from rich.console import Console
         from rich.table import Table
 
-        from aae_batch.model.loading import load_tokenizer
-        from aae_batch.subjects import token_table
+        from aae_batch.sampling.model.loading import load_tokenizer
+        from aae_batch.sampling.words import token_table
 
         table = Table("index", "token", "can be guided", box=None, pad_edge=False)
         tokenizer = load_tokenizer(model, revision=revision, s3_endpoint=s3_endpoint)

@@ -41,12 +41,12 @@ def _verify(
 ) -> int:
     from contextlib import ExitStack
 
+    from aae_batch.cli.terminal import shard_reporter
     from aae_batch.dataset.reader import Dataset
     from aae_batch.dataset.rewriting import writing
-    from aae_batch.dataset.storage import open_storage
     from aae_batch.dataset.verify import to_delete, verify
-    from aae_batch.manifest import open_manifest
-    from aae_batch.terminal import shard_reporter
+    from aae_batch.manifest.reader import open_manifest
+    from aae_batch.store.open import open_storage
 
     storage = open_storage(output, endpoint)
     with ExitStack() as stack:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from aae_batch.config import in_a_sentence
 from aae_batch.errors import SettingsError
+from aae_batch.sampling.config import in_a_sentence
 
 if TYPE_CHECKING:
     from PIL.Image import Image

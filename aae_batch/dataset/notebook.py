@@ -18,8 +18,8 @@ from PIL import Image
 
 from aae_batch.dataset.heatmap import heatmap
 from aae_batch.dataset.reader import Dataset, attention_map
-from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import OutputError, shown
+from aae_batch.store.open import open_storage
 
 if TYPE_CHECKING:
     import pandas

@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from aae_batch.dataset import layout
-from aae_batch.dataset.read_ahead import read_ahead
 from aae_batch.dataset.run_record import NotARun, check_record, courtesy
-from aae_batch.dataset.storage import Storage, open_storage
 from aae_batch.dataset.webdataset import tar_members
 from aae_batch.errors import OutputError
+from aae_batch.store.base import Storage
+from aae_batch.store.open import open_storage
+from aae_batch.store.read_ahead import read_ahead
 
 
 class Dataset:

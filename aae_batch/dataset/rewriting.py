@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from aae_batch.dataset import layout
-from aae_batch.dataset.lock import Lock
-from aae_batch.dataset.storage import Storage
 from aae_batch.dataset.webdataset import add_member, tar_members
 from aae_batch.errors import OutputError
+from aae_batch.store.base import Storage
+from aae_batch.store.lock import Lock
 
 
 @contextmanager

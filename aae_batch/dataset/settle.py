@@ -15,7 +15,7 @@ from collections.abc import Callable
 from PIL import Image
 
 from aae_batch.dataset.image_format import ImageFormat
-from aae_batch.dataset.storage import Storage
+from aae_batch.store.base import Storage
 
 
 def is_picture(data: bytes, size: tuple[int, int] | None, image_format: ImageFormat) -> bool:

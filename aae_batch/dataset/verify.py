@@ -18,19 +18,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from aae_batch.config import GuidanceConfig
 from aae_batch.dataset import layout
 from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.layout import Layout
 from aae_batch.dataset.reader import Dataset, parquet_images
 from aae_batch.dataset.settle import is_picture
-from aae_batch.dataset.storage import Storage
 from aae_batch.dataset.webdataset import tar_members
 from aae_batch.dataset.writer import as_used, may_have_left_a_picture
 from aae_batch.errors import OutputError, shown
+from aae_batch.sampling.config import GuidanceConfig
+from aae_batch.store.base import Storage
 
 if TYPE_CHECKING:
-    from aae_batch.manifest import Manifest, Part
+    from aae_batch.manifest.reader import Manifest, Part
 
 THREADS = 8
 """Shards that are read at once. Each is in memory as far as its layout has it in one object."""

@@ -23,11 +23,11 @@ from aae_batch.dataset.webdataset import tar_members, tar_of
 from aae_batch.errors import OccupiedError, RowError
 
 if TYPE_CHECKING:
-    from aae_batch.attention_stats import AttentionRecord
-    from aae_batch.config import GuidanceConfig
-    from aae_batch.dataset.storage import Storage
+    from aae_batch.manifest.row import Row
     from aae_batch.request import Result
-    from aae_batch.row import Row
+    from aae_batch.sampling.config import GuidanceConfig
+    from aae_batch.sampling.trace import AttentionRecord
+    from aae_batch.store.base import Storage
 
 PNG = ImageFormat()
 

@@ -1,1 +1,1 @@
-"""Is the guidance working? Pictures are scored, and methods compared."""
+"""Dataset -> scores -> table: the other client of the job."""

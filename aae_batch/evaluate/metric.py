@@ -18,8 +18,8 @@ from PIL import Image
 
 from aae_batch.dataset import layout
 from aae_batch.dataset.reader import Dataset
-from aae_batch.dataset.storage import Storage
 from aae_batch.errors import OutputError
+from aae_batch.store.base import Storage
 
 MetricName = Literal["clip", "captions", "detector", "attention"]
 METRICS: tuple[str, ...] = get_args(MetricName)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from aae_batch.errors import ModelError
-from aae_batch.model.loading import MODEL_FILES, source_of, torch_device, torch_dtype
+from aae_batch.sampling.model.loading import MODEL_FILES, source_of, torch_device, torch_dtype
 
 JUDGE_FILES = (*MODEL_FILES, ".bin", ".model")
 """The files of a folder that a judge depends on: a generator's, pickled weights, and SentencePiece's words."""

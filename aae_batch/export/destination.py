@@ -11,9 +11,9 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
-from aae_batch.dataset.storage import Storage
 from aae_batch.errors import OutputError
 from aae_batch.export.formats import CARD, FORMATS, SAMPLES, THREADS, files_of
+from aae_batch.store.base import Storage
 
 MARKER = ".aae_batch_export.json"
 

@@ -13,9 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from aae_batch.dataset.image_format import ImageFormat
-from aae_batch.dataset.read_ahead import read_ahead
 from aae_batch.dataset.reader import Dataset
-from aae_batch.dataset.storage import Storage
 from aae_batch.dataset.webdataset import json_columns
 from aae_batch.errors import OutputError, SettingsError
 from aae_batch.export.card import Facts, check_features, dataset_card, require_datasets
@@ -25,6 +23,8 @@ from aae_batch.export.formats import CARD, FORMATS, SAMPLES, THREADS, Piece, ope
 from aae_batch.export.samples import SAMPLES_SHOWN, samples_page
 from aae_batch.export.scores import Scores
 from aae_batch.export.selection import Best, Selection, choose
+from aae_batch.store.base import Storage
+from aae_batch.store.read_ahead import read_ahead
 
 ROWS_PER_FILE = 1000
 """Some 400 MB of 512 x 512 PNG: what the hub likes a file to be, and what memory has room for."""

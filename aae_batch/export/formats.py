@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from aae_batch.dataset import layout
-from aae_batch.dataset.storage import Storage
 from aae_batch.dataset.webdataset import tar_of
 from aae_batch.errors import SettingsError
-from aae_batch.row import is_safe_id
+from aae_batch.manifest.row import is_safe_id
+from aae_batch.store.base import Storage
 
 FORMATS = ("hf", "parquet", "webdataset", "imagefolder")
 

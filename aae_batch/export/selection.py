@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aae_batch.dataset.read_ahead import read_ahead
 from aae_batch.dataset.reader import Dataset
 from aae_batch.errors import SettingsError, shown
 from aae_batch.export.condition import Condition
 from aae_batch.export.scores import Scores
+from aae_batch.store.read_ahead import read_ahead
 
 _NAMED = 3
 """So many prompts and methods are named in a note."""

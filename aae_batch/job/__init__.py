@@ -1,1 +1,1 @@
-"""A manifest becomes a dataset, and its pictures are scored: plan, actors, supervision."""
+"""Any job on Ray: pieces handed to workers, supervised until each is committed."""

@@ -8,22 +8,22 @@ from pathlib import Path
 
 from PIL import Image
 
+from aae_batch.cli.terminal import progress_reporter
 from aae_batch.dataset.reader import Dataset
-from aae_batch.dataset.storage import open_storage
 from aae_batch.dataset.writer import PNG
 from aae_batch.evaluate.detector import SHAPES
-from aae_batch.job.driver import run_job
-from aae_batch.job.score import score
-from aae_batch.job.score_settings import ScoreSettings
-from aae_batch.job.settings import JobSettings
-from aae_batch.model.loading import EMBEDDED, default_guidance, named
+from aae_batch.evaluate.driver import score
+from aae_batch.evaluate.settings import ScoreSettings
+from aae_batch.generate.driver import run_job
+from aae_batch.generate.settings import JobSettings
 from aae_batch.report.contact_sheet import Finding, Group, Picture, contact_sheet
 from aae_batch.report.write import write_report
-from aae_batch.scratch import scratch_folder
+from aae_batch.sampling.model.loading import EMBEDDED, default_guidance, named
 from aae_batch.shapes.detector import Verdict, judge
-from aae_batch.shapes.score import SPLITS, Pair
 from aae_batch.shapes.world import Thing, caption
-from aae_batch.terminal import progress_reporter
+from aae_batch.store.open import open_storage
+from aae_batch.store.scratch import scratch_folder
+from training.score import SPLITS, Pair
 
 PROMPTS = 24
 LABELS = {"stable-diffusion": "plain", "attend-and-excite": "guided"}

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from aae_batch.dataset import layout
 from aae_batch.dataset.reader import Dataset
-from aae_batch.dataset.storage import LocalStorage, Storage, is_url
 from aae_batch.report.build import collect, render
+from aae_batch.store.base import Storage, is_url
+from aae_batch.store.local import LocalStorage
 
 
 def write_report(

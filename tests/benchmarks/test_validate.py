@@ -5,8 +5,8 @@ from __future__ import annotations
 import pyarrow.parquet as pq
 import pytest
 
-from aae_batch.shapes.networks import tokenizer
 from benchmarks.validate import SEEDS, all_different, half_wrong, many_seeds, measured
+from training.networks import tokenizer
 
 
 @pytest.mark.parametrize(

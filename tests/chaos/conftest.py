@@ -17,7 +17,7 @@ import boto3
 import pytest
 
 from tests.chaos.attacker import SECRET, Storm
-from tests.job.conftest import tiny_pipeline_folder  # noqa: F401
+from tests.small_job import tiny_pipeline_folder  # noqa: F401
 
 
 @pytest.fixture(scope="session")

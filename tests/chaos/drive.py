@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _hire_for_generate() -> None:
-    from aae_batch.job import driver
+    from aae_batch.generate import driver
     from tests.chaos.fake import FakeWorker, MinedWorker
 
     fake = os.environ.get("AAE_BATCH_ENGINE", "fake") == "fake"
@@ -44,8 +44,8 @@ def _hire_for_generate() -> None:
 def _hire_for_evaluate() -> None:
     if "AAE_CHAOS_SEEING" not in os.environ:
         return
-    from aae_batch.job import score
-    from aae_batch.job.score_settings import ScoreSettings
+    from aae_batch.evaluate import driver as score
+    from aae_batch.evaluate.settings import ScoreSettings
     from tests.chaos.fake_scorer import MinedScorer, SeeingMetric
 
     score.score = partial(score.score, actor_class=MinedScorer)
@@ -60,7 +60,7 @@ def _hire_for_evaluate() -> None:
 def _spare_the_driver_models() -> None:
     """As where the model is on the actors' machines alone. Saves seconds of importing."""
     from aae_batch.errors import ModelError
-    from aae_batch.model import loading
+    from aae_batch.sampling.model import loading
 
     def nowhere(*_, **__):
         raise ModelError("It is on the actors' machines alone.")

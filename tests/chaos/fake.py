@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from aae_batch.errors import NonFiniteError
-from aae_batch.job.worker import Worker
+from aae_batch.generate.worker import Worker
 from aae_batch.request import Request, Result
 from tests.chaos import mines
 from tests.chaos.picture import SIDE, pixels
@@ -59,7 +59,7 @@ class FakeEngine:
 
 
 class FakeBatch:
-    """As `aae_batch.engine.Batch` is fed and asked. A picture takes one to three steps."""
+    """As `aae_batch.sampling.engine.Batch` is fed and asked. A picture takes one to three steps."""
 
     def __init__(self, config: Any, slots: int) -> None:
         self.config = config

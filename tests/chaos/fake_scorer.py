@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from aae_batch.evaluate.attention import AttentionMetric
-from aae_batch.job.scorer import Scorer
+from aae_batch.evaluate.worker import Scorer
 from tests.chaos import mines
 from tests.chaos.fake import PACE
 

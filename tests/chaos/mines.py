@@ -65,7 +65,7 @@ def watch(who: str, *roots: str) -> None:
     """From now on, changes of storages such as those of `roots` are noted, and meet mines."""
     if FOLDER not in os.environ:
         return
-    from aae_batch.dataset.storage import open_storage
+    from aae_batch.store.open import open_storage
 
     _set_lease()
     for root in roots:
@@ -125,7 +125,7 @@ def _note(text: str) -> None:
 def _set_lease() -> None:
     """The times of a bucket's lock, so that nobody waits 90 s for what 5 show as well."""
     if LEASE in os.environ:
-        from aae_batch.dataset.lock import TIMING
+        from aae_batch.store.lock import TIMING
 
         renew, stale = map(float, os.environ[LEASE].split(","))
         object.__setattr__(TIMING, "renew", renew)

@@ -267,8 +267,8 @@ def test_scores_are_held_against_pictures(make_output):
 @pytest.mark.parametrize("form", ["hf", "parquet", "webdataset", "imagefolder"])
 def test_an_export_is_held_against_its_dataset(make_output, tmp_path, form):
     from aae_batch.dataset.reader import Dataset
-    from aae_batch.dataset.storage import open_storage
     from aae_batch.export.export import ExportSettings, export
+    from aae_batch.store.open import open_storage
 
     output = make_output(rows=ROWS)
     to = tmp_path / "export"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from aae_batch.dataset.reader import Dataset
-from aae_batch.dataset.storage import open_storage
 from aae_batch.export.export import ExportSettings, export
 from aae_batch.export.formats import FORMATS
+from aae_batch.store.open import open_storage
 
 LOADING = Path(__file__).parents[2] / "docs" / "loading.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", LOADING.read_text(encoding="utf-8"), re.DOTALL)

@@ -9,8 +9,8 @@ import pytest
 
 from aae_batch.dataset import layout
 from aae_batch.dataset.reader import Dataset
-from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import OutputError
+from aae_batch.store.open import open_storage
 
 
 def test_scores_are_found_by_metric_and_shard(tmp_path):

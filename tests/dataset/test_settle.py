@@ -12,18 +12,18 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from aae_batch.config import GuidanceConfig
 from aae_batch.dataset import layout, writer
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.rewriting import writing
-from aae_batch.dataset.storage import open_storage
 from aae_batch.dataset.stored import stored_outcomes
 from aae_batch.dataset.verify import verify
 from aae_batch.dataset.webdataset import add_member
 from aae_batch.errors import OutputError, RequestError
-from aae_batch.manifest import open_manifest
+from aae_batch.manifest.reader import open_manifest
+from aae_batch.manifest.row import read_row
 from aae_batch.request import Result
-from aae_batch.row import read_row
+from aae_batch.sampling.config import GuidanceConfig
+from aae_batch.store.open import open_storage
 from tests.small_output import STEPS, _outcome
 
 CONFIG = GuidanceConfig(num_inference_steps=STEPS)

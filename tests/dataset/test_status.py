@@ -3,8 +3,8 @@ from __future__ import annotations
 from collections import Counter
 
 from aae_batch.dataset.status import status
+from aae_batch.generate.records import progress_record
 from aae_batch.job.progress import Progress, Tally
-from aae_batch.job.records import progress_record
 
 RUN = {"rows": 95, "shard_size": 10}
 NOW = 1_800_000_000.0

@@ -6,7 +6,7 @@ from aae_batch.dataset import writer
 from aae_batch.dataset.layout import attention_name, metadata_name
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.stored import stored_outcomes
-from aae_batch.manifest import open_manifest
+from aae_batch.manifest.reader import open_manifest
 
 
 @pytest.mark.parametrize("layout", ["files", "webdataset", "parquet"])

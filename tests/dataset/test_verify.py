@@ -13,7 +13,7 @@ from aae_batch.dataset import layout, verify
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.verify import Problem
 from aae_batch.dataset.webdataset import add_member, tar_members
-from aae_batch.manifest import open_manifest
+from aae_batch.manifest.reader import open_manifest
 
 LAYOUTS = ["files", "webdataset", "parquet"]
 

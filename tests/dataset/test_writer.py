@@ -10,15 +10,16 @@ import pytest
 import webdataset
 from PIL import Image
 
-from aae_batch.config import GuidanceConfig
 from aae_batch.dataset import writer
 from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.reader import Dataset
-from aae_batch.dataset.storage import LocalStorage, open_storage
 from aae_batch.dataset.webdataset import tar_members
 from aae_batch.errors import OutputError
+from aae_batch.manifest.row import read_row
 from aae_batch.request import Result
-from aae_batch.row import read_row
+from aae_batch.sampling.config import GuidanceConfig
+from aae_batch.store.local import LocalStorage
+from aae_batch.store.open import open_storage
 
 CONFIG = GuidanceConfig(method="stable-diffusion")
 NO_EXTRAS = pa.table({"n": [0, 1]})

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL.Image import Image
 
-from aae_batch.shapes.networks import tokenizer
 from aae_batch.shapes.world import Thing, place, render
+from training.networks import tokenizer
 
 TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
 VISION = TEXT | {"image_size": 32, "patch_size": 16}

@@ -19,25 +19,25 @@ import pytest
 from typer.testing import CliRunner
 
 from aae_batch import cli
-from aae_batch.attention_stats import AttentionRecord, SubjectAttention
-from aae_batch.config import GuidanceConfig
 from aae_batch.dataset import layout, writer
 from aae_batch.dataset.reader import Dataset
-from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import JobError, ModelError, OutputError, SettingsError
 from aae_batch.evaluate.attention import AttentionMetric
 from aae_batch.evaluate.clip import ClipMetric
+from aae_batch.evaluate.driver import plan_scores, score
 from aae_batch.evaluate.metric import score_rows
-from aae_batch.job.records import make_plan
-from aae_batch.job.score import plan_scores, score
-from aae_batch.job.score_records import begin_scores
-from aae_batch.job.score_settings import ScoreSettings, weights_of
-from aae_batch.job.scorer import Scorer, ScorerSettings
-from aae_batch.job.settings import JobSettings
-from aae_batch.manifest import open_manifest
+from aae_batch.evaluate.records import begin_scores
+from aae_batch.evaluate.settings import ScoreSettings, weights_of
+from aae_batch.evaluate.worker import Scorer, ScorerSettings
+from aae_batch.generate.records import make_plan
+from aae_batch.generate.settings import JobSettings
+from aae_batch.manifest.reader import open_manifest
 from aae_batch.request import Result
+from aae_batch.sampling.config import GuidanceConfig
+from aae_batch.sampling.trace import AttentionRecord, SubjectAttention
 from aae_batch.shapes.detector import judge
 from aae_batch.shapes.world import Thing
+from aae_batch.store.open import open_storage
 from tests.evaluate.conftest import drawn
 from tests.small_output import begun
 
@@ -461,9 +461,9 @@ def test_after_sigterm_the_same_command_completes(output, scored, monkeypatch):
             assert cancelled.wait(60)  # so that the third shard is not begun
         return judge(*arguments)
 
-    monkeypatch.setattr("aae_batch.job.score.ThreadPoolExecutor", Pool)
+    monkeypatch.setattr("aae_batch.evaluate.driver.ThreadPoolExecutor", Pool)
 
-    monkeypatch.setattr("aae_batch.job.score.READERS", 1)
+    monkeypatch.setattr("aae_batch.evaluate.driver.READERS", 1)
     monkeypatch.setattr(AttentionMetric, "score", told_to_stop)
     stopped = run("evaluate", output, "--metric", "attention")
     assert (stopped.exit_code, "same command again" in stopped.stderr) == (3, True)

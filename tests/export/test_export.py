@@ -15,9 +15,7 @@ from typer.testing import CliRunner
 
 from aae_batch import cli
 from aae_batch.dataset import layout
-from aae_batch.dataset.lock import Timing
 from aae_batch.dataset.reader import Dataset
-from aae_batch.dataset.storage import open_storage
 from aae_batch.errors import OutputError, SettingsError
 from aae_batch.export.condition import Condition
 from aae_batch.export.destination import MARKER, Marker, replaceable
@@ -25,6 +23,8 @@ from aae_batch.export.export import ExportSettings, export
 from aae_batch.export.formats import FORMATS, Piece, open_format
 from aae_batch.export.scores import Scores
 from aae_batch.export.selection import Best
+from aae_batch.store.lock import Timing
+from aae_batch.store.open import open_storage
 
 OK = ["a", "b", "c", "d.1"]
 REDS = [0, 40, 80, 160]

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from aae_batch.job.cluster import close_token_file
-from tests.job.conftest import StartedCluster, environment_of, raylet_of, started_cluster
+from tests.small_job import StartedCluster, environment_of, raylet_of, started_cluster
 
 OURS = """
 import json, os, sys
@@ -53,7 +53,7 @@ JOIN = """
 import sys
 import ray
 from aae_batch.job.cluster import cluster
-from aae_batch.job.settings import ActorSettings
+from aae_batch.generate.settings import ActorSettings
 
 with cluster(ActorSettings(ray_address=sys.argv[1])):
     print(ray.cluster_resources()["CPU"], "CPUs")

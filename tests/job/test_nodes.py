@@ -13,10 +13,10 @@ import ray
 from ray.cluster_utils import Cluster
 
 from aae_batch.dataset.reader import Dataset
+from aae_batch.generate.driver import run_job
+from aae_batch.generate.worker import Worker
 from aae_batch.job.crew import RayCrew
-from aae_batch.job.driver import run_job
-from aae_batch.job.worker import Worker
-from tests.job.conftest import assert_same_dataset
+from tests.small_job import assert_same_dataset
 
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
 GPU_NODE = {"num_cpus": 2, "num_gpus": 1}
@@ -25,8 +25,8 @@ GPU_NODE = {"num_cpus": 2, "num_gpus": 1}
 @pytest.fixture(scope="module")
 def undisturbed(tiny_pipeline_folder, manifest, tmp_path_factory) -> str:
     """The dataset that nothing went wrong with."""
-    from aae_batch.job.settings import JobSettings
-    from aae_batch.model.loading import default_guidance
+    from aae_batch.generate.settings import JobSettings
+    from aae_batch.sampling.model.loading import default_guidance
 
     settings = JobSettings(
         manifest=manifest,

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from aae_batch.cli.terminal import lines
 from aae_batch.job.progress import Progress, Tally, clock
-from aae_batch.terminal import lines
 
 
 def test_one_line_says_it_all():

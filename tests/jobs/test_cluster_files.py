@@ -20,7 +20,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from tests.job.conftest import environment_of, raylet_of, started_cluster
+from tests.small_job import environment_of, raylet_of, started_cluster
 
 ROOT = Path(__file__).parent.parent.parent
 CLUSTER, RAYJOB, DOCKERFILE = "cluster.yaml", "jobs/rayjob.yaml", "jobs/Dockerfile"

@@ -12,15 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from aae_batch.attention_stats import AttentionRecord, SubjectAttention
-from aae_batch.config import GuidanceConfig
 from aae_batch.dataset import layout, writer
-from aae_batch.dataset.storage import Storage, open_storage
-from aae_batch.job.records import make_plan
-from aae_batch.job.settings import JobSettings
-from aae_batch.manifest import open_manifest
+from aae_batch.generate.records import make_plan
+from aae_batch.generate.settings import JobSettings
+from aae_batch.manifest.reader import open_manifest
+from aae_batch.manifest.row import Row
 from aae_batch.request import Result
-from aae_batch.row import Row
+from aae_batch.sampling.config import GuidanceConfig
+from aae_batch.sampling.trace import AttentionRecord, SubjectAttention
+from aae_batch.store.base import Storage
+from aae_batch.store.open import open_storage
 from tests.small_output import begun
 
 GUIDANCE = GuidanceConfig(num_inference_steps=4, thresholds={0: 0.1, 2: 0.5})

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from aae_batch import Engine, Request
-from aae_batch.model.loading import load_tokenizer
-from aae_batch.shapes import networks
-from aae_batch.shapes.examples import check_whole
-from aae_batch.shapes.score import SPLITS, compare
+from aae_batch.sampling.model.loading import load_tokenizer
+from aae_batch.sampling.words import KNOWN_WORDS
 from aae_batch.shapes.world import SIZE
-from aae_batch.subjects import KNOWN_WORDS
+from training import networks
+from training.examples import check_whole
+from training.score import SPLITS, compare
 
 
 @pytest.fixture(scope="module")

@@ -45,11 +45,16 @@ def benchmark(
     """
     with errors_in_a_sentence():
         from aae_batch.cli.manifest.common import show_prompts, write
-        from aae_batch.model.loading import load_tokenizer
-        from aae_batch.prompts import benchmark as paper
-        from aae_batch.prompts.rows import ManifestRows, check_target, parse_methods, parse_seeds
-        from aae_batch.prompts.source import read_text
-        from aae_batch.prompts.subjects import with_token_indices
+        from aae_batch.manifest.build import benchmark as paper
+        from aae_batch.manifest.build.rows import (
+            ManifestRows,
+            check_target,
+            parse_methods,
+            parse_seeds,
+        )
+        from aae_batch.manifest.build.source import read_text
+        from aae_batch.manifest.build.subjects import with_token_indices
+        from aae_batch.sampling.model.loading import load_tokenizer
 
         check_target(output, force, s3_endpoint)
         sets = paper.sets_of(prompt_set)

@@ -80,12 +80,17 @@ def build(
             warn_of_unguidable,
             write,
         )
-        from aae_batch.model.loading import load_tokenizer
-        from aae_batch.prompts import subjects as naming
-        from aae_batch.prompts.nouns import Nouns
-        from aae_batch.prompts.rows import ManifestRows, check_target, parse_methods, parse_seeds
-        from aae_batch.prompts.source import read_prompts
-        from aae_batch.terminal import count_reporter
+        from aae_batch.cli.terminal import count_reporter
+        from aae_batch.manifest.build import subjects as naming
+        from aae_batch.manifest.build.nouns import Nouns
+        from aae_batch.manifest.build.rows import (
+            ManifestRows,
+            check_target,
+            parse_methods,
+            parse_seeds,
+        )
+        from aae_batch.manifest.build.source import read_prompts
+        from aae_batch.sampling.model.loading import load_tokenizer
 
         check_target(output, force, s3_endpoint)
         wanted_seeds = parse_seeds(seeds) if seeds else []

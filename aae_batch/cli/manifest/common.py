@@ -12,9 +12,9 @@ from aae_batch.cli.common import complain
 from aae_batch.errors import SettingsError
 
 if TYPE_CHECKING:
-    from aae_batch.prompts.prompt import Prompts
-    from aae_batch.prompts.rows import ManifestRows
-    from aae_batch.prompts.subjects import Found
+    from aae_batch.manifest.build.prompt import Prompts
+    from aae_batch.manifest.build.rows import ManifestRows
+    from aae_batch.manifest.build.subjects import Found
 
 Target = Annotated[
     str,
@@ -95,7 +95,7 @@ def ask(question: str, yes: bool) -> None:
 
 
 def write(target: str, rows: ManifestRows, endpoint: str | None) -> None:
-    from aae_batch.prompts.rows import write_manifest
+    from aae_batch.manifest.build.rows import write_manifest
 
     write_manifest(target, rows, endpoint)
     print(f"{len(rows)} rows in {target}")

@@ -16,8 +16,8 @@ from aae_batch.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from aae_batch.config import GuidanceConfig
-    from aae_batch.validate import Problem, Summary
+    from aae_batch.manifest.validate import Problem, Summary
+    from aae_batch.sampling.config import GuidanceConfig
 
 OWN = "the model's own"
 
@@ -86,7 +86,7 @@ def validate(
         )  # fmt: skip
         quote = None
         if price and summary.work:
-            from aae_batch.price import Assumptions, quote_for
+            from aae_batch.manifest.price import Assumptions, quote_for
 
             assumed = Assumptions(refinements, utilisation)
             quote = quote_for(summary.work, model, config, assumed, revision, s3_endpoint)
@@ -106,7 +106,7 @@ def validate(
 
 
 def _config(model: str, own: dict[str, Any], endpoint: str | None) -> GuidanceConfig:
-    from aae_batch.model.loading import default_guidance
+    from aae_batch.sampling.model.loading import default_guidance
 
     given = {name: value for name, value in own.items() if value is not None}
     return default_guidance(model, endpoint).updated(**given)
@@ -126,12 +126,12 @@ def _validate(
     import csv
     from contextlib import ExitStack
 
-    from aae_batch.check import check_settings
+    from aae_batch.cli.terminal import count_reporter
     from aae_batch.errors import OutputError
-    from aae_batch.manifest import open_manifest
-    from aae_batch.model.loading import load_tokenizer, load_vae_scale_factor
-    from aae_batch.terminal import count_reporter
-    from aae_batch.validate import Problem, Rules, validate
+    from aae_batch.manifest.check import check_settings
+    from aae_batch.manifest.reader import open_manifest
+    from aae_batch.manifest.validate import Problem, Rules, validate
+    from aae_batch.sampling.model.loading import load_tokenizer, load_vae_scale_factor
 
     kept: list[Problem] = []
     with ExitStack() as stack:

@@ -1,0 +1,221 @@
+"""What a metric leaves beside a dataset: its `run.json`, which a later run is held against, and its tables."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from aae_batch.dataset import layout
+from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.run_record import fingerprint
+from aae_batch.errors import OutputError
+from aae_batch.evaluate.metric import Loaded, Metric
+from aae_batch.evaluate.settings import OF_OUTPUT, ScoreSettings
+from aae_batch.generate.records import as_json, versions
+from aae_batch.generate.settings import AUTO, differences
+from aae_batch.job.plan import Ledger, Piece, shards
+
+READERS = 8
+"""Tables that are read at a time."""
+
+
+@dataclass(frozen=True)
+class ScorePlan:
+    """What scoring comes to, given what is there.
+
+    Attributes:
+        run: what the metric's `run.json` says or is going to say.
+        begun: tables of this run are there already.
+        shards: all of the dataset, as pieces, generated or not.
+        generated: those that can be scored.
+        kept: of these, those that have been, and whose pictures are still the same.
+        unscored: of kept shards, the rows that could not be scored, as places in the manifest.
+        retry: whether these are to be tried again.
+    """
+
+    run: dict[str, Any]
+    begun: bool
+    shards: tuple[Piece, ...]
+    generated: frozenset[int]
+    kept: frozenset[int]
+    unscored: Mapping[int, list[int]] = field(default_factory=dict)
+    retry: bool = False
+
+    @property
+    def again(self) -> Mapping[int, list[int]]:
+        """Rows of kept shards that are tried again."""
+        return self.unscored if self.retry else {}
+
+    @property
+    def given_up(self) -> int:
+        """Rows that could not be scored, and are not tried again."""
+        return 0 if self.retry else sum(len(rows) for rows in self.unscored.values())
+
+    @property
+    def todo(self) -> list[Piece]:
+        return [piece for piece in self.shards if piece.shard in self.generated - self.kept]
+
+    @property
+    def missing(self) -> int:
+        """How many shards are not generated yet."""
+        return len(self.shards) - len(self.generated)
+
+    @property
+    def rows(self) -> int:
+        """Of the shards that can be scored."""
+        return sum(len(piece) for piece in self.shards if piece.shard in self.generated)
+
+    def ledger(self) -> Ledger[dict[str, Any]]:
+        last, size = self.shards[-1].stop, len(self.shards[0])
+        others = {piece.shard for piece in self.shards} - {piece.shard for piece in self.todo}
+        return Ledger.of(last, size, others, self.again)
+
+
+def metric_run(
+    settings: ScoreSettings, metric: Metric, dataset: Dataset
+) -> tuple[dict[str, Any], bool]:
+    """What the metric's `run.json` says or is going to say, and whether it is there already.
+
+    Raises:
+        OutputError: there is nothing to score, or other settings have scored a part of it.
+    """
+    run, name = dataset.run, settings.metric
+    if run is None or not dataset.shards():
+        raise OutputError(
+            f"There is nothing to score in {dataset.storage.root}: check the path, or generate first."
+        )
+    depends_on = settings.depends_on(metric, run)
+    before = dataset.metric_run(name) if dataset.scored_shards(name) else None
+    if before is not None and not settings.again:
+        if depends_on.get("dtype") == AUTO:  # as the first actor found it
+            depends_on["dtype"] = before["settings"].get("dtype", AUTO)
+        if changed := differences(before["settings"], depends_on):
+            raise OutputError(
+                f"{dataset.storage.place(layout.metric_run_name(name))} was begun with other settings "
+                f"({'; '.join(changed)}): go back to these to finish it, or score all of it anew with "
+                "--again."
+            )
+        return before, True
+    new = {
+        "metric": name,
+        "fingerprint": fingerprint(depends_on),
+        "settings": depends_on,
+        "versions": versions(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    return new, False
+
+
+def make_score_plan(settings: ScoreSettings, metric: Metric, dataset: Dataset) -> ScorePlan:
+    """Hold a metric against what is scored. Reads what every table of scores is of.
+
+    Raises:
+        OutputError: as `metric_run`.
+    """
+    run, begun = metric_run(settings, metric, dataset)
+    made = dataset.run
+    assert made is not None
+    all_shards = tuple(shards(made["rows"], made["shard_size"]))
+    generated = frozenset(shard for shard in dataset.shards() if shard < len(all_shards))
+    unscored: dict[int, list[int]] = {}
+    if begun:
+        name, mark = settings.metric, run["fingerprint"]
+        there = sorted(generated.intersection(dataset.scored_shards(name)))
+        with ThreadPoolExecutor(READERS) as pool:
+            found = pool.map(lambda shard: _unscored(dataset, name, shard, mark), there)
+            for shard, places in zip(there, found, strict=True):
+                if places is not None:
+                    unscored[shard] = [all_shards[shard].start + place for place in places]
+    some = {shard: rows for shard, rows in unscored.items() if rows}
+    kept = frozenset(unscored)
+    return ScorePlan(run, begun, all_shards, generated, kept, some, settings.retry_failed)
+
+
+def resolved(run: dict[str, Any], loaded: Loaded) -> dict[str, Any]:
+    """The same record, with the device and the precision that the first actor has found."""
+    settings = dict(run["settings"])
+    if "dtype" in settings:
+        settings["dtype"] = loaded.dtype
+    return run | {
+        "fingerprint": fingerprint(settings),
+        "settings": settings,
+        "device": loaded.device,
+    }
+
+
+def begin_scores(dataset: Dataset, run: dict[str, Any]) -> None:
+    """Write the metric's `run.json`. Tables of another run stay until theirs are written over, but
+    those of shards that the dataset does not have go."""
+    name, storage = run["metric"], dataset.storage
+    present = {*dataset.shards()}
+    for shard in dataset.scored_shards(name):
+        if shard not in present:
+            storage.delete(layout.metric_name(name, shard))
+    storage.write_bytes(layout.metric_run_name(name), as_json(run))
+
+
+def differing_judges(datasets: Mapping[str, Dataset]) -> dict[str, str]:
+    """Metrics whose scores in some outputs are not by the same judge, and in a sentence what differs.
+
+    Args:
+        datasets: outputs by the names that tell them apart.
+    """
+    found: dict[str, str] = {}
+    first: dict[str, tuple[str, dict[str, Any]]] = {}
+    for output, dataset in datasets.items():
+        for metric in dataset.metrics():
+            run = dataset.metric_run(metric)
+            if run is None or not dataset.scored_shards(metric):
+                continue
+            judge = {name: value for name, value in run["settings"].items() if name != OF_OUTPUT}
+            other, before = first.setdefault(metric, (output, judge))
+            if metric not in found and (changed := differences(before, judge)):
+                found[metric] = (
+                    f"{metric} is left out, since its settings in {other} and {output} differ "
+                    f"({'; '.join(changed)}): score both by the same."
+                )
+    return found
+
+
+def whole_shard(
+    made: Iterable[dict[str, Any]], dataset: Dataset, metric: str, shard: int, again: bool
+) -> list[dict[str, Any]]:
+    """Scores of a shard that came in parts, in the order of its metadata.
+
+    Args:
+        again: they take the place of rows that are there; else they are all.
+    """
+    rows = {row["id"]: row for row in dataset.scores_of(metric, shard).to_pylist()} if again else {}
+    rows |= {row["id"]: row for row in made}
+    return [rows[name] for name in _pictures(dataset, shard)["id"].to_pylist()]
+
+
+def _unscored(dataset: Dataset, metric: str, shard: int, fingerprint: str) -> list[int] | None:
+    """Places in the shard of pictures that could not be scored; None where the scores are of another
+    run, or of other pictures than those that are there, or damaged."""
+    names = [column.name for column in layout.SCORED_COLUMNS]
+    try:
+        scores, marks = dataset.marked_scores_of(metric, shard, names)
+    except OutputError:
+        return None
+    pictures = _pictures(dataset, shard)
+    if marks.get(layout.SCORES_FINGERPRINT) != fingerprint or not scores.equals(
+        pictures.select(names)
+    ):
+        return None
+    without = pa.array(json.loads(marks.get(layout.SCORES_UNSCORED, "[]")), pa.string())
+    return pictures.filter(pc.is_in(pictures["id"], without))["place"].to_pylist()
+
+
+def _pictures(dataset: Dataset, shard: int) -> pa.Table:
+    """`id` and `sha256` of a shard's pictures, and their places in it."""
+    table = dataset.table(shard, ["id", "sha256", "status"])
+    table = table.append_column("place", pa.array(range(table.num_rows), pa.int64()))
+    return table.filter(pc.equal(table["status"], "ok")).drop_columns("status")

@@ -1,0 +1,91 @@
+"""What a person decides about the scoring of a dataset, and which of it the scores depend on."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from aae_batch.evaluate.attention import AttentionMetric
+from aae_batch.evaluate.captions import PREFIX, CaptionsMetric
+from aae_batch.evaluate.clip import ClipMetric
+from aae_batch.evaluate.detector import SHAPES, OpenVocabularyDetector, ShapesDetector
+from aae_batch.evaluate.metric import Metric, MetricName
+from aae_batch.evaluate.models import JUDGE_FILES, refuse_missing_folder
+from aae_batch.generate.settings import ActorSettings, weights_digest
+from aae_batch.sampling.model.loading import EMBEDDED
+
+CLIP = "openai/clip-vit-base-patch16"
+CAPTIONER = "Salesforce/blip-image-captioning-base"
+DETECTOR = "google/owlv2-base-patch16-ensemble"
+
+OF_OUTPUT = "output"
+"""Among what scores depend on: the dataset's fingerprint, where all else is of the judge."""
+
+
+Place = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A folder, which may begin with ~, or a URL, or a hub id."""
+
+
+class ScoreSettings(ActorSettings):
+    """One metric over one dataset.
+
+    Raises:
+        SettingsError: a value is unknown or out of range.
+    """
+
+    output: Place = Field(description="The output root: a folder or a URL.")
+    metric: MetricName = Field(description="What to score by.")
+    model: Place = Field(CLIP, description="CLIP model: hub id, folder, or URL of one.")
+    caption_model: Place = Field(CAPTIONER, description="Captioning model, of BLIP's kind.")
+    caption_prefix: str = Field(PREFIX, description="What captions are made to begin with.")
+    detector: Place | None = Field(
+        None,
+        description=f"'{SHAPES}', or an OWL-type model. Default: by the model that drew.",
+    )
+    detector_threshold: float = Field(
+        0.1, ge=0, le=1, description="Score from which an open-vocabulary detector has found it."
+    )
+    batch_size: int = Field(16, ge=1, description="Pictures that a model takes at a time.")
+    dtype: str = Field("float32", description="Precision of the weights.")
+    again: bool = Field(False, description="Score everything anew, whatever is there.")
+    retry_failed: bool = Field(False, description="Try again what could not be scored.")
+
+    def metric_for(self, run: dict[str, Any]) -> Metric:
+        """The metric, for a dataset whose `run.json` says `run`."""
+        endpoint, made_by = self.actors_s3_endpoint, run["settings"]
+        if self.metric == "clip":
+            return ClipMetric(self.model, endpoint)
+        if self.metric == "captions":
+            return CaptionsMetric(self.caption_model, self.model, endpoint, self.caption_prefix)
+        if self.metric == "attention":
+            thresholds = made_by["guidance"]["thresholds"]
+            return AttentionMetric({int(step): value for step, value in thresholds.items()})
+        detector = self.detector or (SHAPES if made_by["model"] == EMBEDDED else DETECTOR)
+        if detector == SHAPES:
+            return ShapesDetector()
+        return OpenVocabularyDetector(detector, self.detector_threshold, endpoint)
+
+    def depends_on(self, metric: Metric, run: dict[str, Any]) -> dict[str, Any]:
+        """Everything that scores depend on but the pictures, each of which they name by its SHA-256.
+
+        Raises:
+            ModelError: a folder or an object store has no such model, or cannot be read.
+        """
+        found = {OF_OUTPUT: run["fingerprint"], **metric.settings()}
+        if metric.models:
+            found["dtype"] = self.dtype
+        weights = weights_of(metric, self.s3_endpoint)
+        return found | {f"weights of {model}": digest for model, digest in weights.items()}
+
+
+def weights_of(metric: Metric, s3_endpoint: str | None) -> dict[str, str | None]:
+    """The digest of each model of a metric; None for one on the hub.
+
+    Raises:
+        ModelError: a folder or an object store has no such model, or cannot be read.
+    """
+    for model in metric.models:
+        refuse_missing_folder(model)
+    return {model: weights_digest(model, s3_endpoint, JUDGE_FILES) for model in metric.models}

@@ -1,0 +1,1 @@
+"""Manifest -> dataset: one client of the job."""

@@ -1,0 +1,240 @@
+"""What a job leaves beside its shards: `run.json`, which a later run is held against, and `summary.json`."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import Any
+
+import pyarrow.compute as pc
+
+import aae_batch
+from aae_batch.dataset import layout, writer
+from aae_batch.dataset.image_format import ImageFormat
+from aae_batch.dataset.layout import Layout
+from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.run_record import fingerprint, sealed
+from aae_batch.errors import JobError, OutputError
+from aae_batch.generate.settings import AUTO, JobSettings, differences
+from aae_batch.job.plan import Ledger
+from aae_batch.job.progress import Progress
+from aae_batch.manifest.reader import Manifest
+from aae_batch.store.base import Storage
+
+MAKERS = ("aae_batch", "torch", "diffusers", "transformers")
+"""Packages whose versions pictures depend on."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What an actor has made of the settings: the kind of its device, e.g. `cuda`, and the precision of
+    its weights, e.g. `float16`."""
+
+    device: str
+    dtype: str
+
+
+RESOLVED = tuple(column.name for column in fields(Loaded))
+"""Settings that may be `auto` until an actor has loaded the model."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job comes to, given what its output already holds.
+
+    Attributes:
+        run: what `run.json` says or is going to say.
+        begun: the output has shards of this run already.
+        committed: shards that are done.
+        again: of these, rows that are to be made again, as places in the manifest.
+    """
+
+    run: dict[str, Any]
+    begun: bool
+    committed: frozenset[int]
+    again: dict[int, list[int]] = field(default_factory=dict)
+
+    @property
+    def shard_size(self) -> int:
+        return self.run["shard_size"]
+
+    @property
+    def layout(self) -> Layout:
+        return self.run["layout"]
+
+    @property
+    def image_format(self) -> ImageFormat:
+        return ImageFormat(**self.run["image_format"])
+
+    def retrying(self, dataset: Dataset) -> Plan:
+        """The same, with the rows that have failed to be made again."""
+        failed = dataset.failed_rows().items()
+        size = self.shard_size
+        again = {shard: [shard * size + place for place in places] for shard, places in failed}
+        return replace(self, again=again)
+
+    def ledger(self) -> Ledger[writer.Outcome]:
+        return Ledger.of(self.run["rows"], self.shard_size, self.committed, self.again)
+
+
+def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Plan:
+    """Hold a job against its output.
+
+    Raises:
+        OutputError: the output belongs to another run, or to no run at all.
+    """
+    pixels = settings.pixels(manifest.digest)
+    dataset = Dataset(storage)
+    before = dataset.run
+    there = storage.anything()
+    if before is None:
+        if there is not None:
+            raise OutputError(
+                f"{storage.root} is not empty (there is {there}) and has no {layout.RUN}, so no run made "
+                "it, and none will write to it: choose another output."
+            )
+        run = {
+            "fingerprint": fingerprint(pixels),
+            "settings": pixels,
+            **settings.form({}),
+            "rows": len(manifest),
+            "manifest": manifest.name,
+            "versions": versions(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        return Plan(run, begun=False, committed=frozenset())
+    form = settings.form(before)
+    changed = differences(before["settings"], as_resolved(pixels, before["settings"]))
+    changed += differences({name: before.get(name) for name in form}, form)
+    if changed:
+        raise OutputError(
+            f"{storage.root} was begun with other settings ({'; '.join(changed)}): choose another "
+            "output, or go back to these settings to finish it."
+        )
+    _check_versions(before, settings.other_versions)
+    return Plan(before, begun=True, committed=frozenset(dataset.shards()))
+
+
+def as_resolved(pixels: dict[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that leave device and precision open, with those that the first actor has found."""
+    open_ones = {name: found.get(name, AUTO) for name in RESOLVED if pixels[name] == AUTO}
+    return pixels | open_ones
+
+
+def _check_versions(run: Mapping[str, Any], accepted: bool) -> None:
+    """Raises: OutputError: the run was begun with other versions of what makes the pictures."""
+    before, here = run.get("versions", {}), versions()
+    changed = differences(
+        {name: before.get(name) for name in MAKERS}, {name: here[name] for name in MAKERS}
+    )
+    if changed and not accepted:
+        raise OutputError(
+            f"The run was begun with other versions ({'; '.join(changed)}), whose pictures may differ: "
+            "install those, or add --other-versions to go on all the same."
+        )
+
+
+def resolved(run: Mapping[str, Any], loaded: Loaded) -> dict[str, Any]:
+    """The record of a run, with the device and the precision that its first actor has found."""
+    settings = run["settings"] | asdict(loaded)
+    return {**run, "fingerprint": fingerprint(settings), "settings": settings}
+
+
+def check_loaded(run: Mapping[str, Any], loaded: Loaded) -> None:
+    """Raises: JobError: an actor makes other pictures than those that are there."""
+    before = {name: run["settings"][name] for name in RESOLVED}
+    here = asdict(loaded)
+    # Versions before this one wrote down what was asked for, `auto` too.
+    changed = differences(before, {n: AUTO if before[n] == AUTO else here[n] for n in RESOLVED})
+    if changed:
+        raise JobError(
+            f"An actor has loaded the model otherwise than the first one did ({'; '.join(changed)}): give "
+            "all machines the same, or say it with --device and --dtype."
+        )
+
+
+def summarize(dataset: Dataset, session: dict[str, Any] | None) -> dict[str, Any]:
+    """Counts over a complete dataset, from its tables."""
+    methods: dict[str, Counter[str]] = defaultdict(Counter)
+    failures: Counter[str] = Counter()
+    for table in dataset.tables(
+        ["method", "status", "error_type", "num_refinements", "neglected", "seconds"]
+    ):
+        failures.update(table["error_type"].drop_null().to_pylist())
+        ok = table.filter(pc.equal(table["status"], "ok"))
+        for method in pc.unique(ok["method"]).to_pylist():
+            part = ok.filter(pc.equal(ok["method"], method))
+            methods[method]["images"] += part.num_rows
+            methods[method]["refinements"] += pc.sum(part["num_refinements"]).as_py() or 0
+            methods[method]["neglected"] += pc.sum(part["neglected"]).as_py() or 0
+    images = sum(counts["images"] for counts in methods.values())
+    return {
+        "rows": images + sum(failures.values()),
+        "images": images,
+        "failed": sum(failures.values()),
+        "failures": dict(failures.most_common()),
+        "methods": {
+            method: {
+                "images": counts["images"],
+                "mean_refinements": round(counts["refinements"] / counts["images"], 3),
+                "neglected": counts["neglected"],
+            }
+            for method, counts in sorted(methods.items())
+        },
+        "last_session": session,
+    }
+
+
+def progress_record(
+    progress: Progress, failures: Mapping[str, int], now: float
+) -> layout.ProgressRecord:
+    """What `progress.json` says.
+
+    Args:
+        failures: rows that failed, by `error_type`, those of `earlier_failures` included.
+        now: seconds since 1970.
+    """
+    return {
+        "time": datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="seconds"),
+        "rows": progress.total,
+        "done": progress.done,
+        "failures": dict(Counter(failures).most_common()),
+        "images_per_second": round(progress.images_per_second, 3),
+        "mean_refinements": round(progress.mean_refinements, 3),
+        "eta_seconds": None if progress.eta is None else round(progress.eta, 1),
+    }
+
+
+def earlier_failures(dataset: Dataset) -> Counter[str]:
+    """Failed rows by `error_type`, as the last session on this output has left them in
+    `progress.json`."""
+    record = dataset.progress
+    return Counter() if record is None else Counter(record["failures"])
+
+
+def versions() -> dict[str, str]:
+    """Of Python, this package, and those that results depend on."""
+    packages = ("torch", "diffusers", "transformers", "ray")
+    found = {"python": platform.python_version(), "aae_batch": aae_batch.__version__}
+    return found | {package: version(package) for package in packages}
+
+
+def begin(storage: Storage, run: Mapping[str, Any]) -> None:
+    """Write `run.json`, by which the output is ours from now on.
+
+    Raises:
+        OutputError: another run has begun there meanwhile.
+    """
+    record = as_json(sealed(run))
+    if not storage.create_bytes(layout.RUN, record) and storage.read_bytes(layout.RUN) != record:
+        raise OutputError(f"Another run has begun in {storage.root}: choose another output.")
+
+
+def as_json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

@@ -1,1 +1,0 @@
-"""Generative semantic nursing: what to ask of the attention maps, and when."""

@@ -1,0 +1,286 @@
+"""Prompts, seeds and methods -> the rows of a manifest, and the file.
+
+Rows are in the order of prompt, seed, method, so that those of one prompt and seed lie together.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any, TextIO
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from aae_batch.dataset.layout import MANIFEST_COLUMNS
+from aae_batch.errors import ManifestError, OutputError, SettingsError, shown
+from aae_batch.manifest.build.prompt import Prompt, Prompts
+from aae_batch.manifest.row import is_safe_id, seed_of
+from aae_batch.request import METHODS
+from aae_batch.store.base import is_url
+from aae_batch.store.open import open_storage
+from aae_batch.store.scratch import scratch_folder
+
+MOST_SEEDS = 1_000_000
+GUIDED_AND_PLAIN = ("attend-and-excite", "stable-diffusion")
+_FIELDS = {field.name: pa.field(field.name, field.type) for field in MANIFEST_COLUMNS}
+_SLUG_LENGTH = 60
+_ROWS_AT_ONCE = 20_000
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`64` is 0 to 63, as `0:64` is; `1,5,10:20` are 1, 5 and 10 to 19.
+
+    Raises:
+        SettingsError: it is no such list, or a longer one than is taken.
+    """
+    seeds: list[int] = []
+    for part in f"0:{text}".split(",") if text.strip().isdecimal() else text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,18})\s*(?::\s*(\d{1,18})\s*)?", part, re.ASCII)
+        first, end = (int(match[1]), int(match[2] or int(match[1]) + 1)) if match else (0, 0)
+        if end <= first:
+            raise SettingsError(
+                f"--seeds {text!r} is no list of seeds; write e.g. 64 or 0:64 for 0 to 63, or 1,5,9."
+            )
+        if end - first + len(seeds) > MOST_SEEDS:
+            raise SettingsError(
+                f"--seeds {text!r} are more than {MOST_SEEDS:,} seeds; make several manifests."
+            )
+        seeds += range(first, end)
+    if len(set(seeds)) < len(seeds):
+        raise SettingsError(f"--seeds {text!r} has a seed twice; name each once.")
+    return seeds
+
+
+def parse_methods(text: str) -> list[str]:
+    """A comma list of methods; `both` is with guidance and without, `all` is every method.
+
+    Raises:
+        SettingsError: there is no such method.
+    """
+    named = {"both": list(GUIDED_AND_PLAIN), "all": list(METHODS)}
+    methods = named.get(text.strip()) or [part.strip() for part in text.split(",")]
+    for method in methods:
+        if method not in METHODS:
+            raise SettingsError(
+                f"--methods: {method!r} is not a method; use both, all, or a list of "
+                f"{', '.join(METHODS)}."
+            )
+    return list(dict.fromkeys(methods))
+
+
+class ManifestRows:
+    """The rows that prompts make, with explicit ids and seeds.
+
+    An id is `<number>-<words>-s<seed>-<method>`, of a prompt with a name `<name>-s<seed>-<method>`;
+    without the parts in which no two rows differ. Numbers and seeds are padded: sorted by id, prompts
+    without a name are in their order, the seeds of each rise, and methods are in alphabetical order.
+
+    Args:
+        seeds: of every prompt; empty for the one of its table, or else one from a hash of its id, the
+            same for all methods.
+        methods: of every prompt; empty for that of its table, or else none, which leaves it to the
+            run.
+
+    Raises:
+        ManifestError: the prompts say themselves what seeds or methods are given, an id cannot be a
+            file name, or there are no prompts.
+    """
+
+    def __init__(
+        self, prompts: Prompts, seeds: Sequence[int] = (), methods: Sequence[str] = ()
+    ) -> None:
+        if not len(prompts):
+            raise ManifestError("There is no prompt; write at least one.")
+        self._prompts, self._seeds, self._methods = prompts, list(seeds), list(methods)
+        some = prompts.prompts
+        own = {name for prompt in some for name in prompt.settings}
+        for name, given in (("seed", seeds), ("method", methods)):
+            if given and name in own:
+                raise ManifestError(
+                    f"The source has a column {name}; remove it, or leave --{name}s out."
+                )
+        self._digits = len(str(len(prompts) - 1))
+        self._seed_digits = len(str(max(self._seeds, default=0)))
+        used = own | {"id", "prompt", "seed"}
+        if any(prompt.subjects is not None for prompt in some):
+            used.add("subjects")
+        if any(prompt.token_indices is not None for prompt in some):
+            used.add("token_indices")
+        if methods:
+            used.add("method")
+        self._names = [name for name in _FIELDS if name in used]
+        self.schema = pa.schema(
+            [_FIELDS[name] for name in self._names]
+            + [pa.field(name, column.type) for name, column in prompts.carried.items()]
+        )
+        self._check_ids()
+
+    def __len__(self) -> int:
+        return len(self._prompts) * self._per_prompt
+
+    @property
+    def _per_prompt(self) -> int:
+        return max(1, len(self._seeds)) * max(1, len(self._methods))
+
+    def tables(self) -> Iterator[pa.Table]:
+        """All rows, some thousand at a time."""
+        records = self._records()
+        while some := list(islice(records, _ROWS_AT_ONCE)):
+            place = pa.array([index for index, _ in some], pa.int64())
+            columns = [
+                pa.array([record.get(name) for _, record in some], _FIELDS[name].type)
+                for name in self._names
+            ]
+            carried = [column.take(place) for column in self._prompts.carried.values()]
+            yield pa.table(columns + carried, schema=self.schema)
+
+    def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The prompt's place, and the row."""
+        for index, prompt in enumerate(self._prompts.prompts):
+            base = self._base(index, prompt)
+            shared = {
+                **prompt.settings,
+                "prompt": prompt.text,
+                "subjects": prompt.subjects,
+                "token_indices": prompt.token_indices,
+            }
+            seeds: list[int | None] = [*self._seeds] or [prompt.settings.get("seed")]
+            methods: list[str | None] = [*self._methods] or [prompt.settings.get("method")]
+            for seed in seeds:
+                for method in methods:
+                    yield (
+                        index,
+                        {
+                            **shared,
+                            "id": base + self._ending(seed, method),
+                            "seed": seed_of(base) if seed is None else seed,
+                            "method": method,
+                        },
+                    )
+
+    def _base(self, index: int, prompt: Prompt) -> str:
+        if prompt.name is not None:
+            return prompt.name
+        slug = re.sub("[^a-z0-9]+", "-", prompt.text.lower()).strip("-")
+        return "-".join(filter(None, (f"{index:0{self._digits}d}", cut(slug))))
+
+    def _ending(self, seed: int | None, method: str | None) -> str:
+        ending = f"-s{seed:0{self._seed_digits}d}" if len(self._seeds) > 1 else ""
+        return ending + (f"-{method}" if len(self._methods) > 1 else "")
+
+    def _check_ids(self) -> None:
+        last = self._seeds[-1] if self._seeds else None
+        ending = self._ending(last, max(self._methods, key=len, default=None))
+        for index, prompt in enumerate(self._prompts.prompts):
+            if prompt.name is None:
+                continue
+            if not is_safe_id(prompt.name + ending):
+                raise ManifestError(
+                    f"Row {index + 1} of the source: id {shown(prompt.name)} is too long for "
+                    f"{ending!r} to follow; ids have up to 120 letters."
+                )
+
+
+def cut(slug: str) -> str:
+    """The first words of a slug, as many as fit into an id."""
+    if len(slug) <= _SLUG_LENGTH:
+        return slug
+    return slug[: _SLUG_LENGTH + 1].rpartition("-")[0] or slug[:_SLUG_LENGTH]
+
+
+# --- the file ------------------------------------------------------------------------------------
+
+
+def check_target(path: str, force: bool, s3_endpoint: str | None = None) -> None:
+    """Raise unless a manifest can be written there.
+
+    Raises:
+        ManifestError: the suffix is none of a manifest, or something is there and `force` is not.
+    """
+    if PurePosixPath(path).suffix.lower() not in _WRITERS:
+        raise ManifestError(f"{path} is none of {', '.join(_WRITERS)}; give it such a suffix.")
+    folder, name = _split(path)
+    if not force and open_storage(folder, s3_endpoint).exists(name):
+        raise ManifestError(f"{path} exists; give another name, or --force to replace it.")
+
+
+def write_manifest(path: str, rows: ManifestRows, s3_endpoint: str | None = None) -> None:
+    """Write the rows to a path or a URL, by its suffix; a reader never sees a part of them.
+
+    In CSV, lists are joined by `;`, or JSON where an entry has one in it.
+
+    Raises:
+        OutputError: it cannot be written there.
+    """
+    folder, name = _split(path)
+    with scratch_folder() as made:
+        local = made / "manifest"
+        try:
+            _WRITERS[PurePosixPath(path).suffix.lower()](local, rows)
+        except OSError as error:
+            raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
+        open_storage(folder, s3_endpoint).write_bytes(name, local.read_bytes())
+
+
+def _split(path: str) -> tuple[str, str]:
+    """The folder, or the URL of it, and the name in it."""
+    if is_url(path):
+        folder, _, name = path.rpartition("/")
+        return folder, name
+    return str(Path(path).parent), Path(path).name
+
+
+def _write_parquet(path: Path, rows: ManifestRows) -> None:
+    with pq.ParquetWriter(path, rows.schema, compression="zstd") as writer:
+        for table in rows.tables():
+            writer.write_table(table)
+
+
+def _write_csv(path: Path, rows: ManifestRows) -> None:
+    flat = pa.schema([pa.field(f.name, _flat_type(f.type)) for f in rows.schema])
+    with pa.csv.CSVWriter(path, flat) as writer:
+        for table in rows.tables():
+            columns = [
+                pa.array(map(_flat, table[field.name].to_pylist()), field.type)
+                if field.type != table.schema.field(field.name).type
+                else table[field.name]
+                for field in flat
+            ]
+            writer.write_table(pa.table(columns, schema=flat))
+
+
+def _flat_type(kind: pa.DataType) -> pa.DataType:
+    return pa.string() if pa.types.is_nested(kind) else kind
+
+
+def _flat(value: Any) -> str | None:
+    if value is None:
+        return None
+    simple = isinstance(value, list) and all(
+        isinstance(entry, str) and entry and ";" not in entry and entry[0] != "[" for entry in value
+    )
+    return ";".join(value) if simple and value else json.dumps(value, default=str)
+
+
+def _write_jsonl(path: Path, rows: ManifestRows) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for table in rows.tables():
+            _write_lines(file, table)
+
+
+def _write_lines(file: TextIO, table: pa.Table) -> None:
+    for record in table.to_pylist():
+        given = {name: value for name, value in record.items() if value is not None}
+        file.write(json.dumps(given, ensure_ascii=False, default=str) + "\n")
+
+
+_WRITERS: dict[str, Callable[[Path, ManifestRows], None]] = {
+    ".parquet": _write_parquet,
+    ".csv": _write_csv,
+    ".jsonl": _write_jsonl,
+}

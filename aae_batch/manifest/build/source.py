@@ -1,0 +1,155 @@
+"""Where prompts are read from: lines of text, a table, or a template with its lists in YAML."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from aae_batch.errors import ManifestError, OutputError, shown
+from aae_batch.manifest.build.prompt import MOST_PROMPTS, Prompt, Prompts
+from aae_batch.manifest.build.template import expand
+from aae_batch.manifest.reader import Manifest, open_manifest
+from aae_batch.manifest.row import Row
+from aae_batch.store.base import is_url
+from aae_batch.store.fetch import fetch
+from aae_batch.store.scratch import scratch_folder
+
+TABLES = (".csv", ".jsonl", ".parquet")
+YAML = (".yaml", ".yml")
+_SETTINGS = ("negative_prompt", "guidance_scale", "num_inference_steps", "height", "width")
+_ROWS_AT_ONCE = 10_000
+
+
+def read_prompts(
+    path: str,
+    template: str | None = None,
+    subjects: Sequence[str] = (),
+    s3_endpoint: str | None = None,
+) -> Prompts:
+    """The prompts of a file, by its suffix.
+
+    `.txt` has a prompt on each line. `.csv`, `.jsonl` and `.parquet` are tables as manifests are;
+    a row's columns go with its prompt. `.yaml` has lists by name, and may have `template`, a text or
+    a list of them, and `subjects`.
+
+    Args:
+        path: of a file, or its URL.
+        template: for the lists of a `.yaml`, in place of its own.
+        subjects: of every prompt of the template, likewise.
+
+    Raises:
+        ManifestError: the file cannot be read, a row of it is wrong, or there are too many prompts.
+    """
+    suffix = PurePosixPath(path).suffix.lower()
+    if suffix in YAML:
+        return _from_yaml(path, read_text(path, s3_endpoint), template, subjects)
+    if template or subjects:
+        raise ManifestError(
+            f"A template takes its lists from a .yaml file, which {path} is not; write the lists "
+            "into one, or leave --template and --subjects out."
+        )
+    if suffix == ".txt":
+        lines = read_text(path, s3_endpoint).split("\n")  # no other: a prompt may have U+2028 in it
+        texts = [line.strip() for line in lines if line.strip()]
+        _check_number(path, len(texts))
+        return Prompts([Prompt(text) for text in texts])
+    if suffix in TABLES:
+        with open_manifest(path, s3_endpoint) as manifest:
+            _check_number(path, len(manifest))
+            return _from_table(manifest)
+    raise ManifestError(f"Source {path} is none of {', '.join(('.txt', *TABLES, *YAML))}.")
+
+
+def _check_number(path: str, count: int) -> None:
+    if count > MOST_PROMPTS:
+        raise ManifestError(
+            f"{path} has {count:,} prompts, more than {MOST_PROMPTS:,}; split it and make a manifest of "
+            "each part."
+        )
+
+
+def read_text(path: str, s3_endpoint: str | None = None) -> str:
+    """A file of text, here or in an object store.
+
+    Raises:
+        ManifestError: it cannot be read, or is no UTF-8.
+    """
+    try:
+        if not is_url(path):
+            return Path(path).read_text(encoding="utf-8-sig")
+        with scratch_folder() as folder:
+            return fetch(path, folder, s3_endpoint).read_text(encoding="utf-8-sig")
+    except UnicodeError:
+        raise ManifestError(f"{path} is not UTF-8; save it as UTF-8 text.") from None
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise ManifestError(f"{path} cannot be read: {reason}.") from error
+    except OutputError as error:
+        raise ManifestError(f"{path} cannot be read: {error}") from None
+
+
+# --- a template ----------------------------------------------------------------------------------
+
+
+def _from_yaml(path: str, text: str, template: str | None, subjects: Sequence[str]) -> Prompts:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ManifestError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict):
+        raise ManifestError(f"{path} has no lists; write e.g. 'animal: [cat, dog]'.")
+    own_template, own_subjects = content.pop("template", []), content.pop("subjects", [])
+    templates = [template] if template else _texts(path, "template", own_template)
+    if not templates:
+        raise ManifestError(
+            f"{path} has no template; write e.g. 'template: \"a {{animal}} and a {{object}}\"', or "
+            "give --template."
+        )
+    lists = {str(name): _texts(path, str(name), some) for name, some in content.items()}
+    return expand(templates, lists, list(subjects) or _texts(path, "subjects", own_subjects))
+
+
+def _texts(path: str, name: str, value: Any) -> list[str]:
+    """A list of texts, or one text as a list."""
+    entries = value if isinstance(value, list) else [value]
+    for entry in entries:
+        if not isinstance(entry, str) or not entry.strip():
+            raise ManifestError(
+                f"{path}: {name} has an entry {shown(entry)}, which is not text; write it in quotes."
+            )
+    if len(set(entries)) < len(entries):
+        raise ManifestError(f"{path}: {name} has an entry twice; keep one.")
+    return entries
+
+
+# --- a table -------------------------------------------------------------------------------------
+
+
+def _from_table(manifest: Manifest) -> Prompts:
+    prompts: list[Prompt] = []
+    carried: list[pa.Table] = []
+    for start in range(0, len(manifest), _ROWS_AT_ONCE):
+        rows, extras = manifest.read(start, min(start + _ROWS_AT_ONCE, len(manifest)))
+        prompts += [_prompt(row, manifest.path, manifest.own) for row in rows]
+        carried.append(extras)
+    table = pa.concat_tables(carried)
+    return Prompts(prompts, {name: table[name] for name in table.column_names})
+
+
+def _prompt(row: Row, path: str, given: frozenset[str]) -> Prompt:
+    if row.error is not None:
+        raise ManifestError(f"{path}, row {row.index + 1}: {row.error.reason}.")
+    request = row.request
+    names = [name for name in (*_SETTINGS, "seed", "method") if name in given]
+    return Prompt(
+        request.prompt,
+        subjects=None if request.subjects is None else tuple(request.subjects),
+        token_indices=request.token_indices,  # type: ignore[arg-type] # as read_row makes them
+        name=request.id if "id" in given else None,
+        settings={name: getattr(request, name) for name in names},
+    )

@@ -1,0 +1,96 @@
+"""What is said of the subjects of prompts before they become rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+from aae_batch.errors import ManifestError, RowError
+from aae_batch.manifest.build.prompt import Prompt, Prompts
+from aae_batch.request import Request
+from aae_batch.sampling.words import Tokenizer, resolve_subjects
+
+GUIDED = "attend-and-excite"
+"""The one method that must have subjects."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Subjects that were found for prompts that had none.
+
+    Attributes:
+        prompts: all, those included in which nothing had to be found.
+        places: of those in which subjects were looked for.
+    """
+
+    prompts: Prompts
+    places: tuple[int, ...]
+
+    def with_fewer_than(self, number: int) -> int:
+        """In how many of the prompts fewer subjects were found."""
+        some = (self.prompts.prompts[i].subjects or () for i in self.places)
+        return sum(len(subjects) < number for subjects in some)
+
+
+def may_be_guided(prompt: Prompt, methods: Sequence[str]) -> bool:
+    """Whether some row of a prompt must have subjects; one of no method, which the run decides, may.
+
+    Args:
+        methods: of every prompt; empty for that of its table.
+    """
+    named: Sequence[str | None] = methods or [prompt.settings.get("method")]
+    return any(method in (None, GUIDED) for method in named)
+
+
+def unguidable(prompts: Prompts, methods: Sequence[str]) -> int:
+    """How many prompts have no subject and a row that must have one."""
+    return sum(
+        not (prompt.subjects or prompt.token_indices) and may_be_guided(prompt, methods)
+        for prompt in prompts.prompts
+    )
+
+
+def find_subjects(
+    prompts: Prompts,
+    finder: Callable[[], Callable[[str], tuple[str, ...]]],
+    wanted: Callable[[Prompt], bool] = lambda prompt: True,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Found:
+    """Look for subjects in the prompts of which nobody has said any. One without is left as it was.
+
+    Args:
+        finder: makes what finds the subjects of a text; called only if some prompt needs it.
+        wanted: whether to look in such a prompt.
+        report: is told in how many prompts of how many it has looked.
+    """
+    places = tuple(
+        i for i, prompt in enumerate(prompts.prompts) if not prompt.has_subjects and wanted(prompt)
+    )
+    if not places:
+        return Found(prompts, ())
+    find = cache(finder())  # a table may have a prompt in many rows
+    filled = list(prompts.prompts)
+    for done, i in enumerate(places, 1):
+        filled[i] = replace(filled[i], subjects=find(filled[i].text) or None)
+        report(done, len(places))
+    return Found(replace(prompts, prompts=filled), places)
+
+
+def with_token_indices(prompts: Prompts, tokenizer: Tokenizer) -> Prompts:
+    """Add the positions of the subjects' tokens.
+
+    Raises:
+        ManifestError: a subject is not in its prompt, or is cut off.
+    """
+    return replace(prompts, prompts=[_with_indices(p, tokenizer) for p in prompts.prompts])
+
+
+def _with_indices(prompt: Prompt, tokenizer: Tokenizer) -> Prompt:
+    request = Request(prompt.text, prompt.subjects, prompt.token_indices)
+    try:
+        subjects = resolve_subjects(tokenizer, request)
+    except RowError as error:
+        raise ManifestError(f"Prompt {prompt.text!r}: {error.reason}.") from None
+    indices = tuple(subject.token_indices for subject in subjects)
+    return replace(prompt, token_indices=indices or None)

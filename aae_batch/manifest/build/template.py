@@ -1,0 +1,123 @@
+"""A prompt with gaps and lists to fill them from -> every prompt that can be made of them.
+
+In `"a {animal} and a {color} {object}"` every gap takes every entry of the list of its name. A gap
+with a number, `{animal.1}` and `{animal.2}`, takes another entry than its siblings, and each set of
+entries occurs once, in the order of the list.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations, product
+from math import comb, prod
+
+import pyarrow as pa
+
+from aae_batch.dataset.layout import MANIFEST_COLUMNS, RESERVED
+from aae_batch.errors import ManifestError
+from aae_batch.manifest.build.prompt import MOST_PROMPTS, Prompt, Prompts
+
+_GAP = re.compile(r"\{([^{}]*)\}")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*(\.\d+)?")
+_TAKEN = frozenset(column.name for column in MANIFEST_COLUMNS) | RESERVED
+
+
+def expand(
+    templates: Sequence[str], lists: Mapping[str, Sequence[str]], subjects: Sequence[str] = ()
+) -> Prompts:
+    """Fill the gaps of the templates in every way.
+
+    Args:
+        subjects: of every prompt, with gaps as the template has them, e.g. `["{animal}",
+            "{color} {object}"]`; of these, a template takes those whose gaps it has. Empty to leave
+            the subjects open, as they are for a template that has the gaps of none.
+
+    Returns:
+        The prompts; carried is a column for each gap, null where a template does not have it.
+
+    Raises:
+        ManifestError: a gap has no list, a list is empty or not used, or there are too many prompts.
+    """
+    gaps = {template: _gaps(template, lists) for template in templates}
+    names = list(dict.fromkeys(name for some in gaps.values() for name in some))
+    _check(names, lists, subjects)
+    count = sum(_count(some, lists) for some in gaps.values())
+    if count > MOST_PROMPTS:
+        raise ManifestError(
+            f"The template makes {count:,} prompts, more than {MOST_PROMPTS:,}; shorten its lists."
+        )
+    prompts, columns = [], {name: [] for name in names}  # type: ignore[var-annotated]
+    for template, own in gaps.items():
+        named = [subject for subject in subjects if set(_GAP.findall(subject)) <= set(own)]
+        for values in _fillings(own, lists):
+            filled = tuple(_fill(subject, values) for subject in named)
+            prompts.append(Prompt(_fill(template, values), subjects=filled or None))
+            for name in names:
+                columns[name].append(values.get(name))
+    return Prompts(prompts, {name: pa.array(some, pa.string()) for name, some in columns.items()})
+
+
+def _gaps(template: str, lists: Mapping[str, Sequence[str]]) -> list[str]:
+    names = list(dict.fromkeys(_GAP.findall(template)))
+    for name in names:
+        if not _NAME.fullmatch(name) or not lists.get(_list_of(name)):
+            have = ", ".join(lists) or "none"
+            raise ManifestError(
+                f"Template {template!r} has a gap {{{name}}} and no list for it; the lists are {have}."
+            )
+        if name in _TAKEN:
+            raise ManifestError(
+                f"The list {name} has the name of a column of the manifest or the metadata; rename "
+                f"it, e.g. to my_{name}."
+            )
+    if not template.strip():
+        raise ManifestError('The template is empty; write e.g. "a {animal} and a {object}".')
+    return names
+
+
+def _check(names: list[str], lists: Mapping[str, Sequence[str]], subjects: Sequence[str]) -> None:
+    unused = set(lists) - {_list_of(name) for name in names}
+    if unused:
+        raise ManifestError(
+            f"No template uses the list {', '.join(sorted(unused))}; remove it, or write its name in "
+            "braces where it belongs."
+        )
+    unknown = {name for subject in subjects for name in _GAP.findall(subject)} - set(names)
+    if unknown:
+        raise ManifestError(
+            f"The subjects have a gap {{{min(unknown)}}} that no template has; its gaps are "
+            f"{', '.join(names) or 'none'}."
+        )
+
+
+def _list_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _groups(names: Sequence[str]) -> dict[str, list[str]]:
+    """The gaps that are filled together: those with a number by their list, others alone."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_list_of(name) + "." if "." in name else name, []).append(name)
+    return groups
+
+
+def _count(names: Sequence[str], lists: Mapping[str, Sequence[str]]) -> int:
+    groups = _groups(names).values()
+    return prod(comb(len(lists[_list_of(group[0])]), len(group)) for group in groups)
+
+
+def _fillings(names: Sequence[str], lists: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
+    groups = list(_groups(names).values())
+    ways = [combinations(lists[_list_of(group[0])], len(group)) for group in groups]
+    for chosen in product(*ways):
+        yield {
+            name: value
+            for group, values in zip(groups, chosen, strict=True)
+            for name, value in zip(group, values, strict=True)
+        }
+
+
+def _fill(text: str, values: Mapping[str, str]) -> str:
+    return _GAP.sub(lambda gap: values[gap[1]], text)

@@ -1,0 +1,1 @@
+"""Request -> Result: guided sampling in batches."""

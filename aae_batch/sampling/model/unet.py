@@ -1,0 +1,291 @@
+"""Stable Diffusion 1.x and 2.x behind four verbs: encode, attend, denoise, decode."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
+
+import diffusers
+import torch
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.utils.torch_utils import randn_tensor
+from PIL.Image import Image
+from torch import Tensor
+
+from aae_batch.errors import ModelError, SettingsError
+from aae_batch.sampling.config import SCHEDULERS
+from aae_batch.sampling.model.cross_attention import (
+    CrossAttentionRecorder,
+    cross_attention_layers,
+    values_from,
+)
+
+DEFAULT_LEVEL = 2
+"""The maps' side is a quarter of the latents', as in the paper: 16 of 64."""
+
+
+class StableDiffusion:
+    """A diffusers pipeline with a UNet that predicts epsilon or v, seen as four verbs.
+
+    Args:
+        pipe: a `StableDiffusionPipeline`, or one with the same components. It is never changed,
+            except inside `recording_maps`. Its safety checker is not run.
+
+    Raises:
+        ModelError: the pipeline's parts are not those of Stable Diffusion 1.x or 2.x.
+    """
+
+    def __init__(self, pipe) -> None:
+        check_guidable(pipe)
+        self.pipe = pipe
+        self.unet = pipe.unet
+        self.tokenizer = pipe.tokenizer
+        self._recorder: CrossAttentionRecorder | None = None
+        self._level = DEFAULT_LEVEL
+        self._encode_one = lru_cache(maxsize=64)(self._encode_one)  # type: ignore[method-assign]
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unet.dtype
+
+    @property
+    def latents_dtype(self) -> torch.dtype:
+        """In which latents are held, guided and stepped: float32 where the UNet's is a shorter one, since
+        an update is often smaller than what bfloat16 can add to a latent."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    @property
+    def is_version_2(self) -> bool:
+        """Stable Diffusion 2.x has OpenCLIP's text encoder, of width 1024."""
+        return self.unet.config.cross_attention_dim == 1024
+
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """Height and width of the latents the model was trained on."""
+        size = self.unet.config.sample_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    def latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        """[channels, height, width] of the latents of a picture of `height` x `width` pixels."""
+        factor = self.pipe.vae_scale_factor
+        native = self.native_size
+        return (
+            self.unet.config.in_channels,
+            height // factor if height else native[0],
+            width // factor if width else native[1],
+        )
+
+    # --- the four verbs ---
+
+    @torch.no_grad()
+    def encode(self, text: str) -> Tensor:
+        """A text as the UNet takes it, [tokens, width].
+
+        Each is encoded on its own, so that the result does not depend on its neighbours.
+        """
+        return self._encode_one(text)
+
+    def attend(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        """Cross-attention maps, differentiable in the latents; the forward ends at the last map.
+
+        Args:
+            latents: [batch, channels, height, width], scaled as the scheduler asks; here they become of
+                the UNet's dtype.
+            timesteps: [batch].
+            text: [batch, tokens, width].
+
+        Returns:
+            [batch, map height, map width, tokens], float32 or better, rows sum to 1 over tokens.
+        """
+        recorder = self._require_recorder()
+        with recorder.recording(stop_early=True):
+            self.unet(latents.to(self.dtype), timesteps, encoder_hidden_states=text)
+        return self._on_grid(recorder.maps, latents)
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: Tensor,
+        values: Tensor | None = None,
+        record: slice | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The UNet's prediction, of `latents_dtype`, and of the rows in `record` the maps as `attend`
+        gives them.
+
+        Args:
+            latents, timesteps, text: as `attend` takes them.
+            values: [batch, tokens, width], what cross-attention makes its values of where that is
+                not `text`; its keys, and the maps with them, stay those of `text`.
+            record: rows of the batch whose maps are wanted.
+        """
+        recorder = None if record is None else self._require_recorder()
+        recording = recorder.recording(keep=record) if recorder and record else nullcontext()
+        with self._taking_values_from(values), recording:
+            predicted = self.unet(
+                latents.to(self.dtype), timesteps, encoder_hidden_states=text
+            ).sample.to(self.latents_dtype)
+        return predicted, self._on_grid(recorder.maps, latents) if recorder else None
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Image | None:
+        """Final latents [channels, height, width] as an RGB picture.
+
+        Some decoders overflow in float16, where they are run again in float32. None where the pixels are
+        not finite even then.
+        """
+        vae = self.pipe.vae
+        scaled = latents.unsqueeze(0) / vae.config.scaling_factor
+        dtype = vae.dtype
+        decoded = vae.decode(scaled.to(dtype), return_dict=False)[0]
+        is_finite = bool(decoded.isfinite().all())
+        if not is_finite and dtype in (torch.float16, torch.bfloat16):
+            try:
+                decoded = vae.to(torch.float32).decode(scaled.float(), return_dict=False)[0]
+            finally:
+                vae.to(dtype)
+            is_finite = bool(decoded.isfinite().all())
+        if not is_finite:
+            return None
+        return self.pipe.image_processor.postprocess(decoded, output_type="pil")[0]
+
+    # --- what sampling needs besides ---
+
+    def release_memory(self) -> None:
+        """Give back what the device's allocator holds and does not use."""
+        if self.device.type in ("cuda", "mps"):
+            getattr(torch, self.device.type).empty_cache()
+
+    def draw_noise(self, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
+        """Initial noise as diffusers draws it for one picture: [channels, height, width].
+
+        A half-precision pipeline of diffusers has the same numbers, rounded.
+        """
+        return randn_tensor(
+            (1, *shape), generator=generator, device=self.device, dtype=self.latents_dtype
+        ).squeeze(0)
+
+    def scheduler(self, name: str | None):
+        """A fresh scheduler: the pipeline's own, or `name` on the same noise schedule.
+
+        Raises:
+            SettingsError: there is no such scheduler, or it does not fit Stable Diffusion.
+        """
+        own = self.pipe.scheduler
+        if name is None:
+            check_scheduler(type(own).__name__)
+            return copy.deepcopy(own)
+        class_name = SCHEDULERS.get(name, name)
+        check_scheduler(class_name)
+        # Stable Diffusion's own PNDM configuration has no Runge-Kutta steps
+        others = {"skip_prk_steps": True} if class_name == "PNDMScheduler" else {}
+        return getattr(diffusers, class_name).from_config(own.config, **others)
+
+    @contextmanager
+    def recording_maps(self, attn_res: tuple[int, int] | None) -> Iterator[None]:
+        """Make `attend` and `denoise` able to record maps; leave the pipeline as it was afterwards.
+
+        Raises:
+            SettingsError: the UNet has no cross-attention at that resolution.
+        """
+        self._level = self._find_level(attn_res)
+        frozen = [p for p in self.unet.parameters() if p.requires_grad]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        self._recorder = CrossAttentionRecorder(self.unet, self._level)
+        try:
+            yield
+        finally:
+            self._recorder.close()
+            self._recorder = None
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+
+    def map_size(self, latents: Tensor) -> tuple[int, int]:
+        """Height and width of the maps for latents [..., height, width]."""
+        height, width = latents.shape[-2:]
+        for _ in range(self._level):  # each level halves, rounding up
+            height, width = (height + 1) // 2, (width + 1) // 2
+        return height, width
+
+    def _find_level(self, attn_res: tuple[int, int] | None) -> int:
+        height, width = self.native_size
+        levels = len(self.unet.config.block_out_channels)
+        possible = {
+            (height >> level, width >> level): level
+            for level in range(levels)
+            if cross_attention_layers(self.unet, level)
+        }
+        wanted = attn_res or (height >> DEFAULT_LEVEL, width >> DEFAULT_LEVEL)
+        if wanted not in possible:
+            have = ", ".join(f"{h}x{w}" for h, w in possible)
+            raise SettingsError(
+                f"attn_res is {wanted[0]}x{wanted[1]}, but this model has cross-attention at "
+                f"{have or 'no resolution'}; choose one of these."
+            )
+        return possible[wanted]
+
+    def _require_recorder(self) -> CrossAttentionRecorder:
+        if self._recorder is None:
+            raise RuntimeError("maps are recorded only inside recording_maps()")
+        return self._recorder
+
+    def _on_grid(self, maps: Tensor, latents: Tensor) -> Tensor:
+        return maps.unflatten(1, self.map_size(latents))
+
+    def _taking_values_from(self, text: Tensor | None) -> AbstractContextManager[None]:
+        return nullcontext() if text is None else values_from(self.unet, text)
+
+    def _encode_one(self, text: str) -> Tensor:
+        embeddings, _ = self.pipe.encode_prompt(text, self.device, 1, False)
+        return embeddings[0].to(self.dtype)
+
+
+def step_arguments(scheduler, generator: torch.Generator, eta: float) -> dict[str, object]:
+    """The keyword arguments that `scheduler.step` accepts of these two, as diffusers' pipelines pass them."""
+    accepted = inspect.signature(scheduler.step).parameters
+    wanted = {"generator": generator, "eta": eta}
+    return {name: value for name, value in wanted.items() if name in accepted}
+
+
+def check_scheduler(class_name: str) -> None:
+    """Raise a `SettingsError` unless diffusers counts the scheduler among Stable Diffusion's."""
+    known = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
+    if class_name not in known or not hasattr(diffusers, class_name):
+        raise SettingsError(
+            f"scheduler {class_name!r} cannot be used; take one of {', '.join(SCHEDULERS)}, "
+            f"or of diffusers' {', '.join(known)}."
+        )
+
+
+def check_guidable(pipe) -> None:
+    """Raise a `ModelError` unless `pipe` has the parts of Stable Diffusion 1.x or 2.x."""
+    name = type(pipe).__name__
+    parts = ("unet", "vae", "tokenizer", "text_encoder", "scheduler")
+    missing = [part for part in parts if getattr(pipe, part, None) is None]
+    if missing or hasattr(pipe, "text_encoder_2"):
+        raise ModelError(
+            f"A {name} cannot be guided: Attend-and-Excite is made here for Stable Diffusion 1.x and "
+            "2.x text-to-image models (StableDiffusionPipeline); load one of these."
+        )
+    config = pipe.unet.config
+    if config.in_channels != pipe.vae.config.latent_channels:
+        raise ModelError(
+            f"The UNet takes {config.in_channels} channels and the latents have "
+            f"{pipe.vae.config.latent_channels}: this looks like an inpainting or depth model; "
+            "load the text-to-image one."
+        )
+    prediction = pipe.scheduler.config.get("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction"):
+        raise ModelError(
+            f"The scheduler's prediction_type is {prediction!r}; only 'epsilon' and 'v_prediction' "
+            "models can be guided."
+        )

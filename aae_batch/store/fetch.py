@@ -1,0 +1,146 @@
+"""Inputs that lie in an object store, as local files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock
+from platformdirs import user_cache_path
+
+from aae_batch.errors import OutputError
+from aae_batch.store.base import Entry, ObjectStorage
+from aae_batch.store.open import open_url
+
+T = TypeVar("T")
+WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Seconds between attempts, where a hub is busy or out of reach."""
+
+
+def fetch(url: str, folder: Path, s3_endpoint: str | None = None) -> Path:
+    """Copy one object into a folder, under its own name.
+
+    Raises:
+        OutputError: there is no such object, or it cannot be read.
+    """
+    scheme, _, rest = url.partition("://")
+    parent, _, name = rest.rpartition("/")
+    path = folder / (name or "object")
+    open_url(f"{scheme}://{parent}", s3_endpoint).download(name, path)
+    return path
+
+
+def fetch_folder(url: str, wanted: Callable[[str], bool], s3_endpoint: str | None = None) -> Path:
+    """The wanted objects under a prefix as a folder of this machine.
+
+    They are copied once, whoever asks, into the user's cache or `AAE_BATCH_CACHE`, and again when
+    the store lists others.
+
+    Args:
+        wanted: whether an object is needed, by its name below the prefix.
+
+    Raises:
+        OutputError: nothing is there, or it cannot be read, or it changes meanwhile.
+    """
+    storage = open_url(url, s3_endpoint)
+    entries = _entries(storage, wanted)
+    folder = _cache() / _digest(storage, entries)
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                _copy(storage, entries, wanted, folder)
+    except OSError as error:
+        raise OutputError(
+            f"Cannot copy {url} into {folder.parent}: {error.strerror}. Mend that, or name another "
+            "folder in AAE_BATCH_CACHE."
+        ) from error
+    return folder
+
+
+def fetch_in_turn(name: str, fetch: Callable[[], T], passes: Callable[[BaseException], bool]) -> T:
+    """What `fetch` returns, which one process of this machine at a time calls, and again where it fails
+    for a reason that passes: of many that start at once, all but the first find what it has fetched.
+
+    Args:
+        name: of what is fetched.
+        passes: whether an error is one that may be gone a little later.
+
+    Raises:
+        OutputError: the folder of the lock cannot be written to.
+    """
+    lock = _cache() / f"{hashlib.sha256(name.encode()).hexdigest()}.lock"
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        turn = FileLock(lock)
+        turn.acquire()
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write to {lock.parent}: {error.strerror}. Fix that, or name another folder in "
+            "AAE_BATCH_CACHE."
+        ) from error
+    try:
+        for seconds in WAITS:
+            try:
+                return fetch()
+            except Exception as error:
+                if not passes(error):
+                    raise
+            time.sleep(seconds)
+        return fetch()
+    finally:
+        turn.release()
+
+
+def folder_digest(url: str, wanted: Callable[[str], bool], s3_endpoint: str | None = None) -> str:
+    """SHA-256 over the names, sizes and tags of the wanted objects under a prefix.
+
+    Raises:
+        OutputError: nothing is there, or it cannot be listed.
+    """
+    storage = open_url(url, s3_endpoint)
+    return _digest(storage, _entries(storage, wanted))
+
+
+def _entries(storage: ObjectStorage, wanted: Callable[[str], bool]) -> list[Entry]:
+    entries = [entry for entry in storage.entries("") if wanted(entry.name)]
+    if not entries:
+        raise OutputError(f"There is no model at {storage.root}: check the URL.")
+    for entry in entries:
+        if ".." in entry.name.split("/"):
+            raise OutputError(f"{storage.place(entry.name)} cannot be a file here; rename it.")
+    return entries
+
+
+def _digest(storage: ObjectStorage, entries: list[Entry]) -> str:
+    digest = hashlib.sha256(f"{storage.root}\n".encode())
+    for entry in entries:
+        digest.update(f"{entry.name} {entry.size} {entry.tag}\n".encode())
+    return digest.hexdigest()
+
+
+def _copy(
+    storage: ObjectStorage, entries: list[Entry], wanted: Callable[[str], bool], folder: Path
+) -> None:
+    """Under another name until it is complete; called by one process at a time."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    for entry in entries:
+        path = part.joinpath(*entry.name.split("/"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.download(entry.name, path)
+    if _entries(storage, wanted) != entries:
+        raise OutputError(f"{storage.root} changed while it was copied: run the command again.")
+    part.rename(folder)
+
+
+def _cache() -> Path:
+    named = os.environ.get("AAE_BATCH_CACHE")
+    return Path(named) if named else user_cache_path("aae-batch") / "models"

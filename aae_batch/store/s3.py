@@ -1,0 +1,460 @@
+"""An output root, or inputs, in S3 or a store that speaks its protocol.
+
+Credentials, region and profile come from boto3's standard chain, the endpoint also from
+`AWS_ENDPOINT_URL`, the number of attempts from `AWS_MAX_ATTEMPTS`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import os
+import threading
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
+from urllib.parse import urlsplit
+
+import boto3
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
+from botocore import exceptions as boto
+from botocore.config import Config
+
+from aae_batch.errors import OutputError
+from aae_batch.store.base import Entry
+from aae_batch.store.lock import NAME, Leasing, Seen, Timing
+
+CONNECTIONS = 16
+"""Of one process to the store: its upload threads, with room for the threads that commit."""
+
+ATTEMPTS = 10
+"""Of one request. Between them botocore waits up to 20 s, longer each time."""
+
+LOCK_ATTEMPTS = 6
+"""Of one request for the lock: half a minute of a store that asks to slow down, and less than the lock
+lasts."""
+
+PAGE = 1000
+"""Objects in one answer to a listing: as many as S3 gives."""
+
+TAIL = 1 << 20
+"""Bytes of an object's end that are fetched when it is opened."""
+
+CONTENT_TYPES = {
+    ".parquet": "application/vnd.apache.parquet",
+    ".json": "application/json",
+    ".jsonl": "application/x-ndjson",
+    ".png": "image/png",
+    ".webp": "image/webp",
+    ".jpg": "image/jpeg",
+    ".tar": "application/x-tar",
+    ".csv": "text/csv",
+    ".html": "text/html",
+}
+ANY_TYPE = "application/octet-stream"
+
+_BROKEN_BODY = (
+    boto.ResponseStreamingError,
+    boto.IncompleteReadError,
+    boto.ReadTimeoutError,
+    boto.FlexibleChecksumError,
+)
+"""What happens to an answer after it has begun, which botocore does not try again."""
+
+_SLOW_DOWN = {"SlowDown", "503", "ServiceUnavailable", "Throttling", "ThrottlingException"}
+_SLOW_DOWN |= {"RequestLimitExceeded", "TooManyRequests", "429"}
+_DENIED = {"AccessDenied", "AllAccessDisabled", "403"}
+_UNKNOWN_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
+_UNKNOWN_CREDENTIALS |= {"InvalidToken", "TokenRefreshRequired"}
+_MISSING = {"NoSuchKey", "404"}
+_CHANGED = {"PreconditionFailed", "412"}
+_ELSEWHERE = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed"}
+_ELSEWHERE |= {"IllegalLocationConstraintException"}
+_NO_CREDENTIALS = (
+    boto.NoCredentialsError,
+    boto.PartialCredentialsError,
+    boto.CredentialRetrievalError,
+    boto.ProfileNotFound,
+    boto.SSOError,
+    boto.TokenRetrievalError,
+)
+_UNREACHABLE = (boto.HTTPClientError, boto.ConnectionError, boto.ReadTimeoutError)
+
+
+class S3Storage(Leasing):
+    """A bucket, or what lies under a prefix of it.
+
+    Args:
+        root: `s3://bucket` or `s3://bucket/prefix`.
+        endpoint: URL of the store; default: as the environment says, else AWS.
+        connections: how many threads of a process may use it at once.
+        attempts: of each request; default: `AWS_MAX_ATTEMPTS`, else 10.
+    """
+
+    _conditional: bool
+
+    def __init__(
+        self,
+        root: str,
+        endpoint: str | None = None,
+        *,
+        connections: int = CONNECTIONS,
+        attempts: int | None = None,
+    ) -> None:
+        self.root = root.rstrip("/")
+        self.bucket, _, self.prefix = root.removeprefix("s3://").rstrip("/").partition("/")
+        if not self.bucket:
+            raise OutputError("s3:// alone names no bucket; write s3://bucket/prefix.")
+        if endpoint is not None:
+            _check_endpoint(endpoint)
+        self.endpoint = endpoint
+        self.connections = connections
+        asked = os.environ.get("AWS_MAX_ATTEMPTS", "")
+        self.attempts = attempts or (int(asked) if asked.isdigit() else ATTEMPTS)
+        self._reset()
+
+    def read_bytes(self, name: str) -> bytes:
+        return self._get(name)[0]
+
+    def open(self, name: str) -> BinaryIO:
+        return cast(BinaryIO, io.BufferedReader(_Object(self, name), buffer_size=1 << 16))
+
+    def create_bytes(self, name: str, data: bytes) -> bool:
+        """A conditional write. In a store that knows none, a look before the write."""
+        self.check_lock()
+        for attempt in range(1, self.attempts + 1):
+            if not self._conditional:
+                break
+            try:
+                with self._explained("write", name, passing=_THERE | _NO_CONDITIONS | _AT_ONCE):
+                    self._put(name, data, IfNoneMatch="*")
+                    return True
+            except boto.ClientError as error:
+                if _code(error) in _THERE:
+                    return False
+                if _code(error) in _NO_CONDITIONS:
+                    self._conditional = False
+                elif attempt == self.attempts:
+                    raise OutputError(self._why("write", name, error)) from None
+                else:  # another writer is at it; which of the two gets it is known soon
+                    time.sleep(0.1 * attempt)
+        if self.exists(name):
+            return False
+        self.write_bytes(name, data)
+        return True
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        self.check_lock()
+        with self._explained("write", name):
+            self._put(name, data)
+
+    def _put(self, name: str, data: bytes, **condition: str) -> None:
+        """One request, whose checksum the store compares before it keeps anything."""
+        self._client().put_object(
+            Bucket=self.bucket,
+            Key=self._key(name),
+            Body=data,
+            ContentType=CONTENT_TYPES.get(PurePosixPath(name).suffix.lower(), ANY_TYPE),
+            ChecksumAlgorithm="SHA256",
+            ChecksumSHA256=base64.b64encode(hashlib.sha256(data).digest()).decode(),
+            **condition,
+        )
+
+    def exists(self, name: str) -> bool:
+        with self._explained("read", name):
+            try:
+                self._client().head_object(Bucket=self.bucket, Key=self._key(name))
+            except boto.ClientError as error:
+                if _code(error) in _MISSING:
+                    return False
+                raise
+        return True
+
+    def list(self, prefix: str) -> list[str]:
+        return [entry.name for entry in self.entries(prefix)]
+
+    def anything(self) -> str | None:
+        with self._explained("list", ""):
+            answer = self._client().list_objects_v2(
+                Bucket=self.bucket, Prefix=self._key(""), MaxKeys=PAGE
+            )
+        names = (item["Key"].removeprefix(self._key("")) for item in answer.get("Contents", ()))
+        return next((name for name in names if _is_object(name)), None)
+
+    def entries(self, prefix: str) -> tuple[Entry, ...]:
+        start = len(self._key(""))
+        with self._explained("list", prefix):
+            pages = self._client().get_paginator("list_objects_v2")
+            found = [
+                Entry(item["Key"][start:], item["Size"], item["ETag"])
+                for page in pages.paginate(
+                    Bucket=self.bucket,
+                    Prefix=self._key(prefix),
+                    PaginationConfig={"PageSize": PAGE},
+                )
+                for item in page.get("Contents", ())
+            ]
+        kept = (entry for entry in found if _is_object(entry.name))
+        return tuple(sorted(kept, key=lambda entry: entry.name))
+
+    def delete(self, name: str) -> None:
+        self.check_lock()
+        with self._explained("delete", name):
+            self._client().delete_object(Bucket=self.bucket, Key=self._key(name))
+
+    def download(self, name: str, path: Path) -> None:
+        with self._explained("read", name):
+            self._client().download_file(
+                self.bucket, self._key(name), str(path), Config=TransferConfig(max_concurrency=4)
+            )
+
+    def place(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def lock_cell(self, timing: Timing) -> _LockObject:
+        return _LockObject(self, timing)
+
+    def __repr__(self) -> str:
+        return f"S3Storage({self.root!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the client, which holds credentials: every process finds its own."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._reset()
+
+    def _get(self, name: str, **part: str) -> tuple[bytes, dict[str, Any]]:
+        """An object, or the `Range` of it, and the rest of the answer."""
+        for attempt in range(1, self.attempts + 1):
+            with self._explained("read", name):
+                answer = self._client().get_object(Bucket=self.bucket, Key=self._key(name), **part)
+                try:
+                    return answer["Body"].read(), answer
+                except _BROKEN_BODY:
+                    if attempt == self.attempts:
+                        raise
+        raise AssertionError("unreachable")
+
+    def _reset(self) -> None:
+        self._guard = threading.Lock()
+        self._made: Any = None
+        self._lock = self._cell = None
+        self._conditional = True
+
+    def _key(self, name: str) -> str:
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+    def _client(self):
+        with self._guard:
+            if self._made is None:
+                self._made = self._new_client(self.attempts, "adaptive")
+            return self._made
+
+    def _new_client(self, attempts: int, mode: str):
+        config = Config(
+            connect_timeout=10,
+            read_timeout=60,
+            max_pool_connections=self.connections,
+            retries={"total_max_attempts": attempts, "mode": mode},
+        )
+        session = boto3.session.Session()
+        try:
+            return session.client("s3", endpoint_url=self.endpoint, config=config)
+        except ValueError:
+            raise OutputError(
+                f"Cannot open {self.root}: its endpoint is no URL; check AWS_ENDPOINT_URL."
+            ) from None
+
+    @contextmanager
+    def _explained(
+        self, verb: str, name: str, passing: Collection[str] = frozenset()
+    ) -> Iterator[None]:
+        """Errors of boto3 as one sentence, but those with a code that the caller knows. Their own words
+        are left out: they may quote headers."""
+        try:
+            yield
+        except boto.ClientError as error:
+            if _code(error) in passing:
+                raise
+            raise OutputError(self._why(verb, name, error)) from None
+        except (boto.BotoCoreError, Boto3Error) as error:
+            raise OutputError(self._why(verb, name, error)) from None
+        except OSError as error:  # of the local side of a download
+            reason = error.strerror or type(error).__name__
+            raise OutputError(f"Cannot {verb} {self.place(name)}: {reason}.") from None
+
+    def _why(self, verb: str, name: str, error: Exception) -> str:
+        failed = f"Cannot {verb} {self.place(name)}"
+        if isinstance(error, boto.ClientError):
+            return f"{failed}: {self._why_refused(_code(error))}"
+        if isinstance(error, _NO_CREDENTIALS):
+            return (
+                f"{failed}: no AWS credentials were found; set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, name a profile in AWS_PROFILE, or give the machine a role."
+            )
+        if isinstance(error, _UNREACHABLE):
+            return (
+                f"{failed}: {self._store()} cannot be reached; check the network, and the "
+                "endpoint (--s3-endpoint or AWS_ENDPOINT_URL)."
+            )
+        if isinstance(error, boto.ParamValidationError):
+            return f"{failed}: {self.bucket!r} cannot be the name of a bucket; check it."
+        return f"{failed}: {type(error).__name__}; mend that and run the same command again."
+
+    def _why_refused(self, code: str) -> str:
+        if code == "NoSuchBucket":
+            return (
+                f"there is no bucket {self.bucket}; create it, or check its name and the endpoint."
+            )
+        if code in _MISSING:
+            return "there is no such object; check the name."
+        if code in _DENIED:
+            return (
+                "access is denied; check which credentials are in use, and that the bucket's policy "
+                "lets them list, read, write and delete."
+            )
+        if code in _UNKNOWN_CREDENTIALS:
+            return f"the store does not accept the AWS credentials in use ({code}); renew them."
+        if code in _SLOW_DOWN:
+            return (
+                f"the store asks to slow down, {self.attempts} times over; run the same command "
+                "again later, or with fewer actors."
+            )
+        if code in _CHANGED:
+            return "it was written anew while it was read; run the same command again."
+        if code in _ELSEWHERE:
+            return "the bucket is in another region; set AWS_REGION to it."
+        return f"the store answers {code}; mend that and run the same command again."
+
+    def _store(self) -> str:
+        """The endpoint without what it may hold of credentials."""
+        parts = urlsplit(self._client().meta.endpoint_url)
+        port = f":{parts.port}" if parts.port else ""
+        return f"{parts.scheme}://{parts.hostname}{port}"
+
+
+class _Object(io.RawIOBase):
+    """An object as a file. Its end comes with the first request, since that is where Parquet begins;
+    of a small object it is all there is."""
+
+    def __init__(self, storage: S3Storage, name: str) -> None:
+        self._storage = storage
+        self._name = name
+        self._place = 0
+        self._tail, answer = storage._get(name, Range=f"bytes=-{TAIL}")
+        found = answer.get("ContentRange")
+        self._size = int(found.rpartition("/")[2]) if found else len(self._tail)
+        self._version = answer["ETag"]
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = offset + (0, self._place, self._size)[whence]
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._place + len(buffer), self._size)
+        count = max(0, stop - self._place)
+        if count:
+            buffer[:count] = self._part(self._place, stop)
+            self._place = stop
+        return count
+
+    def _part(self, start: int, stop: int) -> bytes:
+        held_from = self._size - len(self._tail)
+        if start >= held_from:
+            return self._tail[start - held_from : stop - held_from]
+        part = f"bytes={start}-{stop - 1}"
+        return self._storage._get(self._name, Range=part, IfMatch=self._version)[0]
+
+
+class _LockObject:
+    """The lock's object, written on condition where the store can do that.
+
+    It has a client of its own: the other one holds its requests back when the store asks to slow
+    down, and the lock would be lost meanwhile.
+    """
+
+    def __init__(self, storage: S3Storage, timing: Timing) -> None:
+        self._storage = storage
+        self._timing = timing
+        self._conditional = True
+        self._object = {"Bucket": storage.bucket, "Key": storage._key(NAME)}
+        with storage._explained("write", NAME):
+            attempts = min(LOCK_ATTEMPTS, storage.attempts)
+            self._client = storage._new_client(attempts, "standard")
+
+    def read(self, aged: bool = False) -> Seen | None:
+        with self._storage._explained("read", NAME):
+            try:
+                answer = self._client.get_object(**self._object)
+                data = answer["Body"].read()
+            except boto.ClientError as error:
+                if _code(error) in _MISSING:
+                    return None
+                raise
+        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        age = date and (parsedate_to_datetime(date) - answer["LastModified"]).total_seconds()
+        return Seen(data, answer["ETag"], age if date else None)
+
+    def write(self, data: bytes, over: Seen | None) -> None:
+        with self._storage._explained("write", NAME):
+            if self._conditional:
+                condition = {"IfNoneMatch": "*"} if over is None else {"IfMatch": over.version}
+                try:
+                    self._put(data, **condition)
+                    return
+                except boto.ClientError as error:
+                    if _code(error) in _NOT_AS_BEFORE:
+                        return
+                    if _code(error) not in _NO_CONDITIONS:
+                        raise
+                self._conditional = False
+            self._put(data)
+        self._timing.wait_until_settled()
+
+    def delete(self) -> None:
+        with self._storage._explained("delete", NAME):
+            self._client.delete_object(**self._object)
+
+    def _put(self, data: bytes, **condition: str) -> None:
+        self._client.put_object(
+            **self._object, Body=data, ContentType=CONTENT_TYPES[".json"], **condition
+        )
+
+
+_THERE = {"PreconditionFailed", "412"}
+_AT_ONCE = {"ConditionalRequestConflict", "409"}
+_NOT_AS_BEFORE = {*_THERE, *_AT_ONCE, *_MISSING}
+_NO_CONDITIONS = {"NotImplemented", "InvalidArgument", "InvalidRequest", "501"}
+
+
+def _is_object(name: str) -> bool:
+    """No lock, and no name that ends in a slash, which is how some tools mark a folder."""
+    return name != NAME and name != "" and not name.endswith("/")
+
+
+def _code(error: boto.ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", "an error"))
+
+
+def _check_endpoint(endpoint: str) -> None:
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise OutputError("The S3 endpoint is no URL; write e.g. https://storage.example.com.")
+    if "@" in parts.netloc or parts.query:
+        raise OutputError(
+            "An S3 endpoint with credentials or options in it is not taken: give credentials in the "
+            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), and the URL without them."
+        )

@@ -1,0 +1,500 @@
+"""The job as a whole, on a real Ray, into real folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from aae_batch.dataset import rewriting
+from aae_batch.dataset.reader import Dataset, attention_map
+from aae_batch.dataset.verify import verify
+from aae_batch.errors import (
+    JobError,
+    ManifestError,
+    ModelError,
+    OutputError,
+    SettingsError,
+    SubjectError,
+)
+from aae_batch.generate.driver import run_job
+from aae_batch.generate.records import Loaded
+from aae_batch.generate.worker import Worker, WorkerSettings
+from aae_batch.job.cluster import ActorPlan
+from aae_batch.manifest.reader import open_manifest
+from aae_batch.store.open import open_storage
+from tests.chaos.fake import FakeWorker
+from tests.small_job import STEPS, assert_same_but_for_rounding, assert_same_dataset, snapshot
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_pipeline_folder, manifest, ray_here, tmp_path_factory):
+    """The dataset that nothing went wrong with, and the progress that was told of it."""
+    from aae_batch.generate.settings import JobSettings
+    from aae_batch.sampling.model.loading import default_guidance
+
+    told = []
+    settings = JobSettings(
+        manifest=str(manifest),
+        output=str(tmp_path_factory.mktemp("reference")),
+        model=str(tiny_pipeline_folder),
+        guidance=default_guidance(str(tiny_pipeline_folder)),
+        slots=1,
+        shard_size=3,
+    )
+    run_job(settings, told.append)
+    return settings, told
+
+
+def test_every_row_has_a_picture_its_statistics_and_one_metadata_row(reference):
+    settings, _ = reference
+    dataset = Dataset(settings.output)
+    metadata = dataset.metadata().to_pylist()
+    assert dataset.shards() == [0, 1, 2, 3]
+    assert [row["id"] for row in metadata] == [f"row-{i:02}" for i in range(12)]
+    assert {row["status"] for row in metadata} == {"ok"}
+    assert {row["fingerprint"] for row in metadata} == {dataset.run["fingerprint"]}
+    assert [row["note"]["number"] for row in metadata] == list(range(12))
+    for row in metadata:
+        data = dataset.storage.read_bytes(row["file_name"])
+        assert hashlib.sha256(data).hexdigest() == row["sha256"]
+        assert dataset.image(row).size == (row["width"], row["height"]) == (128, 128)
+    attention = dataset.attention().to_pylist()
+    assert len(attention) == 24
+    for row in attention:
+        for name in ("max_attention", "mean_attention", "entropy", "center_x", "center_y", "loss"):
+            assert len(row[name]) == STEPS, name
+        assert attention_map(row).shape == (8, 8)
+        assert attention_map(row).max() == pytest.approx(row["map_scale"])
+
+
+def test_the_summary_counts_what_is_there(reference):
+    settings, _ = reference
+    summary = Dataset(settings.output).summary
+    assert (summary["rows"], summary["images"], summary["failed"]) == (12, 12, 0)
+    assert summary["methods"]["stable-diffusion"]["images"] == 3
+    assert summary["methods"]["attend-and-excite"]["mean_refinements"] > 0
+
+
+def test_progress_moves_with_rows_and_ends_at_all(reference):
+    _, told = reference
+    done = [progress.done for progress in told]
+    assert done == sorted(done)
+    assert done[-1] == 12
+
+
+def test_actors_tell_of_their_shards_in_rays_logs(reference):
+    logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+    text = "".join(path.read_text() for path in logs.glob("worker-*.err"))
+    for shard in range(4):
+        assert f"INFO aae_batch.worker shard={shard} rows=3 done" in text
+
+
+def test_an_actor_whose_machine_has_another_model_refuses_it(settings):
+    job = settings()
+    mine = WorkerSettings(
+        model=job.model,
+        revision=None,
+        device="cpu",
+        dtype="float32",
+        slots=1,
+        guidance=job.guidance,
+        root=job.output,
+        lease="",
+        weights="0" * 64,
+    )
+    with pytest.raises(ModelError, match="another one on this machine"):
+        Worker(mine).load_engine()
+
+
+def test_the_same_command_changes_nothing_when_all_is_done(reference):
+    settings, _ = reference
+    before = snapshot(settings.output)
+    run_job(settings)
+    assert snapshot(settings.output) == before
+
+
+def test_a_lost_shard_is_made_again_and_nothing_else(reference):
+    settings, _ = reference
+    before = snapshot(settings.output)
+    (Path(settings.output) / "metadata/00002.parquet").unlink()
+    run_job(settings)
+    after = snapshot(settings.output)
+    written = {name for name in after if after[name][0] != before[name][0]}
+    counts = {"summary.json", "progress.json"}
+    assert written - counts == {"metadata/00002.parquet"}  # its pictures were there, and are taken
+
+
+@pytest.mark.parametrize("layout", ["files", "webdataset"])
+def test_an_actor_that_dies_between_its_commit_and_its_report_changes_nothing(
+    settings, tmp_path, layout, ray_here, monkeypatch
+):
+    monkeypatch.setattr("aae_batch.job.crew.NODE_LOSS_SECONDS", 0.1)  # no node is lost here
+    died = tmp_path / "died"
+
+    class Hasty(FakeWorker):
+        def generate(self, task):
+            report = super().generate(task)
+            if not died.exists():
+                committed = Path(self.storage.place(f"metadata/{task.piece.shard:05d}.parquet"))
+                died.write_text(f"{committed.name} {committed.stat().st_mtime_ns}")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return report
+
+    job = settings(layout=layout)
+    summary = run_job(job, worker_class=Hasty)
+    assert (summary["images"], summary["failed"]) == (12, 0)
+    name, written = died.read_text().split()
+    assert snapshot(job.output)[f"metadata/{name}"][0] == int(written)
+    with open_manifest(job.manifest) as manifest:
+        assert verify(open_storage(job.output), manifest).proved
+
+
+def test_a_manifest_that_changes_under_a_job_stops_it(settings, manifest, tmp_path, ray_here):
+    path = tmp_path / "manifest.parquet"
+    before = manifest.read_bytes()
+    path.write_bytes(before)
+    job = settings(manifest=path)
+
+    def change(progress) -> None:
+        if Dataset(job.output).shards():
+            rows = [
+                {"id": f"row-{i:02}", "prompt": "a red star and a blue star"} for i in range(12)
+            ]
+            pq.write_table(pa.Table.from_pylist(rows), path)
+
+    with pytest.raises(JobError, match="was changed while its rows were generated"):
+        run_job(job, change, FakeWorker)
+    assert Dataset(job.output).summary is None
+    with pytest.raises(OutputError, match="manifest: "):
+        run_job(job)
+    path.write_bytes(before)  # the same content at another time is no change
+    run_job(job, lambda progress: os.utime(path), FakeWorker)
+    with open_manifest(path) as opened:
+        assert verify(open_storage(job.output), opened).proved
+
+
+def test_a_kill_while_failed_rows_are_rewritten_is_healed_by_the_plain_command(
+    settings, tmp_path, ray_here, monkeypatch
+):
+    once = tmp_path / "failed"
+
+    class Unlucky(FakeWorker):
+        def admit(self, batch, request) -> None:
+            if request.id in ("row-01", "row-04") and not once.exists():
+                raise SubjectError(request.id, "bad luck.")
+            super().admit(batch, request)
+
+    job = settings()
+    assert run_job(job, worker_class=Unlucky)["failed"] == 2
+    once.touch()
+
+    def die(*args) -> None:
+        raise KeyboardInterrupt
+
+    again = job.model_copy(update={"retry_failed": True})
+    monkeypatch.setattr(rewriting, "_carry_out", die)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(again, worker_class=FakeWorker)
+    monkeypatch.undo()
+    assert run_job(job, worker_class=FakeWorker)["failed"] == 1
+    with open_manifest(job.manifest) as manifest:
+        assert verify(open_storage(job.output), manifest).proved
+    assert run_job(again, worker_class=FakeWorker)["failed"] == 0
+    with open_manifest(job.manifest) as manifest:
+        assert verify(open_storage(job.output), manifest).proved
+
+
+def test_nothing_is_written_before_an_actor_has_loaded_the_model(settings, ray_here):
+    class Unready(Worker):
+        def load(self):
+            raise ModelError("it is not there.")
+
+    job = settings()
+    with pytest.raises(ModelError, match="it is not there"):
+        run_job(job, worker_class=Unready)
+    assert [name for name in os.listdir(job.output) if name != ".lock"] == []
+    run_job(job.model_copy(update={"shard_size": 12}), worker_class=FakeWorker)
+
+
+def test_a_damaged_progress_or_summary_ends_no_run(reference, settings):
+    settings, _ = reference
+    root = Path(settings.output)
+    before = json.loads((root / "summary.json").read_bytes())
+    for name in ("progress.json", "summary.json"):
+        (root / name).write_bytes(b"")
+    assert run_job(settings)["images"] == 12
+    assert json.loads((root / "summary.json").read_bytes())["images"] == before["images"]
+
+
+@pytest.mark.parametrize(
+    ("slots", "assert_the_same"), [(1, assert_same_dataset), (4, assert_same_but_for_rounding)]
+)
+def test_a_killed_actor_costs_one_shard_at_most(
+    reference, settings, tmp_path, slots, assert_the_same
+):
+    pids = tmp_path / "pids"
+    pids.mkdir()
+
+    class Known(Worker):
+        def load(self):
+            (pids / str(os.getpid())).touch()
+            return super().load()
+
+    job = settings(actors=1, slots=slots)
+    killed = {}
+
+    def kill_once(progress) -> None:
+        committed = Dataset(job.output).shards()
+        if not killed and committed:
+            killed.update(snapshot(Path(job.output) / "metadata"))
+            os.kill(int(next(pids.iterdir()).name), signal.SIGKILL)
+
+    run_job(job, kill_once, worker_class=Known)
+    assert len(list(pids.iterdir())) == 2
+    after = snapshot(Path(job.output) / "metadata")
+    assert killed
+    assert {name: after[name] for name in killed} == killed
+    fingerprints = {Dataset(root).run["fingerprint"] for root in (job.output, reference[0].output)}
+    assert len(fingerprints) == 1, "slots change no picture but for rounding"
+    assert_the_same(job.output, reference[0].output)
+
+
+def test_a_row_that_kills_its_process_fails_alone(settings, ray_here, monkeypatch):
+    monkeypatch.setattr("aae_batch.job.crew.NODE_LOSS_SECONDS", 0.1)  # no node is lost here
+
+    class Deadly(FakeWorker):
+        def admit(self, batch, request) -> None:
+            if request.id == "row-04":
+                os.kill(os.getpid(), signal.SIGKILL)
+            super().admit(batch, request)
+
+    job = settings()
+    summary = run_job(job, worker_class=Deadly)
+    assert (summary["images"], summary["failures"]) == (11, {"ActorDied": 1})
+    dataset = Dataset(job.output)
+    rows = {row["id"]: row for row in dataset.metadata().to_pylist()}
+    assert list(rows) == [f"row-{i:02}" for i in range(12)]
+    assert rows["row-04"]["file_name"] is None
+    assert "its process died twice" in rows["row-04"]["error"]
+    assert len(dataset.storage.list("images/")) == 11
+    with open_manifest(job.manifest) as manifest:
+        assert verify(open_storage(job.output), manifest).proved
+
+
+def test_actors_that_only_die_stop_the_job(settings, ray_here):
+    class Hopeless(Worker):
+        def load(self):
+            return Loaded("cpu", "float32")
+
+        def generate(self, task):
+            raise ValueError("nothing works")
+
+    with pytest.raises(JobError, match=r"3 actors died one after another.*nothing works"):
+        run_job(settings(max_deaths=2), worker_class=Hopeless)
+
+
+def test_an_actor_that_hangs_is_given_up_and_so_is_the_row_that_hangs_it(settings, ray_here):
+    class Sleepy(FakeWorker):
+        def admit(self, batch, request) -> None:
+            if request.id == "row-07":
+                time.sleep(1000)
+            super().admit(batch, request)
+
+    job = settings(row_timeout=4, shard_size=1)
+    summary = run_job(job, worker_class=Sleepy)
+    assert (summary["images"], summary["failures"]) == (11, {"ActorDied": 1})
+    rows = {row["id"]: row for row in Dataset(job.output).metadata().to_pylist()}
+    assert "finished no row in" in rows["row-07"]["error"]
+    with open_manifest(job.manifest) as manifest:
+        assert verify(open_storage(job.output), manifest).proved
+
+
+@pytest.mark.parametrize("limit", [3, "50%"])
+def test_a_job_that_fails_nearly_everywhere_stops(settings, tmp_path, ray_here, limit):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"prompt": ""}\n' * 399 + '{"prompt": "a star", "subjects": ["star"]}\n')
+    job = settings(manifest=path, shard_size=50, max_failures=limit)
+    with pytest.raises(JobError, match=r"of \d+ rows failed, more than max_failures"):
+        run_job(job, worker_class=FakeWorker)
+    run_job(job.model_copy(update={"max_failures": None}), worker_class=FakeWorker)
+    assert Dataset(job.output).metadata().num_rows == 400
+
+
+def test_a_job_of_which_no_picture_would_come_does_not_begin(settings, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"prompt": ""}\n{"prompt": "a star", "subjects": ["dog"]}\n')
+    job = settings(manifest=path)
+    with pytest.raises(ManifestError, match=r"No row of .*bad.jsonl can be generated .* blank"):
+        run_job(job)
+    assert not Path(job.output).exists()
+
+
+def test_a_full_disk_stops_the_job_with_its_own_words(settings, ray_here):
+    class Full(Worker):
+        def load(self):
+            return Loaded("cpu", "float32")
+
+        def generate(self, task):
+            raise OutputError("Cannot write images/00000/a.png: No space left on device.")
+
+    with pytest.raises(JobError, match="No space left"):
+        run_job(settings(), worker_class=Full)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (SettingsError("attn_res is 5x5."), SettingsError, "attn_res is 5x5."),
+        (MemoryError("no room"), ModelError, "could not load .*MemoryError: no room"),
+        (None, JobError, "died twice while they loaded"),
+    ],
+)
+def test_an_actor_that_cannot_start_stops_the_job_at_once(settings, ray_here, error, raised, said):
+    class Unready(Worker):
+        def load(self):
+            if error is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise error
+
+    with pytest.raises(raised, match=said):
+        run_job(settings(), worker_class=Unready)
+
+
+def test_bad_rows_become_failed_rows(tiny_pipeline_folder, settings, tmp_path, ray_here):
+    prompt = "a red circle and a blue square"
+    rows = [
+        {"id": "good", "prompt": prompt, "subjects": ["circle"], "height": None},
+        {"id": "size", "prompt": prompt, "subjects": ["circle"], "height": 100},
+        {"id": "none", "prompt": None, "subjects": ["circle"], "height": None},
+        {"id": "word", "prompt": prompt, "subjects": ["dog"], "height": None},
+        {"id": "bare", "prompt": prompt, "subjects": None, "height": None},
+        {"id": "good", "prompt": prompt, "subjects": ["circle"], "height": None},
+    ]
+    path = tmp_path / "bad.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    job = settings(manifest=str(path))
+    summary = run_job(job)
+    assert summary["failures"] == {"RequestError": 3, "SubjectError": 1, "PromptError": 1}
+    metadata = Dataset(job.output).metadata().to_pylist()
+    assert [row["status"] for row in metadata] == ["ok"] + ["failed"] * 5
+    assert metadata[1]["height"] is None  # it could not be used
+    assert all(row["error"].startswith(f"row {row['id']}: ") for row in metadata[1:])
+
+
+def test_another_setting_is_refused_and_shown(reference):
+    settings, _ = reference
+    changed = settings.model_copy(
+        update={"guidance": settings.guidance.updated(scale_factor=5.0, num_inference_steps=7)}
+    )
+    with pytest.raises(OutputError) as refused:
+        run_job(changed)
+    assert "guidance.scale_factor: 1.0 -> 5.0" in str(refused.value)
+    assert "guidance.num_inference_steps: 4 -> 7" in str(refused.value)
+
+
+def test_another_shard_size_is_refused_and_none_is_taken_over(reference):
+    settings, _ = reference
+    with pytest.raises(OutputError, match="shard_size: 3 -> 4"):
+        run_job(settings.model_copy(update={"shard_size": 4}))
+    run_job(settings.model_copy(update={"shard_size": None}))
+
+
+def test_another_manifest_is_refused(reference, tmp_path):
+    settings, _ = reference
+    path = tmp_path / "other.parquet"
+    table = pq.read_table(settings.manifest)
+    pq.write_table(table.slice(1), path)
+    with pytest.raises(OutputError, match="manifest: "):
+        run_job(settings.model_copy(update={"manifest": str(path)}))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpus", "cores", "plan"),
+    [
+        (None, 0, 8, ActorPlan(1, 1, cpus=1, gpus=0, threads=8)),
+        ((2, 2), 0, 8, ActorPlan(2, 2, cpus=1, gpus=0, threads=4)),
+        ((4, 4), 0, 2, ActorPlan(4, 4, cpus=1, gpus=0, threads=1)),
+        (None, 1, 64, ActorPlan(1, None, cpus=1, gpus=1, threads=None)),
+        ((2, 16), 0.5, 64, ActorPlan(2, 16, cpus=1, gpus=0.5, threads=None)),
+    ],
+)
+def test_actors_share_what_the_machine_has(wanted, gpus, cores, plan):
+    assert ActorPlan.of(wanted, gpus, cores) == plan
+
+
+@pytest.mark.parametrize(
+    ("given", "actors"), [(3, (3, 3)), ("3", (3, 3)), ("1:8", (1, 8)), (None, None)]
+)
+def test_actors_are_a_number_or_a_range(settings, given, actors):
+    assert settings(actors=given).actors == actors
+
+
+@pytest.mark.parametrize("wrong", ["8:1", "0", "many", "1:2:3"])
+def test_a_wrong_range_of_actors_is_refused(settings, wrong):
+    with pytest.raises(SettingsError, match="actors"):
+        settings(actors=wrong)
+
+
+@pytest.mark.parametrize(("grace", "left_whole"), [(60, True), (0, False)])
+def test_a_stop_gives_shards_under_way_their_grace(reference, settings, grace, left_whole):
+    job = settings(grace=grace, actors=1)
+    stopped = []
+
+    def stop(progress) -> None:
+        if progress.now.done and not stopped:
+            stopped.append(len(Dataset(job.output).shards()))
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_job(job, stop)
+    committed = Dataset(job.output).shards()
+    assert len(committed) < 4
+    assert (len(committed) > stopped[0]) is left_whole
+    run_job(job)
+    assert_same_dataset(job.output, reference[0].output)
+
+
+@pytest.mark.parametrize(
+    "how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)  # the storm of tests/chaos kills many
+def test_a_killed_or_an_interrupted_driver_loses_nothing(reference, settings, how):
+    job = settings()
+    command = [
+        *(sys.executable, "-m", "aae_batch.cli", "generate", job.manifest, job.output),
+        *("--model", job.model, "--slots", "1", "--shard-size", "3", "--grace", "0"),
+    ]
+    stopped = _stop_after(command, job.output, shards=1, how=how)
+    if how == signal.SIGKILL:
+        assert stopped.returncode == -signal.SIGKILL
+    else:
+        assert stopped.returncode == 3, stopped.stderr
+        assert "Run the same command again to go on" in stopped.stderr
+        assert "Traceback" not in stopped.stderr
+    assert not (Path(job.output) / "summary.json").exists()
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert finished.returncode == 0, finished.stderr
+    assert "12 images, 0 failed rows" in finished.stdout
+    assert_same_dataset(job.output, reference[0].output)
+
+
+def _stop_after(command, output, shards: int, how: signal.Signals) -> subprocess.CompletedProcess:
+    """Start `command`, and send it a signal once so many shards are committed."""
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while len(Dataset(output).shards()) < shards and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(how)
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)

@@ -1,0 +1,170 @@
+"""What a job writes down of itself, and what it is held against when it goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from aae_batch.dataset.reader import Dataset
+from aae_batch.errors import JobError, OutputError, SettingsError
+from aae_batch.generate.records import (
+    Loaded,
+    as_json,
+    begin,
+    check_loaded,
+    earlier_failures,
+    make_plan,
+    progress_record,
+    resolved,
+)
+from aae_batch.generate.settings import JobSettings
+from aae_batch.job.progress import Progress, Tally
+from aae_batch.manifest.reader import open_manifest
+from aae_batch.sampling.config import GuidanceConfig
+from aae_batch.store.open import open_storage
+
+
+@pytest.fixture
+def storage(tmp_path):
+    return open_storage(tmp_path / "out")
+
+
+@pytest.fixture
+def plan(storage, tmp_path):
+    """What a job comes to, given some of its settings."""
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text(json.dumps({"prompt": "a red circle"}) + "\n")
+
+    def make(**changes):
+        settings = JobSettings(
+            manifest=manifest, output=storage.root, guidance=GuidanceConfig(), **changes
+        )
+        with open_manifest(manifest) as opened:
+            return make_plan(settings, opened, storage)
+
+    return make
+
+
+def test_pictures_are_png_files_by_default(plan):
+    run = plan().run
+    assert (run["layout"], run["image_format"]) == ("files", {"kind": "png", "level": 1})
+
+
+def test_a_resume_takes_the_form_that_the_output_was_begun_with(plan, storage):
+    begin(storage, plan(layout="webdataset", image_format="webp", image_quality=70).run)
+    for again in (plan(), plan(layout="webdataset"), plan(image_format="webp")):
+        assert again.begun
+        assert again.layout == "webdataset"
+        assert again.image_format.settings() == {"kind": "webp", "quality": 70, "lossless": False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"layout": "parquet"}, 'layout: "webdataset" -> "parquet"'),
+        ({"image_format": "png"}, 'image_format.kind: "webp" -> "png"'),
+        ({"image_quality": 71}, "image_format.quality: 70 -> 71"),
+        ({"webp_lossless": True}, "image_format.lossless: false -> true"),
+    ],
+)
+def test_another_form_is_refused_and_shown(plan, storage, changes, said):
+    begin(storage, plan(layout="webdataset", image_format="webp", image_quality=70).run)
+    with pytest.raises(OutputError) as refused:
+        plan(**changes)
+    assert said in str(refused.value)
+
+
+def test_a_format_s_setting_of_another_format_is_refused(plan):
+    with pytest.raises(SettingsError, match="png has no quality"):
+        plan(image_quality=90)
+
+
+def test_failures_are_counted_over_sessions(storage):
+    dataset = Dataset(storage)
+    assert earlier_failures(dataset) == {}
+    progress = Progress(total=9, before=0, now=Tally(), seconds=0)
+    record = progress_record(progress, {"PromptError": 2}, now=1_800_000_000.4)
+    assert record["time"] == "2027-01-15T08:00:00+00:00"
+    assert record["eta_seconds"] is None
+    storage.write_bytes("progress.json", as_json(record))
+    assert earlier_failures(dataset) == {"PromptError": 2}
+
+
+def test_a_damaged_progress_is_no_progress(plan, storage):
+    begin(storage, plan().run)
+    progress = progress_record(Progress(total=9, before=0, now=Tally(), seconds=0), {}, now=1e9)
+    wrong = [{"time": 17}, {"failures": {"a": "1"}}, {"eta_seconds": 1e300}, {"rows": None}]
+    damages = [json.dumps({**progress, **one}).encode() for one in wrong]
+    infinite = json.dumps({**progress, "eta_seconds": float("inf")}).encode()
+    for damaged in (b"", b"{}", b"[]", b"null", b'{"rows": 1', b"\xff", infinite, *damages):
+        storage.write_bytes("progress.json", damaged)
+        assert Dataset(storage).progress is None
+        assert earlier_failures(Dataset(storage)) == {}
+        assert plan().begun
+
+
+FOREIGN = b'{"name": "an experiment of someone else", "settings": {}}'
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        ({"images/holiday.png": b"dear"}, "is not empty .*images.* no run made it"),
+        ({"notes.txt": b""}, "is not empty .*notes.txt"),
+        ({"run.json": FOREIGN, "images/holiday.png": b"dear"}, "no run of aae-batch wrote it"),
+        ({"run.json": b"[]", "images/holiday.png": b"dear"}, "is no JSON object"),
+        ({"metadata/00000.parquet": b""}, "is not empty .*metadata"),
+    ],
+)
+def test_an_output_that_is_not_ours_is_refused_and_stays_as_it_is(plan, storage, there, said):
+    for name, data in there.items():
+        storage.write_bytes(name, data)
+    with pytest.raises(OutputError, match=said):
+        plan()
+    assert {name: storage.read_bytes(name) for name in there} == there
+
+
+@pytest.mark.parametrize("name", ["images", "attention", "metadata", "progress.json", ".parts"])
+def test_a_link_inside_an_output_is_refused_and_not_followed(plan, storage, tmp_path, name):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "holiday.png").write_bytes(b"dear")
+    begin(storage, plan().run)
+    Path(storage.root, name).symlink_to(elsewhere)
+    with pytest.raises(OutputError, match="is a link"):
+        plan()
+    assert [path.name for path in elsewhere.iterdir()] == ["holiday.png"]
+
+
+def test_what_the_settings_leave_open_is_what_the_first_actor_found(plan, storage):
+    run = resolved(plan().run, Loaded("cuda", "bfloat16"))
+    begin(storage, run)
+    assert plan().begun
+    assert plan(device="cuda:1", dtype="bfloat16").begun
+    with pytest.raises(OutputError, match='dtype: "bfloat16" -> "float32"'):
+        plan(dtype="float32")
+    with pytest.raises(JobError, match='device: "cuda" -> "cpu"'):
+        check_loaded(run, Loaded("cpu", "bfloat16"))
+
+
+def test_what_an_earlier_version_left_open_stays_open(plan, storage):
+    begin(storage, plan().run)  # it wrote down `auto`
+    check_loaded(plan().run, Loaded("cuda", "bfloat16"))
+
+
+def test_a_run_that_another_has_begun_meanwhile_is_not_gone_on_with(plan, storage):
+    run = plan().run
+    begin(storage, run)
+    begin(storage, run)  # the answer to a first attempt may have been lost
+    with pytest.raises(OutputError, match="Another run has begun"):
+        begin(storage, resolved(run, Loaded("cpu", "float32")))
+
+
+def test_other_versions_are_refused_unless_they_are_accepted(plan, storage):
+    run = plan().run
+    begin(storage, run | {"versions": run["versions"] | {"torch": "1.0"}})
+    with pytest.raises(OutputError, match=r'torch: "1.0" -> .* --other-versions'):
+        plan()
+    assert plan(other_versions=True).begun

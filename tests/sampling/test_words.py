@@ -1,0 +1,100 @@
+"""From words to token positions, and what is said when a word is not there."""
+
+from __future__ import annotations
+
+import pytest
+
+from aae_batch import Request
+from aae_batch.errors import PromptError, SubjectError
+from aae_batch.sampling.words import resolve_subjects, token_table
+from training.networks import tokenizer
+
+TOKENIZER = tokenizer()  # 16 positions; the world's words are one token each, others several
+
+
+def indices(prompt: str, **named) -> list[tuple[int, ...]]:
+    request = Request(prompt, id="r7", **named)
+    return [subject.token_indices for subject in resolve_subjects(TOKENIZER, request)]
+
+
+def refusal(prompt: str, **named) -> str:
+    with pytest.raises(SubjectError) as refused:
+        indices(prompt, **named)
+    assert str(refused.value).startswith("row r7: ")
+    return refused.value.reason
+
+
+def test_a_word_is_found_at_its_position():
+    assert indices("a red circle and a blue square", subjects=["circle", "square"]) == [(3,), (7,)]
+
+
+def test_case_does_not_matter():
+    assert indices("A Red CIRCLE", subjects=["Circle"]) == [(3,)]
+
+
+def test_a_phrase_is_one_subject_of_several_tokens():
+    assert indices("a star and a blue square", subjects=["blue square"]) == [(5, 6)]
+
+
+def test_a_word_of_several_tokens_is_one_subject():
+    (found,) = indices("a red cat", subjects=["cat"])
+    assert found == (3, 4, 5)
+
+
+def test_a_word_is_not_found_inside_another():
+    assert "is not in the prompt" in refusal("a scat", subjects=["cat"])
+
+
+def test_a_word_named_twice_takes_its_occurrences_in_order():
+    assert indices("a circle and a circle", subjects=["circle", "circle"]) == [(2,), (5,)]
+    assert "only once" in refusal("a circle and a star", subjects=["circle", "circle"])
+
+
+def test_a_missing_word_is_told_with_the_words_there_are():
+    assert refusal("a red circle", subjects=["frog"]) == (
+        "subject 'frog' is not in the prompt; its tokens are 1 'a', 2 'red', 3 'circle'"
+    )
+
+
+def test_a_subject_that_was_cut_off_is_told_so():
+    prompt = "a circle and " * 5 + "a star"
+    assert "cut off" in refusal(prompt, subjects=["star"])
+    assert "where the prompt is cut off" in refusal(prompt, token_indices=[15])
+
+
+def test_token_indices_are_taken_as_they_are():
+    assert indices("a red circle", token_indices=[3]) == [(3,)]
+    assert indices("a red circle", token_indices=[[2, 3]]) == [(2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("index", "what"),
+    [
+        (0, "the start token"),
+        (4, "the end token"),
+        (5, "padding"),
+        (16, "outside"),
+        (-1, "outside"),
+    ],
+)
+def test_an_index_that_is_no_word_is_refused_by_name(index, what):
+    assert f"token index {index} is {what}" in refusal("a red circle", token_indices=[index])
+
+
+def test_subjects_and_indices_may_both_be_given_if_they_agree():
+    assert indices("a circle", subjects=["circle"], token_indices=[2]) == [(2,)]
+    assert "make them agree" in refusal("a circle", subjects=["circle"], token_indices=[1])
+
+
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(PromptError, match="row r7: the prompt is empty"):
+        indices("  ", token_indices=[1])
+
+
+def test_the_token_table_shows_what_was_cut():
+    table = token_table(TOKENIZER, "a circle and " * 5 + "a star")
+    assert table.end == 15
+    cut = [token.text for token in table.tokens if token.kind == "truncated"]
+    assert cut == ["and", "a", "star"]
+    assert [token.kind for token in table.tokens[:2]] == ["start", "word"]
+    assert table.tokens[15].kind == "end"
