@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
@@ -675,12 +675,12 @@ class Round:
         if self.choices.place == "bucket":
             return self.storm.versions(f"{self.prefix}/")
         found = {}
-        for path in Path(self.output).rglob("*.*"):
-            try:
-                stat = path.stat()
-            except FileNotFoundError:
-                continue
-            found[path.relative_to(self.output).as_posix()] = (stat.st_mtime_ns, stat.st_ino)
+        for folder, _, files in os.walk(self.output):  # which minds no folder that goes meanwhile
+            for path in (Path(folder, name) for name in files):
+                with suppress(FileNotFoundError):
+                    stat = path.stat()
+                    name = path.relative_to(self.output).as_posix()
+                    found[name] = (stat.st_mtime_ns, stat.st_ino)
         return found
 
     def judge(self) -> None:
@@ -790,8 +790,11 @@ class Storm:
         with self.proxy, self.standing:
             yield self
 
-    def until(self, kills: int) -> Figures:
+    def until(self, kills: int, on_progress: Callable[[Figures], None]) -> Figures:
         """Rounds until so many kills are done, whatever comes of them.
+
+        Args:
+            on_progress: is given the figures after each round.
 
         Raises:
             Unsound: something was wrong in one of them, or in several.
@@ -801,6 +804,7 @@ class Storm:
             error = self._wrong_with(Choices.of(self.random.getrandbits(32), engine=self.engine))
             wrong += [str(error)] if error else []
             self.figures.unsound = len(wrong)
+            on_progress(self.figures)
         if wrong:
             raise Unsound("\n".join(wrong))
         return self.figures

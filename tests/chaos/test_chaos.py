@@ -11,7 +11,7 @@ import os
 
 import pytest
 
-from tests.chaos.attacker import Choices
+from tests.chaos.attacker import Choices, Figures
 
 
 def test_whatever_is_killed_the_dataset_is_whole(raging, seed, capsys):
@@ -27,12 +27,16 @@ def test_chaos_for_long(raging, seed, capsys):
     engine = os.environ.get("AAE_BATCH_ENGINE", "fake")
     kills = int(os.environ.get("AAE_BATCH_KILLS", "1000" if engine == "fake" else "100"))
     one = os.environ.get("AAE_BATCH_ROUND")
+
+    def show(figures: Figures) -> None:
+        with capsys.disabled():
+            print(f"\n{figures}", flush=True)
+
     with raging(seed, engine) as storm:
         try:
             if one is not None:
                 storm.round(Choices(**json.loads(one)))
             else:
-                storm.until(kills)
+                storm.until(kills, on_progress=show)
         finally:
-            with capsys.disabled():
-                print(f"\n{storm.figures}")
+            show(storm.figures)
