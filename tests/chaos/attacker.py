@@ -44,7 +44,7 @@ from tests.chaos.picture import pixels
 from tests.faulty_proxy import FaultyProxy, Kind, Rain
 
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE = 240.0
+PATIENCE = 600.0
 """Seconds that a command may take that nothing is done to, and that a storm may go on without a kill."""
 
 SECRET = "of no use anywhere"
