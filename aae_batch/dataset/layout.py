@@ -61,16 +61,6 @@ def member_name(row_id: str, suffix: str) -> str:
     return row_id.replace(".", "%2E") + suffix
 
 
-def file_name(layout: Layout, shard: int, row_id: str, suffix: str) -> str | None:
-    """Where the metadata says that a picture is: its object, in a tar with `#` and the member, which
-    no id has; None in the metadata table itself."""
-    if layout == "files":
-        return image_name(shard, row_id, suffix)
-    if layout == "webdataset":
-        return f"{tar_name(shard)}#{member_name(row_id, suffix)}"
-    return None
-
-
 def attention_name(shard: int) -> str:
     return f"{ATTENTION}{shard:05d}.parquet"
 

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from aae_batch.dataset import layout
+from aae_batch.dataset.forms import picture_place
 from aae_batch.dataset.run_record import NotARun, check_record, courtesy
-from aae_batch.dataset.webdataset import tar_members
 from aae_batch.errors import OutputError
 from aae_batch.store.base import Storage
 from aae_batch.store.open import open_storage
@@ -90,12 +90,9 @@ class Dataset:
         tables = list(self.tables(columns, shards))
         if tables:
             return pa.concat_tables(tables)
-        empty = layout.metadata_schema(pa.schema([])).empty_table()
-        return (
-            empty
-            if columns is None
-            else empty.select([n for n in empty.column_names if n in columns])
-        )
+        schema = layout.metadata_schema(pa.schema([]))
+        wanted = [column for column in schema if columns is None or column.name in columns]
+        return pa.schema(wanted).empty_table()
 
     def attention(self) -> pa.Table:
         """The attention rows of all committed shards."""
@@ -142,16 +139,10 @@ class Dataset:
         self, metric: str, shard: int, columns: list[str] | None = None
     ) -> tuple[pa.Table, dict[str, str]]:
         """The same, and what the table says of itself: see `layout.SCORES_FINGERPRINT` and the one after it."""
-        name = layout.metric_name(metric, shard)
-        with (
-            self._whole(name),
-            self.storage.open(name) as source,
-            pq.ParquetFile(source) as file,
-        ):
+        with self._parquet(layout.metric_name(metric, shard)) as file:
             table = file.read(columns)
-        marks = {
-            key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()
-        }
+        said = table.schema.metadata or {}
+        marks = {key.decode(): value.decode() for key, value in said.items()}
         return table.replace_schema_metadata(None), marks
 
     def metric_fingerprint(self, metric: str) -> str | None:
@@ -205,15 +196,9 @@ class Dataset:
         Raises:
             OutputError: the row has none, or it cannot be read.
         """
-        name = row["file_name"]
-        if name is not None and "#" not in name:
-            return self.storage.read_bytes(name)
-        if name is not None:
-            place, key = name.split("#")
-            read = tar_members
-        else:
-            place, key = layout.metadata_name(row["shard"]), row["id"]
-            read = parquet_images
+        place, key, read = picture_place(row)
+        if read is None:
+            return self.storage.read_bytes(place)
         if self._held[0] != place:
             with self._whole(place):
                 self._held = (place, dict(read(self.storage.read_bytes(place))))
@@ -226,15 +211,16 @@ class Dataset:
             ) from None
 
     def _table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        with (
-            self._whole(name),
-            self.storage.open(name) as source,
-            pq.ParquetFile(source) as file,
-        ):
+        with self._parquet(name) as file:
             names = file.schema_arrow.names
             if columns is None and layout.IMAGE_COLUMN.name in names:
                 columns = [name for name in names if name != layout.IMAGE_COLUMN.name]
             return file.read(columns).replace_schema_metadata(None)
+
+    @contextmanager
+    def _parquet(self, name: str) -> Iterator[pq.ParquetFile]:
+        with self._whole(name), self.storage.open(name) as source, pq.ParquetFile(source) as file:
+            yield file
 
     @contextmanager
     def _whole(self, name: str) -> Iterator[None]:
@@ -277,19 +263,6 @@ class Dataset:
         if not self.storage.exists(name):
             return None
         return courtesy(name, self.storage.read_bytes(name))
-
-
-_PICTURES_AT_ONCE = 16
-
-
-def parquet_images(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """The ids and pictures of a metadata table that holds them, in order; rows without are
-    left out."""
-    file = pq.ParquetFile(pa.BufferReader(data))
-    for batch in file.iter_batches(_PICTURES_AT_ONCE, columns=["id", layout.IMAGE_COLUMN.name]):
-        for row in batch.to_pylist():
-            if row.get("image") is not None:
-                yield row["id"], row["image"]["bytes"]
 
 
 def attention_map(row: dict[str, Any]) -> np.ndarray:

@@ -15,10 +15,11 @@ from collections.abc import Callable
 from PIL import Image
 
 from aae_batch.dataset.image_format import ImageFormat
+from aae_batch.dataset.outcome import Outcome
 from aae_batch.store.base import Storage
 
 
-def is_picture(data: bytes, size: tuple[int, int] | None, image_format: ImageFormat) -> bool:
+def is_picture(data: bytes, image_format: ImageFormat, size: tuple[int, int] | None = None) -> bool:
     """Whether it is a whole picture in that format, of that width and height, or of any."""
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -30,14 +31,22 @@ def is_picture(data: bytes, size: tuple[int, int] | None, image_format: ImageFor
 
 
 def settle_picture(
-    storage: Storage, name: str, data: bytes, size: tuple[int, int], image_format: ImageFormat
-) -> bytes | None:
-    """Create a picture. Returns the bytes that are there: these, or those of the same picture that came
-    first; None where something else has its name."""
-    if storage.create_bytes(name, data):
-        return data
+    storage: Storage, outcome: Outcome, image_format: ImageFormat, create: bool
+) -> Outcome:
+    """Returns the outcome with the bytes that are, or may come, under its picture's name: its own, or those
+    of the same picture that came first; a failed one where something else has that name.
+
+    Args:
+        create: create the picture where there is none; otherwise only look.
+    """
+    name = outcome.metadata["file_name"]
+    assert outcome.image is not None
+    if storage.create_bytes(name, outcome.image) if create else not storage.exists(name):
+        return outcome
     stored = storage.read_bytes(name)
-    return stored if stored == data or is_picture(stored, size, image_format) else None
+    if stored == outcome.image or is_picture(stored, image_format, outcome.size):
+        return outcome.with_image(stored)
+    return outcome.occupied(storage.place(name))
 
 
 def settle(

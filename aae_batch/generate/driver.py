@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from aae_batch.dataset import layout, writer
+from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.rewriting import writing
 from aae_batch.dataset.stored import stored_outcomes
@@ -158,14 +159,13 @@ def worker_settings(
         root=storage.root,
         lease=lock.token,
         weights=plan.run["settings"]["weights"],
-        layout=plan.layout,
-        image_format=plan.image_format,
+        form=plan.form,
         threads=threads,
         s3_endpoint=settings.actors_s3_endpoint,
     )
 
 
-class Foreman(Supervisor[writer.Outcome]):
+class Foreman(Supervisor[Outcome]):
     """Keeps a crew at work until every shard is committed."""
 
     def __init__(
@@ -174,7 +174,7 @@ class Foreman(Supervisor[writer.Outcome]):
         plan: Plan,
         manifest: Manifest,
         storage: Storage,
-        ledger: Ledger[writer.Outcome],
+        ledger: Ledger[Outcome],
         crew: Crew,
         actors: ActorPlan,
         report: Callable[[Progress], None],
@@ -217,7 +217,7 @@ class Foreman(Supervisor[writer.Outcome]):
             keep=piece.shard in self.plan.again,
         )
 
-    def _return(self, piece: Piece, outcomes: list[writer.Outcome]) -> None:
+    def _return(self, piece: Piece, outcomes: list[Outcome]) -> None:
         """Commit a shard that came in parts, once the last of them is there."""
         made = self.ledger.returned(piece, outcomes)
         if made is None:
@@ -225,14 +225,15 @@ class Foreman(Supervisor[writer.Outcome]):
         shard, size = piece.shard, self.plan.shard_size
         start, stop = shard * size, min((shard + 1) * size, len(self.manifest))
         extras = self.manifest.part(start, stop).extras
-        form = (self.run_record["fingerprint"], self.plan.layout, self.plan.image_format)
-        write = writer.commit
+        form = self.plan.form
+        into = writer.ShardWriter(self.storage, shard, self.run_record["fingerprint"], form)
+        write = into.commit
         if shard in self.plan.again:
-            write = writer.recommit
-            kept = stored_outcomes(Dataset(self.storage), shard, start, self.plan.layout)
+            write = into.recommit
+            kept = stored_outcomes(Dataset(self.storage), shard, start, form)
             new = {outcome.index: outcome for outcome in made}
             made = [new.get(outcome.index, outcome) for outcome in kept]
-        write(self.storage, shard, made, extras, *form)
+        write(made, extras)
 
     def _give_up(self, piece: Piece, words: str) -> None:
         (row,) = self.manifest.part(piece.start, piece.stop).rows()

@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow.compute as pc
 
 import aae_batch
-from aae_batch.dataset import layout, writer
-from aae_batch.dataset.image_format import ImageFormat
-from aae_batch.dataset.layout import Layout
+from aae_batch.dataset import layout
+from aae_batch.dataset.forms import Form, form_of
+from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.run_record import fingerprint, sealed
 from aae_batch.errors import JobError, OutputError
@@ -65,12 +65,8 @@ class Plan:
         return self.run["shard_size"]
 
     @property
-    def layout(self) -> Layout:
-        return self.run["layout"]
-
-    @property
-    def image_format(self) -> ImageFormat:
-        return ImageFormat(**self.run["image_format"])
+    def form(self) -> Form:
+        return form_of(self.run)
 
     def retrying(self, dataset: Dataset) -> Plan:
         """The same, with the rows that have failed to be made again."""
@@ -79,7 +75,7 @@ class Plan:
         again = {shard: [shard * size + place for place in places] for shard, places in failed}
         return replace(self, again=again)
 
-    def ledger(self) -> Ledger[writer.Outcome]:
+    def ledger(self) -> Ledger[Outcome]:
         return Ledger.of(self.run["rows"], self.shard_size, self.committed, self.again)
 
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import pyarrow.compute as pc
 
 from aae_batch.dataset import writer
-from aae_batch.dataset.image_format import ImageFormat
-from aae_batch.dataset.layout import Layout, metadata_name
+from aae_batch.dataset.forms import Files, Form
+from aae_batch.dataset.layout import metadata_name
+from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
 from aae_batch.errors import ModelError, RowError
 from aae_batch.generate.records import Loaded
@@ -43,7 +44,7 @@ class WorkerSettings:
         weights: the digest of the model's, as the run was begun with; None for one on the hub.
         root: the output root.
         lease: the token of the driver's lock on it: without that nothing is written.
-        layout, image_format: how pictures are stored.
+        form: how pictures are stored.
         threads: torch's threads; None leaves them as they are.
         writers: threads that encode and write pictures.
         s3_endpoint: URL of an S3-compatible store; None: as the environment says, else AWS.
@@ -58,8 +59,7 @@ class WorkerSettings:
     root: str
     lease: str
     weights: str | None = None
-    layout: Layout = "files"
-    image_format: ImageFormat = writer.PNG
+    form: Form = Files()
     threads: int | None = None
     writers: int = 2
     s3_endpoint: str | None = None
@@ -85,7 +85,7 @@ class _Open:
 
     task: Task
     missing: set[str]
-    outcomes: list[Future[writer.Outcome]] = field(default_factory=list)
+    outcomes: list[Future[Outcome]] = field(default_factory=list)
     finished: threading.Event = field(default_factory=threading.Event)
     tally: Tally = field(default_factory=Tally)
     error: BaseException | None = None
@@ -148,10 +148,10 @@ class Worker(Actor):
             s3_endpoint=s.s3_endpoint,
         )
 
-    def perform(self, task: Task) -> Report[writer.Outcome]:
+    def perform(self, task: Task) -> Report[Outcome]:
         return self.generate(task)
 
-    def generate(self, task: Task) -> Report[writer.Outcome]:
+    def generate(self, task: Task) -> Report[Outcome]:
         """Generate a piece; commit it if it is a shard. One that is committed, by an actor that died before
         it could say so, is only counted.
 
@@ -180,15 +180,7 @@ class Worker(Actor):
                 raise piece.error
             outcomes = bad + [outcome.result() for outcome in piece.outcomes]
             if task.commit:
-                writer.commit(
-                    self.storage,
-                    task.piece.shard,
-                    outcomes,
-                    task.part.extras,
-                    task.fingerprint,
-                    self.settings.layout,
-                    self.settings.image_format,
-                )
+                self._writer(task).commit(outcomes, task.part.extras)
             logger.info("shard=%d rows=%d done", task.piece.shard, len(rows))
             return Report(piece.tally, [] if task.commit else outcomes)
         finally:
@@ -244,18 +236,10 @@ class Worker(Actor):
             if not piece.missing:
                 piece.finished.set()
 
-    def _write(self, piece: _Open, row: Row, result: Result) -> writer.Outcome:
+    def _write(self, piece: _Open, row: Row, result: Result) -> Outcome:
         try:
-            outcome = writer.write_image(
-                self.storage,
-                piece.task.piece.shard,
-                row,
-                result,
-                self.settings.guidance,
-                self.settings.layout,
-                self.settings.image_format,
-                self.metrics.spent,
-                piece.task.keep,
+            outcome = self._writer(piece.task).write_image(
+                row, result, self.settings.guidance, piece.task.keep, self.metrics.spent
             )
         finally:
             self._unwritten.release()
@@ -271,6 +255,11 @@ class Worker(Actor):
             shard = piece.task.piece.shard
             logger.warning("shard=%d row=%s failed %s: %s", shard, row.id, *failures, said["error"])
         return outcome
+
+    def _writer(self, task: Task) -> writer.ShardWriter:
+        return writer.ShardWriter(
+            self.storage, task.piece.shard, task.fingerprint, self.settings.form
+        )
 
     def _break(self, error: BaseException) -> None:
         with self._lock:

@@ -4,6 +4,8 @@ import pyarrow as pa
 import pytest
 
 from aae_batch.dataset import layout
+from aae_batch.dataset.forms import Files, Tables, Tars
+from aae_batch.dataset.image_format import ImageFormat
 
 
 def test_names_are_those_of_the_contract():
@@ -13,9 +15,9 @@ def test_names_are_those_of_the_contract():
 
 
 def test_metadata_says_where_a_picture_is():
-    assert layout.file_name("files", 12, "cat", ".jpg") == "images/00012/cat.jpg"
-    assert layout.file_name("webdataset", 12, "cat", ".png") == "images/00012.tar#cat.png"
-    assert layout.file_name("parquet", 12, "cat", ".png") is None
+    assert Files(ImageFormat(kind="jpeg")).file_name(12, "cat") == "images/00012/cat.jpg"
+    assert Tars().file_name(12, "cat") == "images/00012.tar#cat.png"
+    assert Tables().file_name(12, "cat") is None
 
 
 def test_ids_with_dots_keep_keys_of_their_own_in_a_tar():

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from aae_batch import cli
 from aae_batch.dataset import layout, writer
+from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
 from aae_batch.errors import JobError, ModelError, OutputError, SettingsError
 from aae_batch.evaluate.attention import AttentionMetric
@@ -82,13 +83,12 @@ def make_output(folder: Path, form: str = "files", root: str | None = None) -> s
         run = begun(storage, plan)
         for piece in list(plan.ledger().todo):
             rows, extras = opened.read(piece.start, piece.stop)
-            how = (plan.layout, plan.image_format)
-            made = [outcome(storage, piece.shard, row, guidance, *how) for row in rows]
-            writer.commit(storage, piece.shard, made, extras, run["fingerprint"], *how)
+            into = writer.ShardWriter(storage, piece.shard, run["fingerprint"], plan.form)
+            into.commit([outcome(into, row, guidance) for row in rows], extras)
     return root
 
 
-def outcome(storage, shard, row, guidance, *how) -> writer.Outcome:
+def outcome(into: writer.ShardWriter, row, guidance) -> Outcome:
     if row.error is not None:
         return writer.failed(row, guidance)
     request = row.request
@@ -109,7 +109,7 @@ def outcome(storage, shard, row, guidance, *how) -> writer.Outcome:
     )
     names = shown({"id": request.id, "method": request.method})
     result = Result(request, image=drawn(*names, seed=request.seed), attention=seen, seconds=1.0)
-    return writer.write_image(storage, shard, row, result, guidance, *how)
+    return into.write_image(row, result, guidance)
 
 
 @pytest.fixture(scope="module")

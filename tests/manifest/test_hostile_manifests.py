@@ -73,13 +73,14 @@ def write_dataset(path: Path, root: Path) -> pa.Table:
     picture = Image.new("RGB", (8, 8))
     with open_manifest(path) as manifest:
         rows, extras = manifest.read(0, len(manifest))
+        into = writer.ShardWriter(storage, 0, "f")
         outcomes = [
             writer.failed(row, config)
             if row.error
-            else writer.write_image(storage, 0, row, Result(row.request, picture), config)
+            else into.write_image(row, Result(row.request, picture), config)
             for row in rows
         ]
-        writer.commit(storage, 0, outcomes, extras, "f")
+        into.commit(outcomes, extras)
     return Dataset(root).metadata()
 
 
