@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from aae_batch.dataset.layout import SUMMARY
+from aae_batch.dataset.layouts import shard_of
 from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
-from aae_batch.dataset.writer import ShardWriter, failed
+from aae_batch.dataset.writer import Shard, failed
 from aae_batch.generate.records import (
     Loaded,
     Plan,
@@ -77,7 +78,7 @@ def make_output(tmp_path) -> Callable[..., Output]:
             run = begun(storage, plan)
             for piece in list(plan.ledger().todo):
                 read, extras = opened.read(piece.start, piece.stop)
-                into = ShardWriter(storage, piece.shard, run["fingerprint"], plan.form)
+                into = shard_of(run, storage, piece.shard)
                 made = [
                     outcome(into, row, (losses or {}).get(row.id, 0.5), guidance) for row in read
                 ]
@@ -95,7 +96,7 @@ def begun(storage: Storage, plan: Plan) -> dict[str, Any]:
     return run
 
 
-def outcome(into: ShardWriter, row, final_loss, guidance) -> Outcome:
+def outcome(into: Shard, row, final_loss, guidance) -> Outcome:
     if row.error is not None:
         return failed(row, guidance)
     request = row.request

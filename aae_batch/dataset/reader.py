@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from aae_batch.dataset import layout
-from aae_batch.dataset.forms import picture_place
 from aae_batch.dataset.run_record import NotARun, check_record, courtesy
+from aae_batch.dataset.webdataset import tar_members
 from aae_batch.errors import OutputError
 from aae_batch.store.base import Storage
 from aae_batch.store.open import open_storage
@@ -196,9 +196,13 @@ class Dataset:
         Raises:
             OutputError: the row has none, or it cannot be read.
         """
-        place, key, read = picture_place(row)
-        if read is None:
-            return self.storage.read_bytes(place)
+        name = row["file_name"]
+        if name is None:
+            place, key, read = layout.metadata_name(row["shard"]), row["id"], parquet_images
+        elif "#" in name:
+            (place, key), read = name.split("#"), tar_members
+        else:
+            return self.storage.read_bytes(name)
         if self._held[0] != place:
             with self._whole(place):
                 self._held = (place, dict(read(self.storage.read_bytes(place))))
@@ -263,6 +267,19 @@ class Dataset:
         if not self.storage.exists(name):
             return None
         return courtesy(name, self.storage.read_bytes(name))
+
+
+_PICTURES_AT_ONCE = 16
+
+
+def parquet_images(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """The ids and pictures of a metadata table that holds them, in order; rows without are
+    left out."""
+    file = pq.ParquetFile(pa.BufferReader(data))
+    for batch in file.iter_batches(_PICTURES_AT_ONCE, columns=["id", layout.IMAGE_COLUMN.name]):
+        for row in batch.to_pylist():
+            if row.get("image") is not None:
+                yield row["id"], row["image"]["bytes"]
 
 
 def attention_map(row: dict[str, Any]) -> np.ndarray:

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from PIL import Image
 
 from aae_batch.dataset.image_format import ImageFormat
-from aae_batch.dataset.outcome import Outcome
 from aae_batch.store.base import Storage
 
 
@@ -28,25 +27,6 @@ def is_picture(data: bytes, image_format: ImageFormat, size: tuple[int, int] | N
             return fits and str(image.format).lower() == image_format.kind
     except Exception:  # Pillow's decoders raise whatever they stumble over
         return False
-
-
-def settle_picture(
-    storage: Storage, outcome: Outcome, image_format: ImageFormat, create: bool
-) -> Outcome:
-    """Returns the outcome with the bytes that are, or may come, under its picture's name: its own, or those
-    of the same picture that came first; a failed one where something else has that name.
-
-    Args:
-        create: create the picture where there is none; otherwise only look.
-    """
-    name = outcome.metadata["file_name"]
-    assert outcome.image is not None
-    if storage.create_bytes(name, outcome.image) if create else not storage.exists(name):
-        return outcome
-    stored = storage.read_bytes(name)
-    if stored == outcome.image or is_picture(stored, image_format, outcome.size):
-        return outcome.with_image(stored)
-    return outcome.occupied(storage.place(name))
 
 
 def settle(

@@ -6,13 +6,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from aae_batch.dataset import layout
-from aae_batch.dataset.forms import Form, form_of
-from aae_batch.dataset.problem import Problem
+from aae_batch.dataset.layout import Layout
+from aae_batch.dataset.layouts import LAYOUTS, shard_of
+from aae_batch.dataset.problem import Problem, not_ours
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.run_record import Shards
 from aae_batch.dataset.verify_shard import ShardCheck
@@ -29,14 +30,14 @@ class Verification:
     """What was found in an output.
 
     Attributes:
-        form: None where nothing says it.
+        layout: None where nothing says it.
         rows, shards: how many there should be.
         committed: shards that are there.
         images: rows with a picture.
         failures: rows without, by `error_type`.
     """
 
-    form: Form | None = None
+    layout: Layout | None = None
     rows: int = 0
     shards: int = 0
     committed: int = 0
@@ -89,7 +90,7 @@ def verify(
         text = f"There is no {layout.RUN}, so there is no telling what should be here."
         return Verification(problems=[Problem("other", text)])
     shards = Shards.of(run)
-    found = Verification(form_of(run), shards.rows, len(shards))
+    found = Verification(run["layout"], shards.rows, len(shards))
     if manifest is not None and manifest.digest != run["settings"]["manifest"]:
         text = f"{manifest.path} is not the manifest of {layout.RUN}: its SHA-256 is another."
         found.problems.append(Problem("other", text))
@@ -97,15 +98,21 @@ def verify(
     committed = _committed(storage, len(shards), found)
     found.committed = len(committed)
     hashes: list[tuple[int, np.ndarray]] = []
-    checks = (_check_of(storage, run, shard, manifest) for shard in committed)
+
+    def check_of(shard: int) -> ShardCheck:
+        rows = shards[shard]
+        part = None if manifest is None else manifest.part(rows.start, rows.stop)
+        return ShardCheck(shard_of(run, storage, shard), run, part)
+
+    checks = map(check_of, committed)  # the manifest is read in this thread
     for done, check in enumerate(read_ahead(ShardCheck.run, checks), 1):
         found.problems += check.told()
         found.images += len(check.images)
         found.failures += check.failures
-        hashes.append((check.shard, _hashes(check.images)))
+        hashes.append((check.shard.index, _hashes(check.images)))
         progress(done, len(committed))
     found.problems += _repeated_ids(dataset, hashes)
-    found.problems += form_of(run).strangers(storage, len(shards))
+    found.problems += _strangers(storage, run["layout"], len(shards))
     for name in storage.list(layout.REWRITING):
         text = f"{name} waits to be carried out: run the same command again."
         found.problems.append(Problem("missing", text, layout.shard_of(name)))
@@ -122,7 +129,7 @@ def to_delete(storage: Storage, found: Verification) -> list[str]:
     broken = sorted({p.shard for p in found.problems if p.kind == "broken" and p.shard is not None})
     names = [name for problem in found.problems for name in problem.names]
     for shard in broken:
-        pictures = found.form.shared_object(shard) if found.form else None
+        pictures = LAYOUTS[found.layout].pictures_of(shard) if found.layout else None
         names += [pictures] if pictures else []
         names += [layout.attention_name(shard), layout.metadata_name(shard)]
     if names or any(problem.kind == "summary" for problem in found.problems):
@@ -155,14 +162,6 @@ def _committed(storage: Storage, shards: int, found: Verification) -> list[int]:
     return sorted(committed)
 
 
-def _check_of(
-    storage: Storage, run: dict[str, Any], shard: int, manifest: Manifest | None
-) -> ShardCheck:
-    rows = Shards.of(run)[shard]
-    expected = None if manifest is None else manifest.part(rows.start, rows.stop)
-    return ShardCheck(storage, run, shard, expected)
-
-
 def _hashes(ids: list[str]) -> np.ndarray:
     """Eight bytes an id, since all the ids of a large run would fill the memory."""
     digests = (hashlib.blake2b(row_id.encode(), digest_size=8).digest() for row_id in ids)
@@ -186,6 +185,17 @@ def _repeated_ids(dataset: Dataset, hashes: list[tuple[int, np.ndarray]]) -> Ite
                 text = f"its id is also that of a row of shard {first[row['id']]}."
                 yield Problem("broken", text, shard, row["id"])
             first.setdefault(row["id"], shard)
+
+
+def _strangers(storage: Storage, kind: Layout, shards: int) -> Iterator[Problem]:
+    """What lies among the objects that have the pictures. (In files it is each shard's concern.)"""
+    shard_kind = LAYOUTS[kind]
+    if shard_kind.at_once:
+        return
+    ours = {shard_kind.pictures_of(shard) for shard in range(shards)}
+    others = [name for name in storage.list(layout.IMAGES) if name not in ours]
+    if others:
+        yield not_ours(others)
 
 
 def _summary(dataset: Dataset, found: Verification) -> Iterator[Problem]:

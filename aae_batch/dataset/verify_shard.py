@@ -8,7 +8,6 @@ import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -17,14 +16,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from aae_batch.dataset import layout
-from aae_batch.dataset.forms import Form, Stored, form_of, read_if_there
 from aae_batch.dataset.outcome import may_have_left_a_picture
 from aae_batch.dataset.problem import Problem
 from aae_batch.dataset.run_record import Shards
-from aae_batch.dataset.writer import as_used
+from aae_batch.dataset.writer import Shard, as_used
 from aae_batch.errors import shown
 from aae_batch.sampling.config import GuidanceConfig
-from aae_batch.store.base import Storage
 
 if TYPE_CHECKING:
     from aae_batch.manifest.reader import Part
@@ -51,9 +48,8 @@ class ShardCheck:
         failures: its rows without a picture, by `error_type`.
     """
 
-    storage: Storage
+    shard: Shard
     record: Mapping[str, Any]
-    shard: int
     expected: Part | None
     images: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -62,17 +58,11 @@ class ShardCheck:
 
     def run(self) -> ShardCheck:
         """Read all of it; returns itself."""
-        own = layout.metadata_schema(pa.schema([]), self._form.layout).names
-        read = self._table(
-            layout.metadata_name(self.shard),
-            lambda schema: layout.metadata_schema(
-                pa.schema([column for column in schema if column.name not in own]),
-                self._form.layout,
-            ),
-        )
+        read = self._table(layout.metadata_name(self.shard.index), self._with_extras)
         if read is not None:
             data, table = read
             self._check_whole(table)
+            own = self._with_extras(pa.schema([])).names
             rows = table.select([n for n in own if n in table.column_names]).to_pylist()
             for row in rows:
                 self._check_row(row)
@@ -88,47 +78,46 @@ class ShardCheck:
         if more := broken[PROBLEMS_A_SHARD:]:
             names = tuple(name for problem in more for name in problem.names)
             text = f"and {len(more)} more problems."
-            more = [Problem("broken", text, self.shard, names=names)]
+            more = [Problem("broken", text, self.shard.index, names=names)]
         return broken[:PROBLEMS_A_SHARD] + more + others
 
-    @cached_property
-    def _form(self) -> Form:
-        return form_of(self.record)
-
     def _broken(self, text: str, row: str | None = None, *names: str) -> None:
-        self.problems.append(Problem("broken", text, self.shard, row, names))
+        self.problems.append(Problem("broken", text, self.shard.index, row, names))
 
     def _table(
-        self, name: str, schema: Callable[[pa.Schema], pa.Schema]
+        self, name: str, wanted: Callable[[pa.Schema], pa.Schema]
     ) -> tuple[bytes, pa.Table] | None:
-        """A table, and everything in it but pictures; None, and a problem, where it cannot be read.
-
-        Args:
-            schema: what its schema should be, given what it is.
-        """
-        data = read_if_there(self.storage, name)
+        """A table as bytes, and all of it but pictures; None, and a problem, where it cannot be read or
+        its schema is not what `wanted` makes of it."""
+        data = self.shard.read(name)
         if data is None:
             self._broken(f"{name} is missing.")
             return None
         try:
             file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-            found = file.schema_arrow
-            table = file.read([n for n in found.names if n != layout.IMAGE_COLUMN.name])
+            schema = file.schema_arrow
+            table = file.read([n for n in schema.names if n != layout.IMAGE_COLUMN.name])
         except (pa.ArrowException, OSError) as error:
             self._broken(f"{name} cannot be read: {_first_line(error)}")
             return None
-        if not found.equals(schema(found)):
+        if not schema.equals(wanted(schema)):
             self._broken(f"{name} has other columns, or columns of other types, than a run writes.")
             return None
         return data, table
 
+    def _with_extras(self, found: pa.Schema) -> pa.Schema:
+        """The schema of the metadata, with the columns of `found` that a run does not know."""
+        own = layout.metadata_schema(pa.schema([]), self.shard.layout).names
+        extras = pa.schema([column for column in found if column.name not in own])
+        return layout.metadata_schema(extras, self.shard.layout)
+
     # --- metadata
 
     def _check_whole(self, table: pa.Table) -> None:
-        wanted = len(Shards.of(self.record)[self.shard])
+        wanted = len(Shards.of(self.record)[self.shard.index])
         if table.num_rows != wanted:
             self._broken(f"it has {table.num_rows} rows, and should have {wanted}.")
-        promised = {"shard": self.shard, "fingerprint": self.record["fingerprint"]}
+        promised = {"shard": self.shard.index, "fingerprint": self.shard.fingerprint}
         for name, value in promised.items():
             if table[name].unique().to_pylist() not in ([], [value]):
                 self._broken(f"the column {name} is not {value} in every row.")
@@ -158,7 +147,7 @@ class ShardCheck:
             self._broken("a row has no id.")
         elif row["status"] == "ok":
             self.images.append(row_id)
-            name = self._form.file_name(self.shard, row_id)
+            name = self.shard.file_name(row_id)
             if row["file_name"] != name:
                 self._broken(f"its file_name is {row['file_name']}, and should be {name}.", row_id)
         elif row["status"] == "failed":
@@ -176,10 +165,9 @@ class ShardCheck:
     # --- pictures
 
     def _check_pictures(self, good: dict[str, dict[str, Any]], metadata: bytes) -> None:
-        stored = Stored(self.storage, self.shard, metadata, good, self.failed)
         seen = set()
         try:
-            for found in self._form.pictures(stored):
+            for found in self.shard.pictures(metadata, good, self.failed):
                 if isinstance(found, Problem):
                     self.problems.append(found)
                     continue
@@ -201,14 +189,14 @@ class ShardCheck:
     def _check_picture(self, row: dict[str, Any], data: bytes) -> None:
         text = _what_is_wrong(row, data)
         if text is not None:
-            name = self._form.file_name(self.shard, row["id"])
-            self._broken(text, row["id"], *([name] if name and self._form.at_once else []))
+            name = self.shard.file_name(row["id"])
+            self._broken(text, row["id"], *([name] if name and self.shard.at_once else []))
 
     # --- attention
 
     def _check_attention(self, good: dict[str, dict[str, Any]]) -> None:
-        name = layout.attention_name(self.shard)
-        read = self._table(name, lambda schema: layout.ATTENTION_SCHEMA)
+        name = layout.attention_name(self.shard.index)
+        read = self._table(name, lambda found: layout.ATTENTION_SCHEMA)
         if read is None:
             return
         subjects = defaultdict(list)

@@ -1,59 +1,78 @@
-"""Rows become pictures and table rows; a shard's tables are its commit, `metadata` last. All of them are
-created and never overwritten: see `settle.py`."""
+"""A shard of an output: rows become pictures and table rows, and its tables are its commit, `metadata`
+last. All of them are created and never overwritten: see `settle.py`."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from aae_batch.dataset import layout as names
-from aae_batch.dataset.forms import Files, Form
+from aae_batch.dataset.image_format import PNG, ImageFormat
+from aae_batch.dataset.layout import Layout
 from aae_batch.dataset.outcome import Outcome, reason
+from aae_batch.dataset.problem import Problem
+from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.rewriting import rewrite
 from aae_batch.dataset.settle import settle
-from aae_batch.errors import RowError
+from aae_batch.errors import OutputError, RowError
+from aae_batch.store.base import Storage
 
 if TYPE_CHECKING:
     from aae_batch.manifest.row import Row
     from aae_batch.request import Result
     from aae_batch.sampling.config import GuidanceConfig
     from aae_batch.sampling.trace import AttentionRecord
-    from aae_batch.store.base import Storage
 
-
-def failed(
-    row: Row, config: GuidanceConfig, error: RowError | None = None, kind: str = ""
-) -> Outcome:
-    """The outcome of a row without a picture.
-
-    Args:
-        error: why; default: what was wrong in the manifest.
-        kind: the name of the error's type where it is not its class.
-    """
-    error = error or row.error
-    assert error is not None
-    return Outcome(row.index, as_used(row, config) | reason(error, kind))
+_OWN_COLUMNS = [column.name for column in (*names.MANIFEST_COLUMNS, *names.OUTCOME_COLUMNS)]
 
 
 @dataclass(frozen=True)
-class ShardWriter:
-    """Writes one shard.
+class Shard(ABC):
+    """One shard of a run's output. What depends on the layout is in the subclasses, in `layouts.py`.
 
     Attributes:
         fingerprint: of the run.
-        form: how the run stores its pictures.
+        at_once: whether a picture is written as soon as it is drawn, not with the commit.
     """
 
     storage: Storage
-    shard: int
+    index: int
     fingerprint: str
-    form: Form = Files()
+    image_format: ImageFormat = PNG
+    layout: ClassVar[Layout]
+    at_once: ClassVar[bool] = False
+
+    @staticmethod
+    def pictures_of(index: int) -> str | None:
+        """The object beside a shard's tables that has all its pictures, in the layout that has one."""
+        return None
+
+    @abstractmethod
+    def file_name(self, row_id: str) -> str | None:
+        """Where the metadata says that a picture is; `Dataset.image_bytes` reads it."""
+
+    @abstractmethod
+    def pictures(
+        self, table: bytes, good: Collection[str], failed: Collection[str]
+    ) -> Iterator[tuple[str, bytes] | Problem]:
+        """What a committed shard has: ids with their pictures, and what is wrong with the rest.
+
+        Args:
+            table: its metadata.
+            good: the ids of its rows with a picture.
+            failed: those of rows of which an earlier attempt may have left one.
+
+        Raises:
+            tarfile.TarError, EOFError, pa.ArrowException: the pictures cannot be read.
+        """
 
     def write_image(
         self,
@@ -74,13 +93,13 @@ class ShardWriter:
             return failed(row, config, result.error)
         assert result.image is not None
         start = time.perf_counter()
-        data = self.form.image_format.encode(result.image)
+        data = self.image_format.encode(result.image)
         encoded = time.perf_counter()
         spent("encode", encoded - start)
         seen = result.attention
         metadata = as_used(row, config) | {
             "status": "ok",
-            "file_name": self.form.file_name(self.shard, row.id),
+            "file_name": self.file_name(row.id),
             "sha256": hashlib.sha256(data).hexdigest(),
             "width": result.image.width,
             "height": result.image.height,
@@ -91,9 +110,8 @@ class ShardWriter:
         }
         attention = _attention_rows(row, seen) if seen else []
         outcome = Outcome(row.index, metadata, attention, data)
-        if self.form.at_once and not keep:
-            settled = self.form.settle_picture(self.storage, outcome, create=True)
-            outcome = replace(settled, image=None)
+        if self.at_once and not keep:
+            outcome = replace(self._settle_picture(outcome, create=True), image=None)
             spent("upload", time.perf_counter() - encoded)
         return outcome
 
@@ -105,20 +123,20 @@ class ShardWriter:
             outcomes: one per row of the shard, in any order.
             extras: the manifest's own columns, in its order.
         """
-        made = _in_order(outcomes)
-        committed = names.metadata_name(self.shard)
+        made = sorted(outcomes, key=lambda outcome: outcome.index)
+        committed = names.metadata_name(self.index)
         if self.storage.exists(committed):
             return
         metadata = self._metadata(made, extras)
-        settled = self.form.settle_shard(self.storage, self.shard, made, metadata)
+        settled = self._settle(made, metadata)
         if settled is None:
             return
-        if settled is not made:  # what is there is of an earlier attempt
+        if settled is not made:  # pictures of an earlier attempt are taken
             metadata = self._metadata(settled, extras)
         attention = _attention(settled)
         kept = settle(
             self.storage,
-            names.attention_name(self.shard),
+            names.attention_name(self.index),
             _parquet(attention),
             lambda stored: _same_subjects(stored, attention),
             committed,
@@ -130,25 +148,72 @@ class ShardWriter:
         """Rewrite the committed shard, whole or not at all; see `rewriting.py`.
 
         Args:
-            outcomes: one per row of the shard, in any order; in the layout `files` those with a new
-                picture have it.
-            extras: as for `commit`.
+            outcomes: as for `commit`; in the layout `files` those with a new picture have it.
         """
-        made = [
-            self.form.settle_picture(self.storage, outcome, create=False)
-            for outcome in _in_order(outcomes)
-        ]
+        in_order = sorted(outcomes, key=lambda outcome: outcome.index)
+        made = [self._settle_picture(outcome, create=False) for outcome in in_order]
         metadata = self._metadata(made, extras)
-        objects = self.form.objects(self.shard, made, metadata)
-        objects[names.attention_name(self.shard)] = _parquet(_attention(made))
-        objects[names.metadata_name(self.shard)] = _parquet(metadata)
-        rewrite(self.storage, self.shard, objects)
+        objects = self._objects(made, metadata)
+        objects[names.attention_name(self.index)] = _parquet(_attention(made))
+        objects[names.metadata_name(self.index)] = _parquet(metadata)
+        rewrite(self.storage, self.index, objects)
 
-    def _metadata(self, outcomes: Sequence[Outcome], extras: pa.Table) -> pa.Table:
-        shared = {"shard": self.shard, "fingerprint": self.fingerprint}
-        records = [outcome.metadata | shared | self.form.cells(outcome) for outcome in outcomes]
+    def stored_outcomes(self, start: int) -> list[Outcome]:
+        """What the committed shard, whose first row is row `start` of the manifest, was written from.
+
+        Raises:
+            OutputError: a part of it cannot be read.
+        """
+        dataset = Dataset(self.storage)
+        attention: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in dataset.attention_of(self.index).to_pylist():
+            attention[row["id"]].append(row)
+        found = []
+        for i, row in enumerate(dataset.table(self.index, _OWN_COLUMNS).to_pylist(), start):
+            if row["status"] == "ok":
+                image = None if self.at_once else dataset.image_bytes(row)
+                found.append(Outcome(i, row, attention[row["id"]], image))
+            else:
+                found.append(Outcome(i, row))
+        return found
+
+    def read(self, name: str) -> bytes | None:
+        """An object; None where there is none. One that is there and cannot be read need not be broken,
+        so that error is the caller's."""
+        try:
+            return self.storage.read_bytes(name)
+        except OutputError:
+            if self.storage.exists(name):
+                raise
+            return None
+
+    def _settle_picture(self, outcome: Outcome, create: bool) -> Outcome:
+        """The outcome with the bytes that are, or may come, under its picture's own name, if that has one:
+        its own, or those of the same picture that came first; a failed one where something else is there.
+
+        Args:
+            create: create the picture where there is none; otherwise only look.
+        """
+        return outcome
+
+    def _settle(self, outcomes: list[Outcome], metadata: pa.Table) -> list[Outcome] | None:
+        """Make the pictures ready for the commit. Returns the outcomes of those that are there; None
+        where the shard was committed meanwhile."""
+        return outcomes
+
+    def _objects(self, outcomes: list[Outcome], metadata: pa.Table) -> dict[str, bytes]:
+        """What is rewritten beside the tables."""
+        return {}
+
+    def _cells(self, outcome: Outcome) -> dict[str, Any]:
+        """What a row of the metadata table has in this layout alone."""
+        return {}
+
+    def _metadata(self, outcomes: list[Outcome], extras: pa.Table) -> pa.Table:
+        shared = {"shard": self.index, "fingerprint": self.fingerprint}
+        records = [outcome.metadata | shared | self._cells(outcome) for outcome in outcomes]
         # Columns one by one: an extra column may hold what has no Python value.
-        schema = names.metadata_schema(extras.schema, self.form.layout)
+        schema = names.metadata_schema(extras.schema, self.layout)
         columns = [
             extras[column.name].combine_chunks()
             if column.name in extras.column_names
@@ -158,8 +223,18 @@ class ShardWriter:
         return pa.table(columns, schema=schema)
 
 
-def _in_order(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    return sorted(outcomes, key=lambda outcome: outcome.index)
+def failed(
+    row: Row, config: GuidanceConfig, error: RowError | None = None, kind: str = ""
+) -> Outcome:
+    """The outcome of a row without a picture.
+
+    Args:
+        error: why; default: what was wrong in the manifest.
+        kind: the name of the error's type where it is not its class.
+    """
+    error = error or row.error
+    assert error is not None
+    return Outcome(row.index, as_used(row, config) | reason(error, kind))
 
 
 def _attention(outcomes: Sequence[Outcome]) -> pa.Table:
@@ -172,9 +247,8 @@ def _same_subjects(stored: bytes, attention: pa.Table) -> bool:
     columns = ["id", "subject", "token_indices"]
     try:
         found = pq.read_table(pa.BufferReader(stored))
-        return found.schema.equals(attention.schema) and found.select(columns).equals(
-            attention.select(columns)
-        )
+        same_kind = found.schema.equals(attention.schema)
+        return same_kind and found.select(columns).equals(attention.select(columns))
     except pa.ArrowException:
         return False
 

@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from aae_batch.dataset import layout, writer
+from aae_batch.dataset import layout
+from aae_batch.dataset.layouts import shard_of
 from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.rewriting import writing
-from aae_batch.dataset.stored import stored_outcomes
+from aae_batch.dataset.writer import failed
 from aae_batch.errors import JobError, ManifestError, ModelError, OutputError, RowError
 from aae_batch.generate.records import (
     Loaded,
@@ -159,7 +160,8 @@ def worker_settings(
         root=storage.root,
         lease=lock.token,
         weights=plan.run["settings"]["weights"],
-        form=plan.form,
+        layout=plan.layout,
+        image_format=plan.image_format,
         threads=threads,
         s3_endpoint=settings.actors_s3_endpoint,
     )
@@ -225,21 +227,19 @@ class Foreman(Supervisor[Outcome]):
         shard, size = piece.shard, self.plan.shard_size
         start, stop = shard * size, min((shard + 1) * size, len(self.manifest))
         extras = self.manifest.part(start, stop).extras
-        form = self.plan.form
-        into = writer.ShardWriter(self.storage, shard, self.run_record["fingerprint"], form)
+        into = shard_of(self.run_record, self.storage, shard)
         write = into.commit
         if shard in self.plan.again:
             write = into.recommit
-            kept = stored_outcomes(Dataset(self.storage), shard, start, form)
             new = {outcome.index: outcome for outcome in made}
-            made = [new.get(outcome.index, outcome) for outcome in kept]
+            made = [new.get(outcome.index, outcome) for outcome in into.stored_outcomes(start)]
         write(made, extras)
 
     def _give_up(self, piece: Piece, words: str) -> None:
         (row,) = self.manifest.part(piece.start, piece.stop).rows()
         reason = f"its process died twice while it was generated alone: {words}"
         logger.error("shard=%d row=%s failed %s: %s", piece.shard, row.id, GAVE_UP, words)
-        outcome = writer.failed(row, self.settings.guidance, RowError(row.id, reason), kind=GAVE_UP)
+        outcome = failed(row, self.settings.guidance, RowError(row.id, reason), kind=GAVE_UP)
         self.finished += Tally(done=1, failures=Counter([GAVE_UP]))
         self._return(piece, [outcome])
 

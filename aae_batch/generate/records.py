@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 
 import aae_batch
 from aae_batch.dataset import layout
-from aae_batch.dataset.forms import Form, form_of
+from aae_batch.dataset.image_format import ImageFormat
+from aae_batch.dataset.layout import Layout
 from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.run_record import fingerprint, sealed
@@ -65,8 +66,12 @@ class Plan:
         return self.run["shard_size"]
 
     @property
-    def form(self) -> Form:
-        return form_of(self.run)
+    def layout(self) -> Layout:
+        return self.run["layout"]
+
+    @property
+    def image_format(self) -> ImageFormat:
+        return ImageFormat(**self.run["image_format"])
 
     def retrying(self, dataset: Dataset) -> Plan:
         """The same, with the rows that have failed to be made again."""

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
-from aae_batch.dataset import writer
-from aae_batch.dataset.forms import Files, Form
-from aae_batch.dataset.layout import metadata_name
+from aae_batch.dataset.image_format import PNG, ImageFormat
+from aae_batch.dataset.layout import Layout, metadata_name
+from aae_batch.dataset.layouts import LAYOUTS
 from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.writer import Shard, failed
 from aae_batch.errors import ModelError, RowError
 from aae_batch.generate.records import Loaded
 from aae_batch.generate.settings import weights_digest
@@ -44,7 +45,7 @@ class WorkerSettings:
         weights: the digest of the model's, as the run was begun with; None for one on the hub.
         root: the output root.
         lease: the token of the driver's lock on it: without that nothing is written.
-        form: how pictures are stored.
+        layout, image_format: how pictures are stored.
         threads: torch's threads; None leaves them as they are.
         writers: threads that encode and write pictures.
         s3_endpoint: URL of an S3-compatible store; None: as the environment says, else AWS.
@@ -59,7 +60,8 @@ class WorkerSettings:
     root: str
     lease: str
     weights: str | None = None
-    form: Form = Files()
+    layout: Layout = "files"
+    image_format: ImageFormat = PNG
     threads: int | None = None
     writers: int = 2
     s3_endpoint: str | None = None
@@ -164,7 +166,7 @@ class Worker(Actor):
         rows = task.part.rows()
         good = [row for row in rows if row.error is None]
         piece = _Open(task, missing={row.id for row in good})
-        bad = [writer.failed(row, self.settings.guidance) for row in rows if row.error is not None]
+        bad = [failed(row, self.settings.guidance) for row in rows if row.error is not None]
         piece.tally = Tally(len(bad), failures=Counter(one.metadata["error_type"] for one in bad))
         with self._lock:
             if self._broken is not None:
@@ -180,7 +182,7 @@ class Worker(Actor):
                 raise piece.error
             outcomes = bad + [outcome.result() for outcome in piece.outcomes]
             if task.commit:
-                self._writer(task).commit(outcomes, task.part.extras)
+                self._shard(task).commit(outcomes, task.part.extras)
             logger.info("shard=%d rows=%d done", task.piece.shard, len(rows))
             return Report(piece.tally, [] if task.commit else outcomes)
         finally:
@@ -238,7 +240,7 @@ class Worker(Actor):
 
     def _write(self, piece: _Open, row: Row, result: Result) -> Outcome:
         try:
-            outcome = self._writer(piece.task).write_image(
+            outcome = self._shard(piece.task).write_image(
                 row, result, self.settings.guidance, piece.task.keep, self.metrics.spent
             )
         finally:
@@ -256,10 +258,9 @@ class Worker(Actor):
             logger.warning("shard=%d row=%s failed %s: %s", shard, row.id, *failures, said["error"])
         return outcome
 
-    def _writer(self, task: Task) -> writer.ShardWriter:
-        return writer.ShardWriter(
-            self.storage, task.piece.shard, task.fingerprint, self.settings.form
-        )
+    def _shard(self, task: Task) -> Shard:
+        kind, image_format = LAYOUTS[self.settings.layout], self.settings.image_format
+        return kind(self.storage, task.piece.shard, task.fingerprint, image_format)
 
     def _break(self, error: BaseException) -> None:
         with self._lock:

@@ -13,10 +13,9 @@ import pytest
 from PIL import Image
 
 from aae_batch.dataset import layout, writer
-from aae_batch.dataset.forms import FORMS
+from aae_batch.dataset.layouts import LAYOUTS
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.rewriting import writing
-from aae_batch.dataset.stored import stored_outcomes
 from aae_batch.dataset.verify import verify
 from aae_batch.dataset.webdataset import add_member
 from aae_batch.errors import OutputError, RequestError
@@ -33,7 +32,6 @@ ROWS = [
     read_row(1, {"id": "b", "prompt": "a cat", "subjects": ["cat"]}),
 ]
 NO_EXTRAS = pa.table([pa.nulls(2)], ["x"]).select([])
-LAYOUTS = ["files", "webdataset", "parquet"]
 
 
 @pytest.fixture
@@ -41,19 +39,15 @@ def storage(tmp_path):
     return open_storage(tmp_path)
 
 
-def into(storage, form: str) -> writer.ShardWriter:
-    return writer.ShardWriter(storage, 0, "f", FORMS[form]())
-
-
 def outcomes(storage, form: str, loss: float = 0.5, color: str | None = None):
     """What an attempt has made of shard 0; another one may round otherwise, or draw in another colour."""
     if color is None:
-        return [outcome(into(storage, form), row, loss, CONFIG) for row in ROWS]
+        return [outcome(LAYOUTS[form](storage, 0, "f"), row, loss, CONFIG) for row in ROWS]
     results = [
         Result(row.request, image=Image.new("RGB", (16, 8), color), seconds=1.0) for row in ROWS
     ]
     return [
-        into(storage, form).write_image(row, result, CONFIG)
+        LAYOUTS[form](storage, 0, "f").write_image(row, result, CONFIG)
         for row, result in zip(ROWS, results, strict=True)
     ]
 
@@ -80,7 +74,7 @@ def everything(storage) -> dict[str, bytes]:
 
 
 def commit(storage, made, form: str) -> None:
-    into(storage, form).commit(made, NO_EXTRAS)
+    LAYOUTS[form](storage, 0, "f").commit(made, NO_EXTRAS)
 
 
 def assert_whole(storage, form: str, ok: int = 2) -> None:
@@ -223,9 +217,9 @@ def test_a_rewriting_killed_anywhere_is_finished_by_the_next_writer(
         extras = manifest.part(2, 4).extras
     row = read_row(3, {"id": "bad", "prompt": "a cat"})
     result = Result(row.request, image=Image.new("RGB", (16, 8), "green"), seconds=1.0)
-    shard = writer.ShardWriter(storage, 1, fingerprint, FORMS[form]())
+    shard = LAYOUTS[form](storage, 1, fingerprint)
     new = shard.write_image(row, result, CONFIG, keep=True)
-    kept = stored_outcomes(Dataset(storage), 1, 2, shard.form)
+    kept = shard.stored_outcomes(2)
     assert verify(storage).proved  # the new picture is not there yet
     with dying_after(written, "write_bytes", type(storage), monkeypatch):
         shard.recommit([kept[0], new], extras)

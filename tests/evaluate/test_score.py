@@ -19,9 +19,11 @@ import pytest
 from typer.testing import CliRunner
 
 from aae_batch import cli
-from aae_batch.dataset import layout, writer
+from aae_batch.dataset import layout
+from aae_batch.dataset.layouts import shard_of
 from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.writer import Shard, failed
 from aae_batch.errors import JobError, ModelError, OutputError, SettingsError
 from aae_batch.evaluate.attention import AttentionMetric
 from aae_batch.evaluate.clip import ClipMetric
@@ -83,14 +85,14 @@ def make_output(folder: Path, form: str = "files", root: str | None = None) -> s
         run = begun(storage, plan)
         for piece in list(plan.ledger().todo):
             rows, extras = opened.read(piece.start, piece.stop)
-            into = writer.ShardWriter(storage, piece.shard, run["fingerprint"], plan.form)
+            into = shard_of(run, storage, piece.shard)
             into.commit([outcome(into, row, guidance) for row in rows], extras)
     return root
 
 
-def outcome(into: writer.ShardWriter, row, guidance) -> Outcome:
+def outcome(into: Shard, row, guidance) -> Outcome:
     if row.error is not None:
-        return writer.failed(row, guidance)
+        return failed(row, guidance)
     request = row.request
     best = 0.9 if request.method == GUIDED else 0.3
     seen = AttentionRecord(

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from aae_batch.dataset import layout
-from aae_batch.dataset.forms import FORMS
 from aae_batch.dataset.image_format import PNG
+from aae_batch.dataset.layouts import LAYOUTS, shard_of
 from aae_batch.dataset.outcome import Outcome
-from aae_batch.dataset.writer import ShardWriter, failed
+from aae_batch.dataset.writer import failed
 from aae_batch.generate.records import make_plan
 from aae_batch.generate.settings import JobSettings
 from aae_batch.manifest.reader import open_manifest
@@ -75,8 +75,7 @@ def write_dataset(
         for piece in list(plan.ledger().todo):
             read, extras = opened.read(piece.start, piece.stop)
             made = [outcome(storage, piece.shard, row, form) for row in read]
-            into = ShardWriter(storage, piece.shard, run["fingerprint"], FORMS[form]())
-            into.commit(made, extras)
+            shard_of(run, storage, piece.shard).commit(made, extras)
     return storage
 
 
@@ -86,7 +85,7 @@ def drawn(storage: Storage, shard: int, row: Row, form: str) -> Outcome:
         return failed(row, GUIDANCE)
     image = Image.new("RGB", (SIDE, SIDE), COLOUR)
     result = Result(row.request, image=image, attention=record(row), seconds=2.0)
-    return ShardWriter(storage, shard, "", FORMS[form]()).write_image(row, result, GUIDANCE)
+    return LAYOUTS[form](storage, shard, "").write_image(row, result, GUIDANCE)
 
 
 def record(row: Row) -> AttentionRecord:
