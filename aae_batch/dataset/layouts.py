@@ -20,20 +20,14 @@ from aae_batch.dataset.webdataset import tar_members, tar_of
 from aae_batch.dataset.writer import Shard
 from aae_batch.store.base import Storage
 
+_MEASURED = ("num_refinements", "final_loss", "neglected")
+"""Columns that rounding may change from one attempt to the next."""
+
 _OF_THE_TABLE_ONLY = [
-    "status",
-    "error_type",
-    "error",
-    "file_name",
-    "seconds",
-    "shard",
-    "fingerprint",
+    column.name for column in names.OUTCOME_COLUMNS if column.name not in ("sha256", *_MEASURED)
 ]
 """Columns that a picture's JSON in a tar lacks. Without them, among which `seconds` alone differs from
 run to run, the same shard gives the same tar."""
-
-_MEASURED = ("num_refinements", "final_loss", "neglected")
-"""Columns that rounding may change from one attempt to the next."""
 
 
 class Files(Shard):
@@ -66,16 +60,13 @@ class Files(Shard):
         if outcome.image is None:
             return outcome
         name = outcome.metadata["file_name"]
-        if create:
-            free = self.storage.create_bytes(name, outcome.image)
-        else:
-            free = not self.storage.exists(name)
-        if free:
+        store = self.storage
+        if store.create_bytes(name, outcome.image) if create else not store.exists(name):
             return outcome
-        stored = self.storage.read_bytes(name)
+        stored = store.read_bytes(name)
         if stored == outcome.image or is_picture(stored, self.image_format, outcome.size):
             return outcome.with_image(stored)
-        return outcome.occupied(self.storage.place(name))
+        return outcome.occupied(store.place(name))
 
     def _settle(self, outcomes: list[Outcome], metadata: pa.Table) -> list[Outcome]:
         """Remove pictures that an earlier, unfinished attempt left for rows that failed this time."""
@@ -123,14 +114,11 @@ class Tar(Shard):
             yield broken(f"{name} is missing in {self._name}.", row=row_id)
 
     def _settle(self, outcomes: list[Outcome], metadata: pa.Table) -> list[Outcome] | None:
+        def fits(stored: bytes) -> bool:
+            return self._from_tar(stored, outcomes) is not None
+
         tar = self._tar(outcomes, metadata)
-        there = settle(
-            self.storage,
-            self._name,
-            tar,
-            lambda stored: self._from_tar(stored, outcomes) is not None,
-            names.metadata_name(self.index),
-        )
+        there = settle(self.storage, self._name, tar, fits, names.metadata_name(self.index))
         if there == tar:
             return outcomes
         return None if there is None else self._from_tar(there, outcomes)

@@ -117,7 +117,7 @@ class Dataset:
         ):
             raise OutputError(
                 f"{self.storage.place(name)} does not say how the pictures were scored: remove it, and "
-                f"score anew with --metric {metric}."
+                f"score again with --metric {metric}."
             )
         return run
 
@@ -185,7 +185,7 @@ class Dataset:
         except (OSError, SyntaxError, ValueError) as error:  # what Pillow says of damaged files
             place = self.storage.place(row["file_name"] or layout.metadata_name(row["shard"]))
             raise OutputError(
-                f"The picture of row {row['id']} in {place} is damaged: {self._mend()}"
+                f"The picture of row {row['id']} in {place} is damaged: {self._repair()}"
             ) from error
         return image
 
@@ -237,13 +237,13 @@ class Dataset:
             place = self.storage.place(name)
             if isinstance(error, OSError) and error.strerror:  # Arrow's own errors have none
                 raise OutputError(f"Cannot read {place}: {error.strerror}.") from error
-            mend = self._mend()
+            fix = self._repair()
             if name.startswith(layout.METRICS):
                 metric = name.split("/")[1]
-                mend = f"`aae-batch evaluate` with --metric {metric} makes it again."
-            raise OutputError(f"{place} is damaged: {mend}") from error
+                fix = f"`aae-batch evaluate` with --metric {metric} makes it again."
+            raise OutputError(f"{place} is damaged: {fix}") from error
 
-    def _mend(self) -> str:
+    def _repair(self) -> str:
         return (
             f"`aae-batch verify --repair {self.storage.root}` removes what is, and the command that "
             "began the run makes it again."

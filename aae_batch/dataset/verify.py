@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -203,12 +203,8 @@ def _summary(dataset: Dataset, found: Verification) -> Iterator[Problem]:
     failed = found.failures.total()
     if found.images + failed != found.rows:
         return
-    counted = {
-        "rows": found.rows,
-        "images": found.images,
-        "failed": failed,
-        "failures": dict(found.failures),
-    }
+    counted: dict[str, Any] = {"rows": found.rows, "images": found.images, "failed": failed}
+    counted["failures"] = dict(found.failures)
     summary = dataset.summary
     if summary is None and dataset.storage.exists(layout.SUMMARY):
         yield Problem("summary", f"{layout.SUMMARY} is damaged.")

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
@@ -133,15 +134,9 @@ class Shard(ABC):
             return
         if settled is not made:  # pictures of an earlier attempt are taken
             metadata = self._metadata(settled, extras)
-        attention = _attention(settled)
-        kept = settle(
-            self.storage,
-            names.attention_name(self.index),
-            _parquet(attention),
-            lambda stored: _same_subjects(stored, attention),
-            committed,
-        )
-        if kept is not None:
+        attention, name = _attention(settled), names.attention_name(self.index)
+        fits = partial(_same_subjects, attention)
+        if settle(self.storage, name, _parquet(attention), fits, committed) is not None:
             self.storage.create_bytes(committed, _parquet(metadata))
 
     def recommit(self, outcomes: Sequence[Outcome], extras: pa.Table) -> None:
@@ -242,7 +237,7 @@ def _attention(outcomes: Sequence[Outcome]) -> pa.Table:
     return pa.Table.from_pylist(seen, schema=names.ATTENTION_SCHEMA)
 
 
-def _same_subjects(stored: bytes, attention: pa.Table) -> bool:
+def _same_subjects(attention: pa.Table, stored: bytes) -> bool:
     """Whether a stored attention table is of the same pictures and subjects."""
     columns = ["id", "subject", "token_indices"]
     try:
