@@ -224,7 +224,7 @@ class ProgressRecord(TypedDict):
     time: str  # ISO 8601, with the offset from UTC
     rows: int  # of the manifest
     done: int  # finished rows, those of shards under way included
-    failures: dict[str, int]  # failed rows by `error_type`, the most frequent first; of all sessions
+    failures: dict[str, int]  # by `error_type`, the most frequent first; of all sessions
     images_per_second: float
     mean_refinements: float
     eta_seconds: float | None  # null before the session's first row
