@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aae_batch.dataset import writer
 from aae_batch.dataset.layout import SUMMARY
+from aae_batch.dataset.layouts import shard_of
+from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.writer import Shard, failed
 from aae_batch.generate.records import (
     Loaded,
     Plan,
@@ -76,15 +78,11 @@ def make_output(tmp_path) -> Callable[..., Output]:
             run = begun(storage, plan)
             for piece in list(plan.ledger().todo):
                 read, extras = opened.read(piece.start, piece.stop)
-                form = (plan.layout, plan.image_format)
+                into = shard_of(run, storage, piece.shard)
                 made = [
-                    _outcome(
-                        storage, piece.shard, row, (losses or {}).get(row.id, 0.5), guidance, *form
-                    )
-                    for row in read
+                    outcome(into, row, (losses or {}).get(row.id, 0.5), guidance) for row in read
                 ]
-                fingerprint = run["fingerprint"]
-                writer.commit(storage, piece.shard, made, extras, fingerprint, *form)
+                into.commit(made, extras)
         storage.write_bytes(SUMMARY, as_json(summarize(Dataset(storage), None)))
         return Output(storage, manifest)
 
@@ -98,9 +96,9 @@ def begun(storage: Storage, plan: Plan) -> dict[str, Any]:
     return run
 
 
-def _outcome(storage, shard, row, final_loss, guidance, *form) -> writer.Outcome:
+def outcome(into: Shard, row, final_loss, guidance) -> Outcome:
     if row.error is not None:
-        return writer.failed(row, guidance)
+        return failed(row, guidance)
     request = row.request
     image = Image.new("RGB", (16, 8), (40 * row.index, 0, 0))
     named = [(name, (i,)) for i, name in enumerate(request.subjects or (), 1)]
@@ -112,7 +110,7 @@ def _outcome(storage, shard, row, final_loss, guidance, *form) -> writer.Outcome
         final_loss=final_loss,
     )
     result = Result(request, image=image, attention=seen, seconds=1.0)
-    return writer.write_image(storage, shard, row, result, guidance, *form)
+    return into.write_image(row, result, guidance)
 
 
 def _seen(name, indices) -> SubjectAttention:

@@ -74,17 +74,16 @@ class ImageFormat(BaseModel):
 
     def encode(self, image: Image) -> bytes:
         buffer = io.BytesIO()
-        if self.kind == "png":
-            image.save(buffer, "PNG", compress_level=self.level)
-        elif self.kind == "jpeg":
-            image.save(buffer, "JPEG", quality=self.quality)
-        elif self.lossless:
-            image.save(buffer, "WEBP", lossless=True)
-        else:
-            image.save(buffer, "WEBP", quality=self.quality)
+        options = self.model_dump(exclude={"kind", "level"}, exclude_none=True)
+        image.save(
+            buffer, self.kind, compress_level=self.level, **options
+        )  # the level is PNG's alone
         return buffer.getvalue()
 
 
 def _variant(settings: dict[str, Any]) -> str:
     kind = settings.get("kind", "png")
     return "webp, lossless" if kind == "webp" and settings.get("lossless") else kind
+
+
+PNG = ImageFormat()

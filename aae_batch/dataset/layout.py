@@ -61,16 +61,6 @@ def member_name(row_id: str, suffix: str) -> str:
     return row_id.replace(".", "%2E") + suffix
 
 
-def file_name(layout: Layout, shard: int, row_id: str, suffix: str) -> str | None:
-    """Where the metadata says that a picture is: its object, in a tar with `#` and the member, which
-    no id has; None in the metadata table itself."""
-    if layout == "files":
-        return image_name(shard, row_id, suffix)
-    if layout == "webdataset":
-        return f"{tar_name(shard)}#{member_name(row_id, suffix)}"
-    return None
-
-
 def attention_name(shard: int) -> str:
     return f"{ATTENTION}{shard:05d}.parquet"
 
@@ -229,19 +219,12 @@ PROGRESS_SECONDS = 15.0
 
 
 class ProgressRecord(TypedDict):
-    """What `progress.json` says, as of `time`."""
+    """What `progress.json` says, as of `time`; speed and refinements are of the session that wrote it."""
 
-    time: str
-    """ISO 8601, with the offset from UTC."""
-    rows: int
-    """Of the manifest."""
-    done: int
-    """Rows that are finished, those of shards under way included."""
-    failures: dict[str, int]
-    """Rows that failed, by `error_type`, the most frequent first; of all sessions."""
+    time: str  # ISO 8601, with the offset from UTC
+    rows: int  # of the manifest
+    done: int  # finished rows, those of shards under way included
+    failures: dict[str, int]  # by `error_type`, the most frequent first; of all sessions
     images_per_second: float
-    """Of the session that wrote this."""
     mean_refinements: float
-    """Of the session that wrote this."""
-    eta_seconds: float | None
-    """Seconds left; null before the session's first row."""
+    eta_seconds: float | None  # null before the session's first row

@@ -6,6 +6,7 @@ import base64
 import io
 import os
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,12 +19,14 @@ from PIL import Image
 
 from aae_batch.dataset.heatmap import heatmap
 from aae_batch.dataset.reader import Dataset, attention_map
+from aae_batch.dataset.run_record import Shards
 from aae_batch.errors import OutputError, shown
 from aae_batch.store.open import open_storage
 
 if TYPE_CHECKING:
     import pandas
 
+_PLACE = ["id", "shard", "file_name", "status", "error"]
 _INDEX = ["id", "prompt", "seed", "method", "status", "shard"]
 _THUMBNAILS = 6
 _THUMBNAIL_SIDE = 128
@@ -40,10 +43,7 @@ def open_dataset(root: str | os.PathLike[str], s3_endpoint: str | None = None) -
     Raises:
         OutputError: there is no run in `root`, or no way to read it.
     """
-    dataset = Dataset(open_storage(root, s3_endpoint))
-    if dataset.run is None:
-        raise OutputError(f"There is no run in {os.fspath(root)}: check the path.")
-    return OpenDataset(dataset)
+    return OpenDataset(Dataset(open_storage(root, s3_endpoint)))
 
 
 class OpenDataset:
@@ -52,19 +52,23 @@ class OpenDataset:
 
     Args:
         dataset: the same, shard by shard.
+
+    Raises:
+        OutputError: there is no run in it.
     """
 
     def __init__(self, dataset: Dataset) -> None:
+        run = dataset.run
+        if run is None:
+            raise OutputError(f"There is no run in {dataset.storage.root}: check the path.")
         self.dataset = dataset
+        self._planned = Shards.of(run)
         self._shards = dataset.shards()
         self._held: dict[str, tuple[int, pa.Table]] = {}
 
     def __len__(self) -> int:
         """Rows that are committed, told by the shards alone."""
-        rows, size = self._run["rows"], self._run["shard_size"]
-        return sum(
-            len(range(shard * size, min((shard + 1) * size, rows))) for shard in self._shards
-        )
+        return sum(len(self._planned[shard]) for shard in self._shards)
 
     def rows(self, columns: list[str] | None = None) -> pa.Table:
         """The metadata of all rows, in the manifest's order; all columns, or `columns`."""
@@ -140,7 +144,7 @@ class OpenDataset:
         return comparison
 
     def __repr__(self) -> str:
-        return f"<{self.dataset.storage.root}: {len(self)} of {self._run['rows']} rows>"
+        return f"<{self.dataset.storage.root}: {len(self)} of {self._planned.rows} rows>"
 
     def _repr_html_(self) -> str:
         counts = self._index.group_by(["method", "status"]).aggregate([([], "count_all")])
@@ -152,7 +156,7 @@ class OpenDataset:
             for method, status, count in lines
         )
         return (
-            f"<div><b>{escape(self.dataset.storage.root)}</b>, {len(self)} of {self._run['rows']} rows"
+            f"<div><b>{escape(self.dataset.storage.root)}</b>, {len(self)} of {self._planned.rows} rows"
             f"<table><tr><th>method</th><th>status</th><th>rows</th></tr>{cells}</table>"
             f"{_figures(self._thumbnails())}</div>"
         )
@@ -161,22 +165,14 @@ class OpenDataset:
         """The first pictures of the first shard that has any, so that one shard is read; without those
         that are gone or damaged."""
         ok = self._index.filter(pc.equal(self._index["status"], "ok"))
-        shown_ones = ok.slice(0, _THUMBNAILS).to_pylist()
+        rows = ok.slice(0, _THUMBNAILS).to_pylist()
         pictures = []
-        for row in shown_ones:
-            if row["shard"] == shown_ones[0]["shard"]:
-                with suppress(OutputError):
-                    image = self.image(row["id"])
-                    image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
-                    pictures.append((row["prompt"], image))
+        for row in (row for row in rows if row["shard"] == rows[0]["shard"]):
+            with suppress(OutputError):
+                image = self.image(row["id"])
+                image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+                pictures.append((row["prompt"], image))
         return pictures
-
-    @cached_property
-    def _run(self) -> dict[str, Any]:
-        """What `run.json` says."""
-        run = self.dataset.run
-        assert run is not None, "open_dataset opens no place without a run"
-        return run
 
     @cached_property
     def _index(self) -> pa.Table:
@@ -199,13 +195,9 @@ class OpenDataset:
 
     def _of_shard(self, kind: str, shard: int) -> pa.Table:
         if kind not in self._held or self._held[kind][0] != shard:
-            columns = ["id", "shard", "file_name", "status", "error"]
-            table = (
-                self.dataset.attention_of(shard)
-                if kind == "attention"
-                else self.dataset.table(shard, columns)
-            )
-            self._held[kind] = (shard, table)
+            of = self.dataset
+            read = of.attention_of(shard) if kind == "attention" else of.table(shard, _PLACE)
+            self._held[kind] = (shard, read)
         return self._held[kind][1]
 
 
@@ -224,18 +216,16 @@ class Comparison:
     errors: dict[str, str] = field(default_factory=dict)
 
     def _repr_html_(self) -> str:
-        failed = "".join(
-            f"<p>{escape(label)} failed: {escape(error)}</p>"
-            for label, error in self.errors.items()
-        )
-        figures = _figures(list(self.images.items()))
+        errors = self.errors.items()
+        failed = "".join(f"<p>{escape(label)} failed: {escape(why)}</p>" for label, why in errors)
+        figures = _figures(self.images.items())
         return f"<div><b>{escape(self.prompt)}</b>, seed {self.seed}{figures}{failed}</div>"
 
     def _repr_png_(self) -> bytes | None:
         """The pictures in a row, in the order of `images`; None where there are none."""
-        if not self.images:
-            return None
         images = list(self.images.values())
+        if not images:
+            return None
         size = (sum(image.width for image in images), max(image.height for image in images))
         row = Image.new("RGB", size, "white")
         left = 0
@@ -245,7 +235,7 @@ class Comparison:
         return _png(row)
 
 
-def _figures(pictures: list[tuple[str, Image.Image]]) -> str:
+def _figures(pictures: Iterable[tuple[str, Image.Image]]) -> str:
     figures = "".join(
         '<figure style="display: inline-block; margin: 4px; vertical-align: top">'
         f'<img src="data:image/png;base64,{base64.b64encode(_png(image)).decode()}">'

@@ -90,12 +90,9 @@ class Dataset:
         tables = list(self.tables(columns, shards))
         if tables:
             return pa.concat_tables(tables)
-        empty = layout.metadata_schema(pa.schema([])).empty_table()
-        return (
-            empty
-            if columns is None
-            else empty.select([n for n in empty.column_names if n in columns])
-        )
+        schema = layout.metadata_schema(pa.schema([]))
+        wanted = [column for column in schema if columns is None or column.name in columns]
+        return pa.schema(wanted).empty_table()
 
     def attention(self) -> pa.Table:
         """The attention rows of all committed shards."""
@@ -120,7 +117,7 @@ class Dataset:
         ):
             raise OutputError(
                 f"{self.storage.place(name)} does not say how the pictures were scored: remove it, and "
-                f"score anew with --metric {metric}."
+                f"score again with --metric {metric}."
             )
         return run
 
@@ -142,16 +139,10 @@ class Dataset:
         self, metric: str, shard: int, columns: list[str] | None = None
     ) -> tuple[pa.Table, dict[str, str]]:
         """The same, and what the table says of itself: see `layout.SCORES_FINGERPRINT` and the one after it."""
-        name = layout.metric_name(metric, shard)
-        with (
-            self._whole(name),
-            self.storage.open(name) as source,
-            pq.ParquetFile(source) as file,
-        ):
+        with self._parquet(layout.metric_name(metric, shard)) as file:
             table = file.read(columns)
-        marks = {
-            key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()
-        }
+        said = table.schema.metadata or {}
+        marks = {key.decode(): value.decode() for key, value in said.items()}
         return table.replace_schema_metadata(None), marks
 
     def metric_fingerprint(self, metric: str) -> str | None:
@@ -194,7 +185,7 @@ class Dataset:
         except (OSError, SyntaxError, ValueError) as error:  # what Pillow says of damaged files
             place = self.storage.place(row["file_name"] or layout.metadata_name(row["shard"]))
             raise OutputError(
-                f"The picture of row {row['id']} in {place} is damaged: {self._mend()}"
+                f"The picture of row {row['id']} in {place} is damaged: {self._repair()}"
             ) from error
         return image
 
@@ -206,14 +197,12 @@ class Dataset:
             OutputError: the row has none, or it cannot be read.
         """
         name = row["file_name"]
-        if name is not None and "#" not in name:
-            return self.storage.read_bytes(name)
-        if name is not None:
-            place, key = name.split("#")
-            read = tar_members
+        if name is None:
+            place, key, read = layout.metadata_name(row["shard"]), row["id"], parquet_images
+        elif "#" in name:
+            (place, key), read = name.split("#"), tar_members
         else:
-            place, key = layout.metadata_name(row["shard"]), row["id"]
-            read = parquet_images
+            return self.storage.read_bytes(name)
         if self._held[0] != place:
             with self._whole(place):
                 self._held = (place, dict(read(self.storage.read_bytes(place))))
@@ -226,15 +215,16 @@ class Dataset:
             ) from None
 
     def _table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        with (
-            self._whole(name),
-            self.storage.open(name) as source,
-            pq.ParquetFile(source) as file,
-        ):
+        with self._parquet(name) as file:
             names = file.schema_arrow.names
             if columns is None and layout.IMAGE_COLUMN.name in names:
                 columns = [name for name in names if name != layout.IMAGE_COLUMN.name]
             return file.read(columns).replace_schema_metadata(None)
+
+    @contextmanager
+    def _parquet(self, name: str) -> Iterator[pq.ParquetFile]:
+        with self._whole(name), self.storage.open(name) as source, pq.ParquetFile(source) as file:
+            yield file
 
     @contextmanager
     def _whole(self, name: str) -> Iterator[None]:
@@ -247,13 +237,13 @@ class Dataset:
             place = self.storage.place(name)
             if isinstance(error, OSError) and error.strerror:  # Arrow's own errors have none
                 raise OutputError(f"Cannot read {place}: {error.strerror}.") from error
-            mend = self._mend()
+            fix = self._repair()
             if name.startswith(layout.METRICS):
                 metric = name.split("/")[1]
-                mend = f"`aae-batch evaluate` with --metric {metric} makes it again."
-            raise OutputError(f"{place} is damaged: {mend}") from error
+                fix = f"`aae-batch evaluate` with --metric {metric} makes it again."
+            raise OutputError(f"{place} is damaged: {fix}") from error
 
-    def _mend(self) -> str:
+    def _repair(self) -> str:
         return (
             f"`aae-batch verify --repair {self.storage.root}` removes what is, and the command that "
             "began the run makes it again."

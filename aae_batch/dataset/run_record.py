@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -38,6 +39,24 @@ class _Record(BaseModel):
     layout: Layout
     image_format: dict[str, Any]
     versions: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Shards:
+    """How a run's rows are cut: `shards[i]` are the places in the manifest of the rows of shard `i`."""
+
+    rows: int
+    size: int
+
+    @classmethod
+    def of(cls, run: Mapping[str, Any]) -> Shards:
+        return cls(run["rows"], run["shard_size"])
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.size)
+
+    def __getitem__(self, shard: int) -> range:
+        return range(shard * self.size, min((shard + 1) * self.size, self.rows))
 
 
 class _Courtesy(BaseModel):

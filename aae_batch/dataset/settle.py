@@ -18,7 +18,7 @@ from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.store.base import Storage
 
 
-def is_picture(data: bytes, size: tuple[int, int] | None, image_format: ImageFormat) -> bool:
+def is_picture(data: bytes, image_format: ImageFormat, size: tuple[int, int] | None = None) -> bool:
     """Whether it is a whole picture in that format, of that width and height, or of any."""
     try:
         with Image.open(io.BytesIO(data)) as image:
@@ -27,17 +27,6 @@ def is_picture(data: bytes, size: tuple[int, int] | None, image_format: ImageFor
             return fits and str(image.format).lower() == image_format.kind
     except Exception:  # Pillow's decoders raise whatever they stumble over
         return False
-
-
-def settle_picture(
-    storage: Storage, name: str, data: bytes, size: tuple[int, int], image_format: ImageFormat
-) -> bytes | None:
-    """Create a picture. Returns the bytes that are there: these, or those of the same picture that came
-    first; None where something else has its name."""
-    if storage.create_bytes(name, data):
-        return data
-    stored = storage.read_bytes(name)
-    return stored if stored == data or is_picture(stored, size, image_format) else None
 
 
 def settle(

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from aae_batch.dataset.layout import PROGRESS, PROGRESS_SECONDS, SUMMARY, ProgressRecord
+from aae_batch.dataset.run_record import Shards
 
 SILENT_AFTER = 4 * PROGRESS_SECONDS
 """A job that has said nothing for so long has stopped, or hangs."""
@@ -68,24 +69,27 @@ def status(
         committed: its shards whose metadata is listed.
         now: seconds since 1970.
     """
-    rows, size = run["rows"], run["shard_size"]
-    shards = -(-rows // size)
-    committed = {shard for shard in committed if shard < shards}
-    rows_done = sum(min(size, rows - shard * size) for shard in committed)
-    all_there = len(committed) == shards
+    planned = Shards.of(run)
+    done = {shard for shard in committed if shard < len(planned)}
+    rows_done = sum(len(planned[shard]) for shard in done)
+    all_there = len(done) == len(planned)
     complete = all_there and summary is not None
     notes = []
     finished, failures, speed, eta = rows_done, None, None, None
-    if complete and summary is not None:
+    if summary is not None and complete:
         failures = summary["failures"]
         speed = (summary.get("last_session") or {}).get("images_per_second")
     elif summary is not None:
         notes.append(f"{SUMMARY} is there and shards are missing: the next run makes them again.")
-    if not complete and progress is None:
+    if complete:
+        pass
+    elif progress is None:
         notes.append(f"There is no {PROGRESS}: failures and speed are not known.")
-    elif not complete and progress is not None and progress["rows"] != rows:
-        notes.append(f"{PROGRESS} is of {progress['rows']} rows, not of {rows}: it is left aside.")
-    elif not complete and progress is not None:
+    elif progress["rows"] != planned.rows:
+        notes.append(
+            f"{PROGRESS} is of {progress['rows']} rows, not of {planned.rows}: it is left aside."
+        )
+    else:
         failures = progress["failures"]
         silent = now - datetime.fromisoformat(progress["time"]).timestamp()
         if silent < SILENT_AFTER:
@@ -101,17 +105,7 @@ def status(
                     f"{rows_done - progress['done']} rows were committed after that; failures among "
                     "them are not counted."
                 )
-    if all_there and summary is None:
+    if all_there and not complete:
         notes.append(f"All is there but {SUMMARY}: the same command writes it.")
-    return Status(
-        rows,
-        shards,
-        rows_done,
-        len(committed),
-        finished,
-        failures,
-        speed,
-        eta,
-        complete,
-        tuple(notes),
-    )
+    counts = (planned.rows, len(planned), rows_done, len(done), finished)
+    return Status(*counts, failures, speed, eta, complete, tuple(notes))

@@ -65,15 +65,8 @@ def _is_json(kind: pa.DataType) -> bool:
         fields = [kind.field(i) for i in range(kind.num_fields)]
         unique = len({field.name for field in fields}) == len(fields)
         return unique and all(_is_json(field.type) for field in fields)
-    return (
-        pa.types.is_null(kind)
-        or pa.types.is_boolean(kind)
-        or pa.types.is_integer(kind)
-        or pa.types.is_float32(kind)
-        or pa.types.is_float64(kind)
-        or pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-    )
+    plain = (pa.null(), pa.bool_(), pa.float32(), pa.float64(), pa.string(), pa.large_string())
+    return pa.types.is_integer(kind) or kind in plain
 
 
 def _finite(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from aae_batch.dataset.writer import PNG
+from aae_batch.dataset.image_format import PNG
 from aae_batch.report.contact_sheet import Group, Picture, contact_sheet
 
 SAMPLES_SHOWN = 12

@@ -12,10 +12,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from aae_batch.dataset import layout, writer
+from aae_batch.dataset import layout
+from aae_batch.dataset.layouts import shard_of
+from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.rewriting import writing
-from aae_batch.dataset.stored import stored_outcomes
+from aae_batch.dataset.writer import failed
 from aae_batch.errors import JobError, ManifestError, ModelError, OutputError, RowError
 from aae_batch.generate.records import (
     Loaded,
@@ -165,7 +167,7 @@ def worker_settings(
     )
 
 
-class Foreman(Supervisor[writer.Outcome]):
+class Foreman(Supervisor[Outcome]):
     """Keeps a crew at work until every shard is committed."""
 
     def __init__(
@@ -174,7 +176,7 @@ class Foreman(Supervisor[writer.Outcome]):
         plan: Plan,
         manifest: Manifest,
         storage: Storage,
-        ledger: Ledger[writer.Outcome],
+        ledger: Ledger[Outcome],
         crew: Crew,
         actors: ActorPlan,
         report: Callable[[Progress], None],
@@ -217,7 +219,7 @@ class Foreman(Supervisor[writer.Outcome]):
             keep=piece.shard in self.plan.again,
         )
 
-    def _return(self, piece: Piece, outcomes: list[writer.Outcome]) -> None:
+    def _return(self, piece: Piece, outcomes: list[Outcome]) -> None:
         """Commit a shard that came in parts, once the last of them is there."""
         made = self.ledger.returned(piece, outcomes)
         if made is None:
@@ -225,20 +227,19 @@ class Foreman(Supervisor[writer.Outcome]):
         shard, size = piece.shard, self.plan.shard_size
         start, stop = shard * size, min((shard + 1) * size, len(self.manifest))
         extras = self.manifest.part(start, stop).extras
-        form = (self.run_record["fingerprint"], self.plan.layout, self.plan.image_format)
-        write = writer.commit
+        into = shard_of(self.run_record, self.storage, shard)
+        write = into.commit
         if shard in self.plan.again:
-            write = writer.recommit
-            kept = stored_outcomes(Dataset(self.storage), shard, start, self.plan.layout)
+            write = into.recommit
             new = {outcome.index: outcome for outcome in made}
-            made = [new.get(outcome.index, outcome) for outcome in kept]
-        write(self.storage, shard, made, extras, *form)
+            made = [new.get(outcome.index, outcome) for outcome in into.stored_outcomes(start)]
+        write(made, extras)
 
     def _give_up(self, piece: Piece, words: str) -> None:
         (row,) = self.manifest.part(piece.start, piece.stop).rows()
         reason = f"its process died twice while it was generated alone: {words}"
         logger.error("shard=%d row=%s failed %s: %s", piece.shard, row.id, GAVE_UP, words)
-        outcome = writer.failed(row, self.settings.guidance, RowError(row.id, reason), kind=GAVE_UP)
+        outcome = failed(row, self.settings.guidance, RowError(row.id, reason), kind=GAVE_UP)
         self.finished += Tally(done=1, failures=Counter([GAVE_UP]))
         self._return(piece, [outcome])
 

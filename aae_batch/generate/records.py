@@ -15,9 +15,10 @@ from typing import Any
 import pyarrow.compute as pc
 
 import aae_batch
-from aae_batch.dataset import layout, writer
+from aae_batch.dataset import layout
 from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.layout import Layout
+from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.run_record import fingerprint, sealed
 from aae_batch.errors import JobError, OutputError
@@ -79,7 +80,7 @@ class Plan:
         again = {shard: [shard * size + place for place in places] for shard, places in failed}
         return replace(self, again=again)
 
-    def ledger(self) -> Ledger[writer.Outcome]:
+    def ledger(self) -> Ledger[Outcome]:
         return Ledger.of(self.run["rows"], self.shard_size, self.committed, self.again)
 
 

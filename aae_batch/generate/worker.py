@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
-from aae_batch.dataset import writer
-from aae_batch.dataset.image_format import ImageFormat
+from aae_batch.dataset.image_format import PNG, ImageFormat
 from aae_batch.dataset.layout import Layout, metadata_name
+from aae_batch.dataset.layouts import LAYOUTS
+from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.writer import Shard, failed
 from aae_batch.errors import ModelError, RowError
 from aae_batch.generate.records import Loaded
 from aae_batch.generate.settings import weights_digest
@@ -59,7 +61,7 @@ class WorkerSettings:
     lease: str
     weights: str | None = None
     layout: Layout = "files"
-    image_format: ImageFormat = writer.PNG
+    image_format: ImageFormat = PNG
     threads: int | None = None
     writers: int = 2
     s3_endpoint: str | None = None
@@ -85,7 +87,7 @@ class _Open:
 
     task: Task
     missing: set[str]
-    outcomes: list[Future[writer.Outcome]] = field(default_factory=list)
+    outcomes: list[Future[Outcome]] = field(default_factory=list)
     finished: threading.Event = field(default_factory=threading.Event)
     tally: Tally = field(default_factory=Tally)
     error: BaseException | None = None
@@ -148,10 +150,10 @@ class Worker(Actor):
             s3_endpoint=s.s3_endpoint,
         )
 
-    def perform(self, task: Task) -> Report[writer.Outcome]:
+    def perform(self, task: Task) -> Report[Outcome]:
         return self.generate(task)
 
-    def generate(self, task: Task) -> Report[writer.Outcome]:
+    def generate(self, task: Task) -> Report[Outcome]:
         """Generate a piece; commit it if it is a shard. One that is committed, by an actor that died before
         it could say so, is only counted.
 
@@ -164,7 +166,7 @@ class Worker(Actor):
         rows = task.part.rows()
         good = [row for row in rows if row.error is None]
         piece = _Open(task, missing={row.id for row in good})
-        bad = [writer.failed(row, self.settings.guidance) for row in rows if row.error is not None]
+        bad = [failed(row, self.settings.guidance) for row in rows if row.error is not None]
         piece.tally = Tally(len(bad), failures=Counter(one.metadata["error_type"] for one in bad))
         with self._lock:
             if self._broken is not None:
@@ -180,15 +182,7 @@ class Worker(Actor):
                 raise piece.error
             outcomes = bad + [outcome.result() for outcome in piece.outcomes]
             if task.commit:
-                writer.commit(
-                    self.storage,
-                    task.piece.shard,
-                    outcomes,
-                    task.part.extras,
-                    task.fingerprint,
-                    self.settings.layout,
-                    self.settings.image_format,
-                )
+                self._shard(task).commit(outcomes, task.part.extras)
             logger.info("shard=%d rows=%d done", task.piece.shard, len(rows))
             return Report(piece.tally, [] if task.commit else outcomes)
         finally:
@@ -244,18 +238,10 @@ class Worker(Actor):
             if not piece.missing:
                 piece.finished.set()
 
-    def _write(self, piece: _Open, row: Row, result: Result) -> writer.Outcome:
+    def _write(self, piece: _Open, row: Row, result: Result) -> Outcome:
         try:
-            outcome = writer.write_image(
-                self.storage,
-                piece.task.piece.shard,
-                row,
-                result,
-                self.settings.guidance,
-                self.settings.layout,
-                self.settings.image_format,
-                self.metrics.spent,
-                piece.task.keep,
+            outcome = self._shard(piece.task).write_image(
+                row, result, self.settings.guidance, piece.task.keep, self.metrics.spent
             )
         finally:
             self._unwritten.release()
@@ -271,6 +257,10 @@ class Worker(Actor):
             shard = piece.task.piece.shard
             logger.warning("shard=%d row=%s failed %s: %s", shard, row.id, *failures, said["error"])
         return outcome
+
+    def _shard(self, task: Task) -> Shard:
+        kind, image_format = LAYOUTS[self.settings.layout], self.settings.image_format
+        return kind(self.storage, task.piece.shard, task.fingerprint, image_format)
 
     def _break(self, error: BaseException) -> None:
         with self._lock:

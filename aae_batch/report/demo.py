@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from aae_batch.cli.terminal import progress_reporter
+from aae_batch.dataset.image_format import PNG
 from aae_batch.dataset.reader import Dataset
-from aae_batch.dataset.writer import PNG
 from aae_batch.evaluate.detector import SHAPES
 from aae_batch.evaluate.driver import score
 from aae_batch.evaluate.settings import ScoreSettings

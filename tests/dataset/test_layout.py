@@ -4,6 +4,9 @@ import pyarrow as pa
 import pytest
 
 from aae_batch.dataset import layout
+from aae_batch.dataset.image_format import ImageFormat
+from aae_batch.dataset.layouts import Files, Table, Tar
+from aae_batch.store.open import open_storage
 
 
 def test_names_are_those_of_the_contract():
@@ -12,10 +15,12 @@ def test_names_are_those_of_the_contract():
     assert layout.metadata_name(12) == "metadata/00012.parquet"
 
 
-def test_metadata_says_where_a_picture_is():
-    assert layout.file_name("files", 12, "cat", ".jpg") == "images/00012/cat.jpg"
-    assert layout.file_name("webdataset", 12, "cat", ".png") == "images/00012.tar#cat.png"
-    assert layout.file_name("parquet", 12, "cat", ".png") is None
+def test_metadata_says_where_a_picture_is(tmp_path):
+    storage = open_storage(tmp_path)
+    jpeg = Files(storage, 12, "f", ImageFormat(kind="jpeg"))
+    assert jpeg.file_name("cat") == "images/00012/cat.jpg"
+    assert Tar(storage, 12, "f").file_name("cat") == "images/00012.tar#cat.png"
+    assert Table(storage, 12, "f").file_name("cat") is None
 
 
 def test_ids_with_dots_keep_keys_of_their_own_in_a_tar():

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from aae_batch.dataset import layout, writer
+from aae_batch.dataset.layouts import LAYOUTS
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.rewriting import writing
-from aae_batch.dataset.stored import stored_outcomes
 from aae_batch.dataset.verify import verify
 from aae_batch.dataset.webdataset import add_member
 from aae_batch.errors import OutputError, RequestError
@@ -24,7 +24,7 @@ from aae_batch.manifest.row import read_row
 from aae_batch.request import Result
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.store.open import open_storage
-from tests.small_output import STEPS, _outcome
+from tests.small_output import STEPS, outcome
 
 CONFIG = GuidanceConfig(num_inference_steps=STEPS)
 ROWS = [
@@ -32,7 +32,6 @@ ROWS = [
     read_row(1, {"id": "b", "prompt": "a cat", "subjects": ["cat"]}),
 ]
 NO_EXTRAS = pa.table([pa.nulls(2)], ["x"]).select([])
-LAYOUTS = ["files", "webdataset", "parquet"]
 
 
 @pytest.fixture
@@ -43,12 +42,12 @@ def storage(tmp_path):
 def outcomes(storage, form: str, loss: float = 0.5, color: str | None = None):
     """What an attempt has made of shard 0; another one may round otherwise, or draw in another colour."""
     if color is None:
-        return [_outcome(storage, 0, row, loss, CONFIG, form) for row in ROWS]
+        return [outcome(LAYOUTS[form](storage, 0, "f"), row, loss, CONFIG) for row in ROWS]
     results = [
         Result(row.request, image=Image.new("RGB", (16, 8), color), seconds=1.0) for row in ROWS
     ]
     return [
-        writer.write_image(storage, 0, row, result, CONFIG, form)
+        LAYOUTS[form](storage, 0, "f").write_image(row, result, CONFIG)
         for row, result in zip(ROWS, results, strict=True)
     ]
 
@@ -75,7 +74,7 @@ def everything(storage) -> dict[str, bytes]:
 
 
 def commit(storage, made, form: str) -> None:
-    writer.commit(storage, 0, made, NO_EXTRAS, "f", form)
+    LAYOUTS[form](storage, 0, "f").commit(made, NO_EXTRAS)
 
 
 def assert_whole(storage, form: str, ok: int = 2) -> None:
@@ -110,8 +109,8 @@ def test_an_attempt_that_died_anywhere_is_finished_with_what_it_left(
     left = everything(storage)
     others = outcomes(storage, form, loss=0.25, color="red")
     second = [
-        replace(outcome, metadata=other.metadata, image=other.image)
-        for outcome, other in zip(outcomes(storage, form), others, strict=True)
+        replace(one, metadata=other.metadata, image=other.image)
+        for one, other in zip(outcomes(storage, form), others, strict=True)
     ]
     commit(storage, second, form)
     assert {name: everything(storage)[name] for name in left} == left
@@ -196,7 +195,7 @@ def test_a_picture_of_another_size_or_format_is_none_of_the_run_s(storage):
     buffer = io.BytesIO()
     Image.new("RGB", (16, 8)).save(buffer, "WEBP")
     storage.write_bytes("images/00000/b.png", buffer.getvalue())
-    assert [outcome.metadata["error_type"] for outcome in outcomes(storage, "files")] == [
+    assert [one.metadata["error_type"] for one in outcomes(storage, "files")] == [
         "OccupiedError",
         "OccupiedError",
     ]
@@ -218,11 +217,12 @@ def test_a_rewriting_killed_anywhere_is_finished_by_the_next_writer(
         extras = manifest.part(2, 4).extras
     row = read_row(3, {"id": "bad", "prompt": "a cat"})
     result = Result(row.request, image=Image.new("RGB", (16, 8), "green"), seconds=1.0)
-    new = writer.write_image(storage, 1, row, result, CONFIG, form, keep=True)
-    kept = stored_outcomes(Dataset(storage), 1, 2, form)
+    shard = LAYOUTS[form](storage, 1, fingerprint)
+    new = shard.write_image(row, result, CONFIG, keep=True)
+    kept = shard.stored_outcomes(2)
     assert verify(storage).proved  # the new picture is not there yet
     with dying_after(written, "write_bytes", type(storage), monkeypatch):
-        writer.recommit(storage, 1, [kept[0], new], extras, fingerprint, form)
+        shard.recommit([kept[0], new], extras)
     with writing(storage):
         pass
     found = verify(storage)

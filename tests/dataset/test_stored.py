@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from aae_batch.dataset import writer
 from aae_batch.dataset.layout import attention_name, metadata_name
+from aae_batch.dataset.layouts import shard_of
 from aae_batch.dataset.reader import Dataset
-from aae_batch.dataset.stored import stored_outcomes
 from aae_batch.manifest.reader import open_manifest
 
 
@@ -17,12 +16,13 @@ def test_a_shard_written_again_from_its_outcomes_is_the_same(make_output, layout
     assert run is not None
     names = [metadata_name(1), attention_name(1), *output.storage.list("images/")]
     before = {name: output.storage.read_bytes(name) for name in names}
-    outcomes = stored_outcomes(dataset, 1, 2, layout)
+    shard = shard_of(run, output.storage, 1)
+    outcomes = shard.stored_outcomes(2)
     assert [outcome.index for outcome in outcomes] == [2, 3]
     assert [outcome.failed for outcome in outcomes] == [False, True]
     with open_manifest(output.manifest) as manifest:
         _, extras = manifest.read(2, 4)
-    writer.commit(output.storage, 1, outcomes, extras, run["fingerprint"], layout)
+    shard.commit(outcomes, extras)
     assert {name: output.storage.read_bytes(name) for name in names} == before
 
 

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from aae_batch.dataset import layout, verify
+from aae_batch.dataset import layout, verify, verify_shard
+from aae_batch.dataset.problem import Problem
 from aae_batch.dataset.reader import Dataset
-from aae_batch.dataset.verify import Problem
 from aae_batch.dataset.webdataset import add_member, tar_members
 from aae_batch.manifest.reader import open_manifest
 
@@ -372,7 +372,7 @@ def test_another_manifest_is_found_out(make_output):
 
 
 def test_many_problems_of_a_shard_are_counted(make_output, monkeypatch):
-    monkeypatch.setattr(verify, "PROBLEMS_A_SHARD", 1)
+    monkeypatch.setattr(verify_shard, "PROBLEMS_A_SHARD", 1)
     storage = make_output().storage
     for name in ("a", "b"):
         storage.delete(f"images/00000/{name}.png")

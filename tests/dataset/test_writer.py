@@ -11,7 +11,8 @@ import webdataset
 from PIL import Image
 
 from aae_batch.dataset import writer
-from aae_batch.dataset.image_format import ImageFormat
+from aae_batch.dataset.image_format import PNG, ImageFormat
+from aae_batch.dataset.layouts import LAYOUTS, Files, Table, Tar
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.webdataset import tar_members
 from aae_batch.errors import OutputError
@@ -37,15 +38,22 @@ def storage(tmp_path):
     return open_storage(tmp_path)
 
 
-def outcomes(storage, *form, seconds=2.0):
+def into(storage, kind=Files, shard=7, **form):
+    return kind(storage, shard, "f", **form)
+
+
+def outcomes(shard, seconds=2.0):
     good = read_row(0, {"id": "good", "prompt": "a cat", "guidance_scale": 3})
     bad = read_row(1, {"id": "bad", "prompt": "a cat", "seed": "x"})
     result = Result(good.request, image=Image.new("RGB", (16, 8), "red"), seconds=seconds)
-    return [writer.failed(bad, CONFIG), writer.write_image(storage, 7, good, result, CONFIG, *form)]
+    return [
+        writer.failed(bad, CONFIG),
+        shard.write_image(good, result, CONFIG),
+    ]
 
 
 def test_a_shard_is_in_the_manifest_s_order_with_what_was_used(storage):
-    writer.commit(storage, 7, outcomes(storage), NO_EXTRAS, "f")
+    into(storage).commit(outcomes(into(storage)), NO_EXTRAS)
     good, bad = Dataset(storage).metadata().to_pylist()
     assert (good["id"], good["status"], good["n"], good["shard"]) == ("good", "ok", 0, 7)
     assert (good["guidance_scale"], good["num_inference_steps"]) == (3.0, 50)
@@ -57,9 +65,9 @@ def test_a_shard_is_in_the_manifest_s_order_with_what_was_used(storage):
 
 
 def test_pictures_of_an_attempt_that_did_not_finish_are_swept_away(storage):
-    storage.write_bytes("images/00007/bad.png", writer.PNG.encode(Image.new("RGB", (16, 8))))
+    storage.write_bytes("images/00007/bad.png", PNG.encode(Image.new("RGB", (16, 8))))
     storage.write_bytes("images/00008/other.png", b"another shard's")
-    writer.commit(storage, 7, outcomes(storage), NO_EXTRAS, "f")
+    into(storage).commit(outcomes(into(storage)), NO_EXTRAS)
     assert storage.list("images/") == ["images/00007/good.png", "images/00008/other.png"]
 
 
@@ -72,7 +80,7 @@ def test_metadata_is_written_last(storage, monkeypatch):
         return create(self, name, data)
 
     monkeypatch.setattr(LocalStorage, "create_bytes", created)
-    writer.commit(storage, 7, outcomes(storage), NO_EXTRAS, "f")
+    into(storage).commit(outcomes(into(storage)), NO_EXTRAS)
     assert written == [
         "images/00007/good.png",
         "attention/00007.parquet",
@@ -83,8 +91,8 @@ def test_metadata_is_written_last(storage, monkeypatch):
 @pytest.mark.parametrize("layout", ["files", "webdataset", "parquet"])
 @pytest.mark.parametrize("kind", ["png", "webp", "jpeg"])
 def test_every_layout_gives_a_row_its_picture(storage, layout, kind):
-    form = (layout, ImageFormat(kind=kind))
-    writer.commit(storage, 7, outcomes(storage, *form), NO_EXTRAS, "f", *form)
+    shard = into(storage, LAYOUTS[layout], image_format=ImageFormat(kind=kind))
+    shard.commit(outcomes(shard), NO_EXTRAS)
     dataset = Dataset(storage)
     good, bad = dataset.metadata().to_pylist()
     assert hashlib.sha256(dataset.image_bytes(good)).hexdigest() == good["sha256"]
@@ -95,8 +103,8 @@ def test_every_layout_gives_a_row_its_picture(storage, layout, kind):
 
 
 def test_a_tar_has_pictures_and_what_is_said_of_them_in_order(storage):
-    form = ("webdataset", ImageFormat())
-    writer.commit(storage, 7, outcomes(storage, *form), EXTRAS, "f", *form)
+    shard = into(storage, Tar)
+    shard.commit(outcomes(shard), EXTRAS)
     members = dict(tar_members(storage.read_bytes("images/00007.tar")))
     assert list(members) == ["good.png", "good.json"]
     said = json.loads(members["good.json"])
@@ -108,23 +116,23 @@ def test_a_tar_has_pictures_and_what_is_said_of_them_in_order(storage):
 
 
 def test_the_same_shard_is_the_same_tar(storage):
-    form = ("webdataset", ImageFormat())
+    shard = into(storage, Tar)
     tars = set()
     for seconds in (1.0, 2.0):
-        made = outcomes(storage, *form, seconds=seconds)
-        writer.commit(storage, 7, made, EXTRAS, "f", *form)
+        made = outcomes(shard, seconds=seconds)
+        shard.commit(made, EXTRAS)
         tars.add(storage.read_bytes("images/00007.tar"))
     assert len(tars) == 1
 
 
 def test_webdataset_reads_the_tars(storage):
-    form = ("webdataset", ImageFormat())
     for shard, name in enumerate(["v1.5-cat", "v1.5-dog"]):
         row = read_row(0, {"id": name, "prompt": name})
         result = Result(row.request, image=Image.new("RGB", (16, 8), "red"))
-        made = writer.write_image(storage, shard, row, result, CONFIG, *form)
-        writer.commit(storage, shard, [made], NO_EXTRAS.slice(0, 1), "f", *form)
-    writer.commit(storage, 2, outcomes(storage, *form)[:1], NO_EXTRAS.slice(1), "f", *form)
+        tar = into(storage, Tar, shard)
+        tar.commit([tar.write_image(row, result, CONFIG)], NO_EXTRAS.slice(0, 1))
+    tar = into(storage, Tar, 2)
+    tar.commit(outcomes(tar)[:1], NO_EXTRAS.slice(1))
     tars = [storage.place(f"images/{shard:05d}.tar") for shard in range(3)]
     samples = list(webdataset.WebDataset(tars, shardshuffle=False).decode("pil"))
     assert [sample["json"]["id"] for sample in samples] == ["v1.5-cat", "v1.5-dog"]
@@ -132,8 +140,8 @@ def test_webdataset_reads_the_tars(storage):
 
 
 def test_datasets_shows_the_pictures_of_the_tables(storage, tmp_path):
-    form = ("parquet", ImageFormat())
-    writer.commit(storage, 7, outcomes(storage, *form), NO_EXTRAS, "f", *form)
+    shard = into(storage, Table)
+    shard.commit(outcomes(shard), NO_EXTRAS)
     assert storage.list("images/") == []
     loaded = datasets.load_dataset(
         "parquet", data_dir=storage.place("metadata"), split="train", cache_dir=tmp_path / "cache"

@@ -19,8 +19,11 @@ import pytest
 from typer.testing import CliRunner
 
 from aae_batch import cli
-from aae_batch.dataset import layout, writer
+from aae_batch.dataset import layout
+from aae_batch.dataset.layouts import shard_of
+from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.writer import Shard, failed
 from aae_batch.errors import JobError, ModelError, OutputError, SettingsError
 from aae_batch.evaluate.attention import AttentionMetric
 from aae_batch.evaluate.clip import ClipMetric
@@ -82,15 +85,14 @@ def make_output(folder: Path, form: str = "files", root: str | None = None) -> s
         run = begun(storage, plan)
         for piece in list(plan.ledger().todo):
             rows, extras = opened.read(piece.start, piece.stop)
-            how = (plan.layout, plan.image_format)
-            made = [outcome(storage, piece.shard, row, guidance, *how) for row in rows]
-            writer.commit(storage, piece.shard, made, extras, run["fingerprint"], *how)
+            into = shard_of(run, storage, piece.shard)
+            into.commit([outcome(into, row, guidance) for row in rows], extras)
     return root
 
 
-def outcome(storage, shard, row, guidance, *how) -> writer.Outcome:
+def outcome(into: Shard, row, guidance) -> Outcome:
     if row.error is not None:
-        return writer.failed(row, guidance)
+        return failed(row, guidance)
     request = row.request
     best = 0.9 if request.method == GUIDED else 0.3
     seen = AttentionRecord(
@@ -109,7 +111,7 @@ def outcome(storage, shard, row, guidance, *how) -> writer.Outcome:
     )
     names = shown({"id": request.id, "method": request.method})
     result = Result(request, image=drawn(*names, seed=request.seed), attention=seen, seconds=1.0)
-    return writer.write_image(storage, shard, row, result, guidance, *how)
+    return into.write_image(row, result, guidance)
 
 
 @pytest.fixture(scope="module")

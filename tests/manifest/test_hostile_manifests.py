@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from aae_batch.dataset import writer
+from aae_batch.dataset.layouts import Files
 from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.writer import failed
 from aae_batch.errors import ManifestError, RequestError, SubjectError
 from aae_batch.manifest.reader import open_manifest
 from aae_batch.manifest.row import Row, read_row
@@ -73,13 +74,14 @@ def write_dataset(path: Path, root: Path) -> pa.Table:
     picture = Image.new("RGB", (8, 8))
     with open_manifest(path) as manifest:
         rows, extras = manifest.read(0, len(manifest))
+        into = Files(storage, 0, "f")
         outcomes = [
-            writer.failed(row, config)
+            failed(row, config)
             if row.error
-            else writer.write_image(storage, 0, row, Result(row.request, picture), config)
+            else into.write_image(row, Result(row.request, picture), config)
             for row in rows
         ]
-        writer.commit(storage, 0, outcomes, extras, "f")
+        into.commit(outcomes, extras)
     return Dataset(root).metadata()
 
 

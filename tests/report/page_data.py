@@ -12,7 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from aae_batch.dataset import layout, writer
+from aae_batch.dataset import layout
+from aae_batch.dataset.image_format import PNG
+from aae_batch.dataset.layouts import LAYOUTS, shard_of
+from aae_batch.dataset.outcome import Outcome
+from aae_batch.dataset.writer import failed
 from aae_batch.generate.records import make_plan
 from aae_batch.generate.settings import JobSettings
 from aae_batch.manifest.reader import open_manifest
@@ -50,7 +54,7 @@ ROWS = [
 def write_dataset(
     root: Path,
     rows: list[dict],
-    outcome: Callable[[Storage, int, Row, str], writer.Outcome],
+    outcome: Callable[[Storage, int, Row, str], Outcome],
     form: str = "files",
     shard_size: int = 4,
 ) -> Storage:
@@ -71,17 +75,17 @@ def write_dataset(
         for piece in list(plan.ledger().todo):
             read, extras = opened.read(piece.start, piece.stop)
             made = [outcome(storage, piece.shard, row, form) for row in read]
-            writer.commit(storage, piece.shard, made, extras, run["fingerprint"], form)
+            shard_of(run, storage, piece.shard).commit(made, extras)
     return storage
 
 
-def drawn(storage: Storage, shard: int, row: Row, form: str) -> writer.Outcome:
+def drawn(storage: Storage, shard: int, row: Row, form: str) -> Outcome:
     """A picture, or why there is none. Guided rows reach the thresholds, plain ones do not."""
     if row.error is not None:
-        return writer.failed(row, GUIDANCE)
+        return failed(row, GUIDANCE)
     image = Image.new("RGB", (SIDE, SIDE), COLOUR)
     result = Result(row.request, image=image, attention=record(row), seconds=2.0)
-    return writer.write_image(storage, shard, row, result, GUIDANCE, form)
+    return LAYOUTS[form](storage, shard, "").write_image(row, result, GUIDANCE)
 
 
 def record(row: Row) -> AttentionRecord:
@@ -113,14 +117,14 @@ def write_scores(storage: Storage, metric: str, shard: int, columns: dict) -> No
     storage.write_bytes(layout.metric_name(metric, shard), buffer.getvalue())
 
 
-def many_rows(storage: Storage, shard: int, row: Row, form: str) -> writer.Outcome:
+def many_rows(storage: Storage, shard: int, row: Row, form: str) -> Outcome:
     """A row that costs no time to make: all show one picture, and the attention of a usual size."""
     steps, side = 50, 16
     rng = np.random.default_rng(row.index)
     name = layout.image_name(0, "picture")
     if row.index == 0:
         image = Image.new("RGB", (SIDE, SIDE), COLOUR)
-        storage.write_bytes(name, writer.PNG.encode(image))
+        storage.write_bytes(name, PNG.encode(image))
     attention = [
         {
             "id": row.id,
@@ -149,4 +153,4 @@ def many_rows(storage: Storage, shard: int, row: Row, form: str) -> writer.Outco
         "neglected": row.index % 10 == 0,
         "seconds": 1.0,
     }
-    return writer.Outcome(row.index, metadata, attention)
+    return Outcome(row.index, metadata, attention)
