@@ -1,9 +1,9 @@
-"""Two subjects, two pictures from the same noise: plain Stable Diffusion, and Attend-and-Excite.
+"""Two subjects, two images from the same noise: plain Stable Diffusion, and Attend-and-Excite.
 
     python examples/engine.py
 
-writes plain.png and guided.png into the current folder. It needs neither a GPU nor a model hub: the
-model is the small one in the package, which draws coloured shapes.
+writes plain.png and guided.png into the current folder. It needs neither a GPU nor a model hub: the small
+model in the package draws coloured shapes.
 """
 
 from aae_batch import Engine, GuidanceConfig, Request
@@ -11,7 +11,8 @@ from aae_batch import Engine, GuidanceConfig, Request
 PROMPT = "a red circle and a blue square"
 SUBJECTS = ["red circle", "blue square"]
 
-engine = Engine.from_pretrained("shapes", slots=2)  # or a hub id, a folder in diffusers' layout, a URL
+# "shapes" is the embedded model; a hub id, a folder in diffusers' layout or a URL works as well.
+engine = Engine.from_pretrained("shapes", slots=2)
 
 # The settings the embedded model was tuned with; `GuidanceConfig()` holds the paper's.
 config = GuidanceConfig(

@@ -1,5 +1,5 @@
-"""The commands and Python blocks of the README, and the Python blocks of docs/python.md, run as written,
-one after the other: from a checkout, and (slow) from an installed wheel."""
+"""The commands and Python blocks of the README, and the Python blocks of docs/python.md and
+docs/evaluation.md, run as written, one after the other: from a checkout, and (slow) from a wheel."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from aae_batch.dataset.reader import Dataset
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+EVALUATION = ROOT / "docs" / "evaluation.md"
 
 
 def blocks(document: Path, language: str) -> list[str]:
@@ -90,15 +91,19 @@ def test_a_fresh_folder_takes_the_commands_then_the_python_blocks(installed, tmp
     assert {"image", "prompt", "final_loss"} <= set(exported.column_names)
 
     example, notebook = blocks(README, "python")
-    more = blocks(ROOT / "docs" / "python.md", "python")
-    assert len(more) == 4
+    more = [*blocks(ROOT / "docs" / "python.md", "python"), *blocks(EVALUATION, "python")]
+    assert len(more) == 5
     program = "\n".join([example, "print('---')", notebook, "print('---')", *more])
     printed = installed.run("python", "-c", program, cwd=tmp_path).split("---\n")
     assert [len(part.splitlines()) for part in printed[:2]] == [4, 0]
     assert sorted(path.name for path in tmp_path.glob("*.png")) == [f"{i}.png" for i in range(4)]
     assert "green star" in printed[2]
-    where = installed.run("python", "-c", "import aae_batch; print(aae_batch.__file__)", cwd=tmp_path)
-    assert Path(where.strip()).is_relative_to(ROOT) == (installed.bin == Path(sys.executable).parent)
+    where = installed.run(
+        "python", "-c", "import aae_batch; print(aae_batch.__file__)", cwd=tmp_path
+    )
+    assert Path(where.strip()).is_relative_to(ROOT) == (
+        installed.bin == Path(sys.executable).parent
+    )
 
 
 @pytest.mark.slow
@@ -113,7 +118,9 @@ def test_the_wheel_has_the_package_and_nothing_else(wheel):
 def test_every_link_leads_somewhere():
     """To a file or folder of this repository, and to a heading that is there."""
     for document in documents():
-        for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        for target in re.findall(
+            r"\]\((?!https?:)([^)\s]+)\)", document.read_text(encoding="utf-8")
+        ):
             path, _, heading = target.partition("#")
             file = document.parent / path if path else document
             assert file.exists(), f"{document.name}: {target}"
