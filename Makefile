@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps open_clip_torch
 	@touch $@
 
-demo: install ## make a small dataset with the embedded model, and look at it
+demo: install ## generate a small dataset with the embedded model, and a page to view it
 	$(BIN)/aae-batch demo
 
 browser: ## install Chromium for the page's tests, where there is none and apt-get may
@@ -53,7 +53,7 @@ lint: install ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: install ## let ruff mend and format the code
+format: install ## let ruff fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

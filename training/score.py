@@ -210,7 +210,7 @@ def interval(
 def table(scores: dict[str, list[Score]]) -> str:
     """The comparison as Markdown."""
     lines = [
-        "| | pictures | both shapes | both, colours right | at least one | junk a picture | refinements | thresholds met |",
+        "| | images | both shapes | both, colours right | at least one | junk per image | refinements | thresholds met |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for way, some in scores.items():
