@@ -48,7 +48,7 @@ def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
 
 def test_what_a_killed_writer_left_is_swept_by_the_next_and_at_the_end(tmp_path):
     code = (
-        "import os, signal, sys; from pathlib import Path; from aae_batch.dataset import whole_file\n"
+        "import os, signal, sys; from pathlib import Path; from aae_batch.store import whole_file\n"
         "os.link = lambda *of: os.kill(os.getpid(), signal.SIGKILL)\n"
         "whole_file.create(Path(sys.argv[1]), 'images/a.png', b'1')"
     )
