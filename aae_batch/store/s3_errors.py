@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from boto3.exceptions import Boto3Error
 from botocore import exceptions as boto
 
 from aae_batch.errors import OutputError
-
-if TYPE_CHECKING:
-    from aae_batch.store.s3 import S3Storage
+from aae_batch.store.base import Storage
 
 MISSING = {"NoSuchKey", "404"}
 THERE = {"PreconditionFailed", "412"}
@@ -41,7 +38,7 @@ _REFUSED = {
         "IllegalLocationConstraintException",
     },
 }
-"""By the code of the store's answer. `{0}` is the storage."""
+"""By the code of the store's answer. `{0}` is the `S3Storage`."""
 
 _FAILED: dict[str, tuple[type[Exception], ...]] = {
     "no AWS credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a profile "
@@ -59,7 +56,7 @@ _FAILED: dict[str, tuple[type[Exception], ...]] = {
 
 @contextmanager
 def explained(
-    storage: S3Storage, verb: str, name: str, passing: Collection[str] = frozenset()
+    storage: Storage, verb: str, name: str, passing: Collection[str] = frozenset()
 ) -> Iterator[None]:
     """Errors of boto3 as one sentence, but those with a code that the caller knows. Their own words
     are left out: they may quote headers.
