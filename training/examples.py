@@ -12,19 +12,9 @@ from torch import Tensor
 
 from aae_batch.request import Request
 from aae_batch.sampling.words import Tokenizer, resolve_subjects
-from aae_batch.shapes.world import (
-    PAIRS,
-    SHAPES,
-    SIZE,
-    THINGS,
-    Scene,
-    Thing,
-    caption,
-    coverage,
-    place,
-    render,
-)
+from aae_batch.shapes.world import PAIRS, SHAPES, SIZE, THINGS, Thing, caption
 from training.networks import LATENT_SIZE, MAX_TOKENS, WORDS
+from training.pictures import Scene, coverage, place, render
 
 MAP_SIZE = LATENT_SIZE // 2
 """Side of the attention maps at which captions are grounded."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ from aae_batch.sampling.sample import Sample, admit
 from aae_batch.sampling.steering import Progress
 from aae_batch.sampling.texts import Text, over_prompt
 from aae_batch.sampling.trace import describe
+
+Made = TypeVar("Made")
 
 logger = logging.getLogger("aae_batch.sampling.engine")
 
@@ -114,22 +117,6 @@ class Engine:
             yield Batch(self.model, config, self.slots)
 
 
-class _DoesNotFit(Exception):
-    """A forward needs more memory than there is. No sample has moved."""
-
-    def __init__(self, cause: torch.OutOfMemoryError) -> None:
-        self.cause = cause
-
-
-@contextmanager
-def _fitting() -> Iterator[None]:
-    """Around what a forward needs memory for, and nothing that changes a sample."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise _DoesNotFit(error) from None
-
-
 class Batch:
     """The samples in flight, all under one configuration (rows may override parts of it).
 
@@ -183,37 +170,130 @@ class Batch:
         results: list[Result] = []
         with self._timed("excite"):
             for group in self._groups():
-                waiting = [sample for sample in group if not sample.ready]
-                results += self._in_memory(self._excite, waiting)
+                results += self._excite([sample for sample in group if not sample.ready])
         with self._timed("denoise"):
             for group in self._groups():
-                ready = [sample for sample in group if sample.ready]
-                results += self._in_memory(self._denoise, ready)
+                results += self._denoise([sample for sample in group if sample.ready])
         with self._timed("decode"):
             for sample in [sample for sample in self._samples if sample.finished]:
                 results.append(self._finish(sample))
         return results
 
-    def _in_memory(
-        self, forward: Callable[[list[Sample]], list[Result]], samples: list[Sample]
-    ) -> list[Result]:
-        """`forward` over the samples, `slots` at a time; where they do not fit, with half the slots."""
-        results = []
+    def _excite(self, samples: list[Sample]) -> list[Result]:
+        """Move each sample down the gradient of its own loss, once.
+
+        It moves where the UNet sees it, so that a scheduler which scales its latents (Euler and its kin, by
+        `1 / sqrt(sigma^2 + 1)`) guides as far as one that does not.
+        """
+        failed = []
+        for some, (losses, gradient) in self._fitting(self._guide, samples):
+            for sample, loss, slope in zip(some, losses, gradient, strict=True):
+                step_size = _advance(sample, loss)
+                if step_size:
+                    sample.latents = sample.latents - step_size / sample.input_scale * slope
+            failed += self._drop_non_finite(some, "the guided latent update")
+        return failed
+
+    def _denoise(self, samples: list[Sample]) -> list[Result]:
+        """Take one scheduler step with each sample."""
+        failed = []
+        for some, noises in self._fitting(self._predict, samples):
+            for sample, noise in zip(some, noises, strict=True):
+                sample.latents = sample.scheduler.step(  # type: ignore[attr-defined]
+                    noise[None], sample.timestep, sample.latents[None], **sample.step_arguments
+                ).prev_sample[0]
+                sample.step += 1
+                sample.progress = Progress()
+            failed += self._drop_non_finite(some, "denoising")
+        return failed
+
+    # --- the two forwards, which move no sample ---
+
+    def _fitting(
+        self, forward: Callable[[list[Sample]], Made], samples: list[Sample]
+    ) -> Iterator[tuple[list[Sample], Made]]:
+        """`forward` over the samples, `slots` at a time; where memory does not suffice, again with half
+        the slots."""
         while samples:
-            now, later = samples[: self.slots], samples[self.slots :]
+            now = samples[: self.slots]
             try:
-                results += forward(now)
-            except _DoesNotFit as error:
+                made = forward(now)
+            except torch.OutOfMemoryError:
                 if len(now) == 1:
-                    raise error.cause from None
+                    raise
                 self.slots = len(now) // 2
-                logger.warning(
-                    "out of memory with %d slots, going on with %d", len(now), self.slots
-                )
-                self.model.release_memory()
             else:
-                samples = later
-        return results
+                samples = samples[len(now) :]
+                yield now, made
+                continue
+            logger.warning("out of memory with %d slots, going on with %d", len(now), self.slots)
+            self.model.release_memory()
+
+    def _guide(self, samples: list[Sample]) -> tuple[list[float], Tensor]:
+        """The loss of each sample, and its gradient, [batch, channels, height, width], in the latents
+        as the UNet sees them."""
+        latents, timesteps, keys = _inputs([(one, one.text.conditions[0]) for one in samples])
+        latents.requires_grad_(True)
+        with torch.enable_grad():
+            loss = self._observe(samples, self.model.attend(latents, timesteps, keys))
+            (gradient,) = torch.autograd.grad(loss.sum(), latents)
+        return loss.tolist(), gradient
+
+    def _predict(self, samples: list[Sample]) -> list[Tensor]:
+        """What to denoise each sample by, [channels, height, width], from all of their texts.
+
+        A prompt of many conjuncts has many rows: no forward takes more than other methods need.
+        """
+        rows = [(sample, sample.text.negative) for sample in samples if sample.text.negative]
+        negatives = len(rows)
+        rows += [(sample, text) for sample in samples for text in sample.text.conditions]
+        counts = [len(sample.text.conditions) for sample in samples]
+        unseen = [sample for sample in samples if sample.subjects and not sample.guided_now]
+        record_from = negatives if unseen else len(rows)
+        predicted, maps = [], []
+        for start in range(0, len(rows), 2 * self.slots):
+            some = rows[start : start + 2 * self.slots]
+            first = max(0, record_from - start)
+            record = slice(first, None) if first < len(some) else None
+            found, seen = self.model.denoise(*_inputs(some), _values(some), record)
+            predicted.append(found)
+            if seen is not None:
+                maps.append(seen)
+        if unseen:
+            of = dict(zip(samples, torch.cat(maps).split(counts), strict=True))
+            self._observe(unseen, torch.cat([of[sample] for sample in unseen]))
+        noise = torch.cat(predicted)
+        unconditional = iter(noise[:negatives])
+        return [
+            sample.text.combine(next(unconditional) if sample.text.negative else None, conditional)
+            for sample, conditional in zip(samples, noise[negatives:].split(counts), strict=True)
+        ]
+
+    def _observe(self, samples: list[Sample], maps: Tensor) -> Tensor:
+        """The loss of every sample, [batch], from the maps of its conditions, [conditions of all
+        samples, height, width, tokens].
+
+        Notes the figures of every subject in the samples' traces on the way.
+        """
+        texts = [sample.text for sample in samples]
+        ends = [condition.words_end for text in texts for condition in text.conditions]
+        token_indices = [[s.token_indices for s in sample.subjects] for sample in samples]
+        counts = [len(sample.subjects) for sample in samples]
+        pooling = self.config.subject_pooling
+        words = normalize_over_words(maps, torch.tensor(ends, device=maps.device))
+        by_subject = pool_subjects(over_prompt(words, texts), token_indices, pooling)
+        excitations = excitation(smooth(by_subject))
+        loss = attend_and_excite_loss(excitations, torch.tensor(counts, device=maps.device))
+        with torch.no_grad():
+            figures = describe(by_subject, excitations).cpu().float().numpy()
+            raw = pool_subjects(over_prompt(maps.detach(), texts), token_indices, pooling)
+            for i, (sample, n, value) in enumerate(
+                zip(samples, counts, loss.tolist(), strict=True)
+            ):
+                sample.trace.observe(sample.step, figures[i, :n], value, raw[i, :n])
+        return loss
+
+    # --- helpers ---
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
@@ -222,95 +302,6 @@ class Batch:
             yield
         finally:
             self.seconds[phase] += time.perf_counter() - start
-
-    # --- the two forwards ---
-
-    def _excite(self, samples: list[Sample]) -> list[Result]:
-        """One guided forward and backward: each sample moves down the gradient of its own loss.
-
-        It moves where the UNet sees it, so that a scheduler which scales its latents (Euler and its kin, by
-        `1 / sqrt(sigma^2 + 1)`) guides as far as one that does not.
-        """
-        if not samples:
-            return []
-        with torch.enable_grad(), _fitting():
-            latents = torch.stack([sample.latents for sample in samples]).requires_grad_(True)
-            scaled = torch.stack(
-                [sample.scaled(one) for sample, one in zip(samples, latents, strict=True)]
-            )
-            maps = self.model.attend(
-                scaled,
-                torch.stack([sample.timestep for sample in samples]),
-                torch.stack([sample.text.conditions[0].keys for sample in samples]),
-            )
-            loss = self._observe(samples, maps)
-            (gradient,) = torch.autograd.grad(loss.sum(), scaled)
-
-        for sample, value, slope in zip(samples, loss.tolist(), gradient, strict=True):
-            step_size = self._advance(sample, value)
-            if step_size:
-                sample.latents = sample.latents - step_size / sample.input_scale * slope
-        return self._drop_non_finite(samples, "the guided latent update")
-
-    def _advance(self, sample: Sample, loss: float) -> float:
-        """Tell the sample's step of its loss; returns the length of the update to make, or 0."""
-        before = sample.progress.refinements
-        target = sample.schedule.target(sample.step)
-        sample.progress.advance(loss, target, sample.config.max_refinement_steps)
-        sample.num_refinements += sample.progress.refinements - before
-        moves = not sample.progress.done or sample.schedule.updates(sample.step)
-        return sample.schedule.step_size(sample.step) if moves and loss != 0 else 0.0
-
-    def _denoise(self, samples: list[Sample]) -> list[Result]:
-        """One forward over all texts of the samples, and one scheduler step each."""
-        if not samples:
-            return []
-        unseen = [
-            i for i, sample in enumerate(samples) if sample.subjects and not sample.guided_now
-        ]
-        rows: list[tuple[Sample, Text]] = []
-        rows += [(sample, sample.text.negative) for sample in samples if sample.text.negative]
-        negatives = len(rows)
-        rows += [(sample, text) for sample in samples for text in sample.text.conditions]
-        with _fitting():
-            predicted, maps = self._predict(rows, record_from=negatives if unseen else len(rows))
-        counts = [len(sample.text.conditions) for sample in samples]
-        if maps is not None:
-            by_sample = maps.split(counts)
-            self._observe([samples[i] for i in unseen], torch.cat([by_sample[i] for i in unseen]))
-        unconditional = iter(predicted[:negatives])
-        for sample, conditional in zip(samples, predicted[negatives:].split(counts), strict=True):
-            without = next(unconditional) if sample.text.negative else None
-            noise = sample.text.combine(without, conditional)
-            sample.latents = sample.scheduler.step(  # type: ignore[attr-defined]
-                noise[None], sample.timestep, sample.latents[None], **sample.step_arguments
-            ).prev_sample[0]
-            sample.step += 1
-            sample.progress = Progress()
-        return self._drop_non_finite(samples, "denoising")
-
-    def _predict(
-        self, rows: list[tuple[Sample, Text]], record_from: int
-    ) -> tuple[Tensor, Tensor | None]:
-        """The prediction of every row, and the maps from row `record_from` on, if there are any.
-
-        A prompt of many conjuncts has many rows: no forward takes more than other methods need.
-        """
-        predicted, maps = [], []
-        for start in range(0, len(rows), 2 * self.slots):
-            some = rows[start : start + 2 * self.slots]
-            first = max(0, record_from - start)
-            found, seen = self.model.denoise(
-                torch.stack([sample.scaled(sample.latents) for sample, _ in some]),
-                torch.stack([sample.timestep for sample, _ in some]),
-                torch.stack([text.keys for _, text in some]),
-                _values([text for _, text in some]),
-                record=slice(first, None) if first < len(some) else None,
-            )
-            predicted.append(found)
-            if seen is not None:
-                maps.append(seen)
-        return torch.cat(predicted), torch.cat(maps) if maps else None
 
     def _finish(self, sample: Sample) -> Result:
         self._samples.remove(sample)
@@ -327,31 +318,6 @@ class Batch:
             seconds=time.monotonic() - sample.started,
         )
 
-    # --- helpers ---
-
-    def _observe(self, samples: list[Sample], maps: Tensor) -> Tensor:
-        """The loss of every sample, [batch], from the maps of its conditions, [conditions of all
-        samples, height, width, tokens].
-
-        Notes the figures of every subject in the samples' traces on the way.
-        """
-        texts = [sample.text for sample in samples]
-        ends = [condition.words_end for text in texts for condition in text.conditions]
-        token_indices = [[s.token_indices for s in sample.subjects] for sample in samples]
-        counts = torch.tensor([len(sample.subjects) for sample in samples], device=maps.device)
-        pooling = self.config.subject_pooling
-        words = normalize_over_words(maps, torch.tensor(ends, device=maps.device))
-        by_subject = pool_subjects(over_prompt(words, texts), token_indices, pooling)
-        excitations = excitation(smooth(by_subject))
-        loss = attend_and_excite_loss(excitations, counts)
-        with torch.no_grad():
-            figures = describe(by_subject, excitations).cpu()
-            raw = pool_subjects(over_prompt(maps.detach(), texts), token_indices, pooling)
-            for i, (sample, value) in enumerate(zip(samples, loss.tolist(), strict=True)):
-                n = len(sample.subjects)
-                sample.trace.observe(sample.step, figures[i, :n].float().numpy(), value, raw[i, :n])
-        return loss
-
     def _groups(self) -> list[list[Sample]]:
         """The samples by the size of their latents: only equal sizes share a forward."""
 
@@ -362,11 +328,11 @@ class Batch:
         return [list(group) for _, group in groupby(sorted(unfinished, key=size), key=size)]
 
     def _drop_non_finite(self, samples: list[Sample], during: str) -> list[Result]:
-        finite = (
-            torch.stack([sample.latents for sample in samples]).isfinite().flatten(1).all(dim=1)
-        )
+        latents = torch.stack([sample.latents for sample in samples])
         failed = []
-        for sample, good in zip(samples, finite.tolist(), strict=True):
+        for sample, good in zip(
+            samples, latents.isfinite().flatten(1).all(1).tolist(), strict=True
+        ):
             if not good:
                 self._samples.remove(sample)
                 reason = (
@@ -377,8 +343,27 @@ class Batch:
         return failed
 
 
-def _values(texts: list[Text]) -> Tensor | None:
+def _advance(sample: Sample, loss: float) -> float:
+    """Tell the sample's step of its loss; returns the length of the update to make, or 0."""
+    before = sample.progress.refinements
+    target = sample.schedule.target(sample.step)
+    sample.progress.advance(loss, target, sample.config.max_refinement_steps)
+    sample.num_refinements += sample.progress.refinements - before
+    moves = not sample.progress.done or sample.schedule.updates(sample.step)
+    return sample.schedule.step_size(sample.step) if moves and loss != 0 else 0.0
+
+
+def _inputs(rows: Sequence[tuple[Sample, Text]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents, timesteps and texts as the UNet takes them."""
+    return (
+        torch.stack([sample.scaled(sample.latents) for sample, _ in rows]),
+        torch.stack([sample.timestep for sample, _ in rows]),
+        torch.stack([text.keys for _, text in rows]),
+    )
+
+
+def _values(rows: Sequence[tuple[Sample, Text]]) -> Tensor | None:
     """What cross-attention makes its values of, where for any of the texts that is not its keys."""
-    if all(text.values is text.keys for text in texts):
+    if all(text.values is text.keys for _, text in rows):
         return None
-    return torch.stack([text.values for text in texts])
+    return torch.stack([text.values for _, text in rows])

@@ -56,22 +56,16 @@ def pool_subjects(
         [batch, subjects, height, width]; zeros where a sample has fewer subjects than the most.
     """
     most = max(map(len, token_indices))
-    if pooling == "max":
-        empty = maps.new_zeros(maps.shape[1:3])
-        return torch.stack(
-            [
-                torch.stack(
-                    [maps[b, :, :, list(subject)].amax(dim=-1) for subject in subjects]
-                    + [empty] * (most - len(subjects))
-                )
-                for b, subjects in enumerate(token_indices)
-            ]
-        )
     weights = torch.zeros(len(token_indices), most, maps.shape[-1], dtype=maps.dtype)
     for b, subjects in enumerate(token_indices):
         for s, indices in enumerate(subjects):
             weights[b, s, list(indices)] = 1
-    return torch.einsum("bhwt,bst->bshw", maps, weights.to(maps.device))
+    weights = weights.to(maps.device)
+    if pooling == "sum":
+        return torch.einsum("bhwt,bst->bshw", maps, weights)
+    absent = weights[:, :, None, None] == 0
+    strongest = maps[:, None].masked_fill(absent, -torch.inf).amax(dim=-1)
+    return strongest.masked_fill(absent.all(dim=-1), 0)
 
 
 def smooth(maps: Tensor) -> Tensor:

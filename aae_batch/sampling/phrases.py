@@ -31,6 +31,8 @@ DETERMINERS = {
 }
 # fmt: on
 
+_BREAKS = {*CONJUNCTIONS, *PREPOSITIONS, *DETERMINERS}
+
 
 @dataclass(frozen=True)
 class Phrase:
@@ -48,16 +50,14 @@ class Phrase:
 
 @dataclass(frozen=True)
 class _Word:
-    """A whole word in lower case: its tokens, and the position of the first had the prompt not been cut
-    off."""
+    """A whole word, in lower case, with its tokens."""
 
     text: str
     tokens: tuple[Token, ...]
-    start: int
 
     @property
-    def stop(self) -> int:
-        return self.start + len(self.tokens)
+    def start(self) -> int:
+        return self.tokens[0].index
 
 
 def conjuncts(
@@ -79,7 +79,8 @@ def conjuncts(
     words = _words(table)
     barred = any(word.text == "|" for word in words)
     cuts = _between(words, subjects) if subjects and not barred else _everywhere(words)
-    pieces = [_trimmed(piece) for piece in _split(words, cuts)]
+    edges = [-1, *sorted(cuts), len(words)]
+    pieces = [_trimmed(words[start + 1 : stop]) for start, stop in pairwise(edges)]
     pieces = [piece for piece in pieces if piece]
     if len(pieces) < 2:
         return (Phrase(prompt, range(1, table.end)),)
@@ -110,16 +111,10 @@ def noun_phrases(
 
 
 def _words(table: TokenTable) -> list[_Word]:
-    tokens = [token for token in table.tokens if token.kind in ("word", "truncated")]
+    tokens = table.spoken
     stops = [i + 1 for i, token in enumerate(tokens) if token.ends_word or i + 1 == len(tokens)]
-    return [
-        _Word(
-            table.text(tokens[start:stop]).lower(),
-            tuple(tokens[start:stop]),
-            start + 1,
-        )
-        for start, stop in pairwise([0, *stops])
-    ]
+    pieces = [tokens[start:stop] for start, stop in pairwise([0, *stops])]
+    return [_Word(table.text(piece).lower(), tuple(piece)) for piece in pieces]
 
 
 def _between(words: list[_Word], subjects: Sequence[Subject]) -> set[int]:
@@ -152,12 +147,6 @@ def _everywhere(words: list[_Word]) -> set[int]:
     return {i for i, value in strength.items() if value == strongest}
 
 
-def _split(words: list[_Word], cuts: set[int]) -> list[list[_Word]]:
-    """The words between the cuts; a word at which is cut belongs to no piece."""
-    edges = [-1, *sorted(cuts), len(words)]
-    return [words[start + 1 : stop] for start, stop in pairwise(edges)]
-
-
 def _trimmed(piece: list[_Word]) -> list[_Word]:
     """Without conjunctions at its ends, such as the comma before an "and"."""
     while piece and piece[0].text in CONJUNCTIONS:
@@ -168,7 +157,7 @@ def _trimmed(piece: list[_Word]) -> list[_Word]:
 
 
 def _is_named(word: _Word, named: set[int]) -> bool:
-    return not named.isdisjoint(range(word.start, word.stop))
+    return any(token.index in named for token in word.tokens)
 
 
 def _joining(words: list[_Word], named: set[int], after_determiner: bool = False) -> set[int]:
@@ -197,7 +186,7 @@ def _joining(words: list[_Word], named: set[int], after_determiner: bool = False
             and not _ends_subject(words[i + 1 :], named)
         ):
             joining.add(i)
-        elif word.text in CONJUNCTIONS or word.text in PREPOSITIONS or word.text in DETERMINERS:
+        elif word.text in _BREAKS:
             determined, begun, holds_subject = word.text in DETERMINERS, False, False
         else:
             begun = True
@@ -213,17 +202,14 @@ def _chunks(words: list[_Word], named: set[int]) -> list[list[_Word]]:
     chunks: list[list[_Word]] = [[]]
     joining = _joining(words, named)
     for i, word in enumerate(words):
-        if i in joining:
+        if i in joining or word.text not in _BREAKS:
             chunks[-1].append(word)
-        elif word.text in CONJUNCTIONS or word.text in PREPOSITIONS:
-            chunks.append([])
-        elif word.text in DETERMINERS:
-            chunks.append([word])
         else:
-            chunks[-1].append(word)
+            chunks.append([word] if word.text in DETERMINERS else [])
     return [chunk for chunk in chunks if chunk]
 
 
 def _phrase(table: TokenTable, words: list[_Word]) -> Phrase:
-    text = table.prompt[words[0].tokens[0].start : words[-1].tokens[-1].stop]
-    return Phrase(text, range(min(words[0].start, table.end), min(words[-1].stop, table.end)))
+    first, last = words[0].tokens[0], words[-1].tokens[-1]
+    positions = range(min(first.index, table.end), min(last.index + 1, table.end))
+    return Phrase(table.prompt[first.start : last.stop], positions)

@@ -84,18 +84,30 @@ def condition(
     authors' implementation. Where that is 1 or less, which switches classifier-free guidance off,
     they have the weight 1.
     """
+    tokenizer = model.tokenizer
     if config.method == "composable-diffusion":
-        conditions = _composed(model, prompt, config, subjects)
-    elif config.method == "structure-diffusion":
-        conditions = (_structured(model, prompt, config, subjects),)
+        phrases = conjuncts(tokenizer, prompt, subjects)
     else:
-        conditions = (_whole(model, prompt, config),)
+        phrases = (Phrase(prompt, range(1, token_table(tokenizer, prompt).end)),)
+    conditions = tuple(_alone(model, phrase, config) for phrase in phrases)
+    if config.method == "structure-diffusion":
+        nouns = noun_phrases(tokenizer, prompt, subjects)
+        encoded = [(phrase.positions, model.encode(phrase.text)) for phrase in nouns]
+        (whole,) = conditions
+        conditions = (replace(whole, values=with_phrases(whole.keys, encoded)),)
     is_guided = config.guidance_scale > 1
     negative = None
     if is_guided or len(conditions) > 1:
-        encoded = model.encode(config.negative_prompt or "")
-        negative = Text(encoded, encoded)
+        empty = model.encode(config.negative_prompt or "")
+        negative = Text(empty, empty)
     return Conditioning(conditions, negative, config.guidance_scale if is_guided else 1.0)
+
+
+def _alone(model: StableDiffusion, phrase: Phrase, config: GuidanceConfig) -> Condition:
+    encoded = model.encode(phrase.text)
+    table = token_table(model.tokenizer, phrase.text)
+    trims = model.is_version_2 if config.normalize_eot is None else config.normalize_eot
+    return Condition(encoded, encoded, phrase.positions, table.end if trims else table.length - 1)
 
 
 def over_prompt(maps: Tensor, texts: Sequence[Conditioning]) -> Tensor:
@@ -136,35 +148,3 @@ def with_phrases(prompt: Tensor, phrases: Sequence[tuple[range, Tensor]]) -> Ten
         aligned[positions.start : positions.stop] = encoded[1 : 1 + len(positions)]
         sequences.append(aligned)
     return torch.stack(sequences).mean(dim=0)
-
-
-def _whole(model: StableDiffusion, prompt: str, config: GuidanceConfig) -> Condition:
-    end = token_table(model.tokenizer, prompt).end
-    return _alone(model, Phrase(prompt, range(1, end)), config)
-
-
-def _composed(
-    model: StableDiffusion, prompt: str, config: GuidanceConfig, subjects: Sequence[Subject]
-) -> tuple[Condition, ...]:
-    phrases = conjuncts(model.tokenizer, prompt, subjects)
-    return tuple(_alone(model, phrase, config) for phrase in phrases)
-
-
-def _structured(
-    model: StableDiffusion, prompt: str, config: GuidanceConfig, subjects: Sequence[Subject]
-) -> Condition:
-    whole = _whole(model, prompt, config)
-    phrases = noun_phrases(model.tokenizer, prompt, subjects)
-    encoded = [(phrase.positions, model.encode(phrase.text)) for phrase in phrases]
-    return replace(whole, values=with_phrases(whole.keys, encoded))
-
-
-def _alone(model: StableDiffusion, phrase: Phrase, config: GuidanceConfig) -> Condition:
-    encoded = model.encode(phrase.text)
-    return Condition(encoded, encoded, phrase.positions, _words_end(model, phrase.text, config))
-
-
-def _words_end(model: StableDiffusion, text: str, config: GuidanceConfig) -> int:
-    table = token_table(model.tokenizer, text)
-    trims = model.is_version_2 if config.normalize_eot is None else config.normalize_eot
-    return table.end if trims else table.length - 1

@@ -94,7 +94,13 @@ class TokenTable:
 
     @property
     def words(self) -> list[Token]:
+        """Those that a subject can stand at."""
         return [token for token in self.tokens if token.kind == "word"]
+
+    @property
+    def spoken(self) -> list[Token]:
+        """Those of the whole prompt, also where it is cut off."""
+        return [token for token in self.tokens if token.kind in ("word", "truncated")]
 
     def __str__(self) -> str:
         return ", ".join(f"{token.index} {token.text!r}" for token in self.words)
@@ -112,16 +118,12 @@ def token_table(tokenizer: Tokenizer, prompt: str) -> TokenTable:
     if end < len(pieces) - 1:  # the end token takes the place of the first word that is cut off
         pieces = [*pieces[:end], pieces[-1], *pieces[end:-1]]
 
-    def kind(index: int) -> TokenKind:
-        if index == 0:
-            return "start"
-        if index == end:
-            return "end"
-        return "word" if index < end else "truncated"
-
+    words: list[TokenKind] = ["word"] * (end - 1)
+    cut: list[TokenKind] = ["truncated"] * (len(pieces) - 1 - end)
+    kinds: list[TokenKind] = ["start", *words, "end", *cut]
     tokens = tuple(
-        Token(i, name, kind(i), prompt[start:stop] or name, start, stop)
-        for i, (name, start, stop) in enumerate(pieces)
+        Token(i, name, kind, prompt[start:stop] or name, start, stop)
+        for i, (kind, (name, start, stop)) in enumerate(zip(kinds, pieces, strict=True))
     )
     return TokenTable(prompt, tokens, end, tokenizer.model_max_length)
 
@@ -170,9 +172,15 @@ def resolve_subjects(tokenizer: Tokenizer, request: Request) -> tuple[Subject, .
     if request.subjects is not None:
         by_words = _find_phrases(tokenizer, table, row, request.subjects)
     if request.token_indices is not None:
-        by_index = _check_indices(table, row, request.token_indices)
+        by_index = tuple(_at(table, row, entry) for entry in request.token_indices)
     if by_words is not None and by_index is not None:
-        _check_agreement(row, by_words, by_index)
+        words, index = (sorted(s.token_indices for s in found) for found in (by_words, by_index))
+        if words != index:
+            raise SubjectError(
+                row,
+                f"subjects stand at {words} but token_indices say {index}; give one of the two, "
+                "or make them agree",
+            )
     return by_words or by_index or ()
 
 
@@ -224,13 +232,10 @@ def _occurrences(
     Args:
         alone: leave out what stands inside a longer word, compound or number.
     """
-    words = [token for token in table.tokens if token.kind in ("word", "truncated")]
-    names = tuple(token.token for token in words)
-    places = [
-        words[i : i + len(wanted)]
-        for i in range(len(names) - len(wanted) + 1)
-        if names[i : i + len(wanted)] == wanted
-    ]
+    tokens, length = table.spoken, len(wanted)
+    names = tuple(token.token for token in tokens)
+    starts = (i for i in range(len(names) - length + 1) if names[i : i + length] == wanted)
+    places = [tokens[i : i + length] for i in starts]
     return [place for place in places if not alone or _stands_alone(table.prompt, place)]
 
 
@@ -273,15 +278,14 @@ def _why_missing(
 ) -> str:
     """Why phrase `i`, which stands alone `found` times, has no occurrence of its own."""
     phrase = shown(phrases[i])
-    alike = sum(spelling == wanted[i] for spelling in wanted)
-    if found and found < alike:
-        times = "once" if found == 1 else f"{found} times"
+    times = "once" if found == 1 else f"{found} times"
+    if 0 < found < wanted.count(wanted[i]):
         return f"subject {phrase} is in the prompt only {times}; name it as often as it occurs"
     if found:
         return (
-            f"subject {phrase} has no place left in the prompt, where it stands "
-            f"{'once' if found == 1 else f'{found} times'}: each occurrence belongs to one subject, the "
-            "longest first, so name one subject less there, or give token_indices"
+            f"subject {phrase} has no place left in the prompt, where it stands {times}: each "
+            "occurrence belongs to one subject, the longest first, so name one subject less there, "
+            "or give token_indices"
         )
     if within := _occurrences(table, wanted[i], alone=False):
         return (
@@ -294,26 +298,19 @@ def _why_missing(
 def _around(prompt: str, place: Sequence[Token]) -> str:
     """What stands at `place`, with the rest of its words."""
     start, stop = place[0].start, place[-1].stop
-    while start and not prompt[start - 1].isspace():
-        start -= 1
-    while stop < len(prompt) and not prompt[stop].isspace():
-        stop += 1
-    return prompt[start:stop].strip(".,;:!?")
+    before, after = re.split(r"\s", prompt[:start])[-1], re.split(r"\s", prompt[stop:])[0]
+    return f"{before}{prompt[start:stop]}{after}".strip(".,;:!?")
 
 
-def _check_indices(
-    table: TokenTable, row: str, token_indices: Sequence[int] | Sequence[Sequence[int]]
-) -> tuple[Subject, ...]:
-    subjects = []
-    for entry in token_indices:
-        indices = (entry,) if isinstance(entry, int) else tuple(entry)
-        if not indices:
-            raise SubjectError(row, "token_indices has an empty subject; remove it")
-        for index in indices:
-            _check_index(table, row, index)
-        tokens = [table.tokens[index] for index in indices]
-        subjects.append(_subject(table.text(tokens), tokens))
-    return tuple(subjects)
+def _at(table: TokenTable, row: str, entry: int | Sequence[int]) -> Subject:
+    """The subject that an entry of `token_indices` says."""
+    indices = (entry,) if isinstance(entry, int) else tuple(entry)
+    if not indices:
+        raise SubjectError(row, "token_indices has an empty subject; remove it")
+    for index in indices:
+        _check_index(table, row, index)
+    tokens = [table.tokens[index] for index in indices]
+    return _subject(table.text(tokens), tokens)
 
 
 def _check_index(table: TokenTable, row: str, index: int) -> None:
@@ -329,16 +326,3 @@ def _check_index(table: TokenTable, row: str, index: int) -> None:
     else:
         what = "padding"
     raise SubjectError(row, f"token index {index} is {what}; the prompt's tokens are {table}")
-
-
-def _check_agreement(
-    row: str, by_words: tuple[Subject, ...], by_index: tuple[Subject, ...]
-) -> None:
-    words = sorted(subject.token_indices for subject in by_words)
-    index = sorted(subject.token_indices for subject in by_index)
-    if words != index:
-        raise SubjectError(
-            row,
-            f"subjects stand at {words} but token_indices say {index}; give one of the two, "
-            "or make them agree",
-        )

@@ -6,7 +6,8 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,16 +53,10 @@ def fetch_folder(url: str, wanted: Callable[[str], bool], s3_endpoint: str | Non
     folder = _cache() / _digest(storage, entries)
     if folder.is_dir():
         return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not folder.is_dir():
+    with _one_at_a_time(folder.name):
+        if not folder.is_dir():
+            with _writing_to_cache():
                 _copy(storage, entries, wanted, folder)
-    except OSError as error:
-        raise OutputError(
-            f"Cannot copy {url} into {folder.parent}: {error.strerror}. Mend that, or name another "
-            "folder in AAE_BATCH_CACHE."
-        ) from error
     return folder
 
 
@@ -76,17 +71,7 @@ def fetch_in_turn(name: str, fetch: Callable[[], T], passes: Callable[[BaseExcep
     Raises:
         OutputError: the folder of the lock cannot be written to.
     """
-    lock = _cache() / f"{hashlib.sha256(name.encode()).hexdigest()}.lock"
-    try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        turn = FileLock(lock)
-        turn.acquire()
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write to {lock.parent}: {error.strerror}. Fix that, or name another folder in "
-            "AAE_BATCH_CACHE."
-        ) from error
-    try:
+    with _one_at_a_time(hashlib.sha256(name.encode()).hexdigest()):
         for seconds in WAITS:
             try:
                 return fetch()
@@ -95,8 +80,6 @@ def fetch_in_turn(name: str, fetch: Callable[[], T], passes: Callable[[BaseExcep
                     raise
             time.sleep(seconds)
         return fetch()
-    finally:
-        turn.release()
 
 
 def folder_digest(url: str, wanted: Callable[[str], bool], s3_endpoint: str | None = None) -> str:
@@ -139,6 +122,30 @@ def _copy(
     if _entries(storage, wanted) != entries:
         raise OutputError(f"{storage.root} changed while it was copied: run the command again.")
     part.rename(folder)
+
+
+@contextmanager
+def _one_at_a_time(name: str) -> Iterator[None]:
+    """One process of this machine fetches what has this name; the others wait here."""
+    turn = FileLock(_cache() / f"{name}.lock")
+    with _writing_to_cache():
+        _cache().mkdir(parents=True, exist_ok=True)
+        turn.acquire()
+    try:
+        yield
+    finally:
+        turn.release()
+
+
+@contextmanager
+def _writing_to_cache() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write to {_cache()}: {error.strerror}. Fix that, or name another folder in "
+            "AAE_BATCH_CACHE."
+        ) from error
 
 
 def _cache() -> Path:

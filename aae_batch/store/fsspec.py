@@ -12,8 +12,9 @@ from uuid import uuid4
 import fsspec
 
 from aae_batch.errors import OutputError
-from aae_batch.store.base import Entry
-from aae_batch.store.lock import NAME, Leasing, Seen, Timing
+from aae_batch.store.base import Entry, ObjectStorage
+from aae_batch.store.lease import Seen
+from aae_batch.store.lock import NAME
 
 EXTRAS = {
     **dict.fromkeys(("gs", "gcs"), "gcs"),
@@ -29,7 +30,7 @@ _TAGS = ("etag", "ETag", "md5Hash", "generation", "blob_id", "last_modified", "m
 """What stores call that by which one content of an object differs from another, the surest first."""
 
 
-class FsspecStorage(Leasing):
+class FsspecStorage(ObjectStorage):
     """A folder of a store behind fsspec, which finds credentials in the environment.
 
     Writes are whole or not at all where those of the store are, as in all object stores.
@@ -44,8 +45,8 @@ class FsspecStorage(Leasing):
             fsspec.get_filesystem_class(scheme)
         except ImportError:
             extra = EXTRAS.get(scheme)
-            mend = f"pip install 'aae-batch[{extra}]'" if extra else f"a package for {scheme}://"
-            raise OutputError(f"{scheme}:// needs a package that is missing: {mend}.") from None
+            fix = f"pip install 'aae-batch[{extra}]'" if extra else f"a package for {scheme}://"
+            raise OutputError(f"{scheme}:// needs a package that is missing: {fix}.") from None
         except ValueError:
             raise OutputError(
                 f"There is no store for {scheme}://; give a folder, s3://, or a scheme of fsspec."
@@ -89,9 +90,6 @@ class FsspecStorage(Leasing):
                 return False
         return True
 
-    def list(self, prefix: str) -> list[str]:
-        return [entry.name for entry in self.entries(prefix)]
-
     def anything(self) -> str | None:
         entries = self.entries("")
         return entries[0].name if entries else None
@@ -117,25 +115,12 @@ class FsspecStorage(Leasing):
         with self._explained("read", name) as store:
             store.get_file(self._path(name), str(path))
 
-    def place(self, name: str) -> str:
-        return f"{self.root}/{name}"
-
-    def lock_cell(self, timing: Timing) -> _LockObject:
-        return _LockObject(self, timing)
-
-    def __repr__(self) -> str:
-        return f"FsspecStorage({self.root!r})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.root = state["root"]
-        self._reset()
+    def lock_cell(self) -> _LockObject:
+        return _LockObject(self)
 
     def _reset(self) -> None:
+        super()._reset()
         self._opened: tuple[Any, str] | None = None
-        self._lock = self._cell = None
 
     def _open(self) -> tuple[Any, str]:
         if self._opened is None:
@@ -151,25 +136,22 @@ class FsspecStorage(Leasing):
     ) -> Iterator[Any]:
         """The store, whose errors are of any class, and become one sentence, but those that the caller
         knows. Their own words are left out: they may quote credentials."""
-        place = self.place(name)
+        failed = f"Cannot {verb} {self.place(name)}"
         try:
             yield self._open()[0]
         except passing:
             raise
         except FileNotFoundError:
-            raise OutputError(
-                f"Cannot {verb} {place}: there is no such object; check the name."
-            ) from None
+            raise OutputError(f"{failed}: there is no such object; check the name.") from None
         except PermissionError:
             raise OutputError(
-                f"Cannot {verb} {place}: access is denied; check which credentials the environment "
-                "gives."
+                f"{failed}: access is denied; check which credentials the environment gives."
             ) from None
         except Exception as error:
             reason = isinstance(error, OSError) and error.strerror
             raise OutputError(
-                f"Cannot {verb} {place}: {reason or type(error).__name__}; check the network, the "
-                "name and the credentials in the environment, and run the same command again."
+                f"{failed}: {reason or type(error).__name__}; check the network, the name and the "
+                "credentials in the environment, and run the same command again."
             ) from None
 
 
@@ -177,9 +159,8 @@ class _LockObject:
     """The lock's object. Its age is told by another one, written now, since both have the store's
     time; a store that tells no times leaves it to a person to remove a dead run's lock."""
 
-    def __init__(self, storage: FsspecStorage, timing: Timing) -> None:
+    def __init__(self, storage: FsspecStorage) -> None:
         self._storage = storage
-        self._timing = timing
         self._path = storage._path(NAME)
 
     def read(self, aged: bool = False) -> Seen | None:
@@ -191,10 +172,10 @@ class _LockObject:
             except FileNotFoundError:
                 return None
 
-    def write(self, data: bytes, over: Seen | None) -> None:
+    def write(self, data: bytes, over: Seen | None) -> bool:
         with self._storage._explained("write", NAME) as store:
             _put(store, self._path, data)
-        self._timing.wait_until_settled()
+        return False
 
     def delete(self) -> None:
         with self._storage._explained("delete", NAME) as store:

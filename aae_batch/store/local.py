@@ -10,19 +10,12 @@ from typing import BinaryIO
 
 from aae_batch.errors import OutputError
 from aae_batch.store import whole_file
-from aae_batch.store.lock import (
-    TIMING,
-    Guarded,
-    Holder,
-    Lock,
-    Timing,
-    is_lock_file,
-    locked_folder,
-    read_note,
-)
+from aae_batch.store.base import Storage
+from aae_batch.store.folder_lock import is_lock_file, locked_folder, read_note
+from aae_batch.store.lock import TIMING, Holder, Lock, Timing
 
 
-class LocalStorage(Guarded):
+class LocalStorage(Storage):
     """A folder of this machine, made when something is first written to it. The root may be a link;
     below it none is followed."""
 
@@ -61,22 +54,22 @@ class LocalStorage(Guarded):
         return sorted(found)
 
     def anything(self) -> str | None:
+        root = Path(self.root)
         try:
-            found = sorted(os.listdir(self.root))
+            found = sorted(os.listdir(root))
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise OutputError(f"Cannot read {self.root}: {error.strerror}.") from error
-        root = Path(self.root)
+            raise OutputError(f"Cannot read {root}: {error.strerror}.") from error
+
+        def is_of_writers(name: str) -> bool:
+            if name == whole_file.PARTS:
+                return all(whole_file.is_part(root, part) for part in whole_file.left_over(root))
+            return is_lock_file(root, name)
+
         for name in found:
             whole_file.refuse_link(root / name)
-        return next((name for name in found if not self._is_of_writers(name)), None)
-
-    def _is_of_writers(self, name: str) -> bool:
-        root = Path(self.root)
-        if name == whole_file.PARTS:
-            return all(whole_file.is_part(root, part) for part in whole_file.left_over(root))
-        return is_lock_file(root, name)
+        return next((name for name in found if not is_of_writers(name)), None)
 
     def delete(self, name: str) -> None:
         with self._writable(name, "delete"):
@@ -88,7 +81,7 @@ class LocalStorage(Guarded):
     @contextmanager
     def writing(self, timing: Timing = TIMING) -> Iterator[Lock]:
         """The lock is the operating system's, so it ends with the process, however that ends."""
-        with locked_folder(Path(self.root), timing) as lock, self.held(lock):
+        with locked_folder(Path(self.root), timing) as lock, self._held(lock):
             self._sweep()
             try:
                 yield lock
@@ -100,12 +93,6 @@ class LocalStorage(Guarded):
             return read_note(Path(self.root))[0], None
         except OSError as error:
             raise OutputError(f"Cannot read the lock of {self.root}: {error.strerror}.") from error
-
-    def __repr__(self) -> str:
-        return f"LocalStorage({self.root!r})"
-
-    def __getstate__(self) -> dict[str, str]:
-        return {"root": self.root}
 
     @contextmanager
     def _readable(self, name: str) -> Iterator[Path]:
@@ -122,7 +109,7 @@ class LocalStorage(Guarded):
             yield
         except OSError as error:
             raise OutputError(
-                f"Cannot {verb} {self.place(name)}: {error.strerror}. Mend that and run the same "
+                f"Cannot {verb} {self.place(name)}: {error.strerror}. Fix that and run the same "
                 "command again."
             ) from error
 

@@ -12,22 +12,21 @@ import io
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 import boto3
-from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore import exceptions as boto
 from botocore.config import Config
 
 from aae_batch.errors import OutputError
-from aae_batch.store.base import Entry
-from aae_batch.store.lock import NAME, Leasing, Seen, Timing
+from aae_batch.store.base import Entry, ObjectStorage
+from aae_batch.store.lease import Seen
+from aae_batch.store.lock import NAME
+from aae_batch.store.s3_errors import AT_ONCE, MISSING, NO_CONDITIONS, THERE, code_of, explained
 
 CONNECTIONS = 16
 """Of one process to the store: its upload threads, with room for the threads that commit."""
@@ -66,33 +65,13 @@ _BROKEN_BODY = (
 )
 """What happens to an answer after it has begun, which botocore does not try again."""
 
-_SLOW_DOWN = {"SlowDown", "503", "ServiceUnavailable", "Throttling", "ThrottlingException"}
-_SLOW_DOWN |= {"RequestLimitExceeded", "TooManyRequests", "429"}
-_DENIED = {"AccessDenied", "AllAccessDisabled", "403"}
-_UNKNOWN_CREDENTIALS = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
-_UNKNOWN_CREDENTIALS |= {"InvalidToken", "TokenRefreshRequired"}
-_MISSING = {"NoSuchKey", "404"}
-_CHANGED = {"PreconditionFailed", "412"}
-_ELSEWHERE = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed"}
-_ELSEWHERE |= {"IllegalLocationConstraintException"}
-_NO_CREDENTIALS = (
-    boto.NoCredentialsError,
-    boto.PartialCredentialsError,
-    boto.CredentialRetrievalError,
-    boto.ProfileNotFound,
-    boto.SSOError,
-    boto.TokenRetrievalError,
-)
-_UNREACHABLE = (boto.HTTPClientError, boto.ConnectionError, boto.ReadTimeoutError)
 
-
-class S3Storage(Leasing):
+class S3Storage(ObjectStorage):
     """A bucket, or what lies under a prefix of it.
 
     Args:
         root: `s3://bucket` or `s3://bucket/prefix`.
         endpoint: URL of the store; default: as the environment says, else AWS.
-        connections: how many threads of a process may use it at once.
         attempts: of each request; default: `AWS_MAX_ATTEMPTS`, else 10.
     """
 
@@ -103,7 +82,6 @@ class S3Storage(Leasing):
         root: str,
         endpoint: str | None = None,
         *,
-        connections: int = CONNECTIONS,
         attempts: int | None = None,
     ) -> None:
         self.root = root.rstrip("/")
@@ -113,7 +91,6 @@ class S3Storage(Leasing):
         if endpoint is not None:
             _check_endpoint(endpoint)
         self.endpoint = endpoint
-        self.connections = connections
         asked = os.environ.get("AWS_MAX_ATTEMPTS", "")
         self.attempts = attempts or (int(asked) if asked.isdigit() else ATTEMPTS)
         self._reset()
@@ -130,17 +107,16 @@ class S3Storage(Leasing):
         for attempt in range(1, self.attempts + 1):
             if not self._conditional:
                 break
+            passing = THERE | NO_CONDITIONS | (AT_ONCE if attempt < self.attempts else set())
             try:
-                with self._explained("write", name, passing=_THERE | _NO_CONDITIONS | _AT_ONCE):
+                with explained(self, "write", name, passing):
                     self._put(name, data, IfNoneMatch="*")
                     return True
             except boto.ClientError as error:
-                if _code(error) in _THERE:
+                if code_of(error) in THERE:
                     return False
-                if _code(error) in _NO_CONDITIONS:
+                if code_of(error) in NO_CONDITIONS:
                     self._conditional = False
-                elif attempt == self.attempts:
-                    raise OutputError(self._why("write", name, error)) from None
                 else:  # another writer is at it; which of the two gets it is known soon
                     time.sleep(0.1 * attempt)
         if self.exists(name):
@@ -150,7 +126,7 @@ class S3Storage(Leasing):
 
     def write_bytes(self, name: str, data: bytes) -> None:
         self.check_lock()
-        with self._explained("write", name):
+        with explained(self, "write", name):
             self._put(name, data)
 
     def _put(self, name: str, data: bytes, **condition: str) -> None:
@@ -166,20 +142,17 @@ class S3Storage(Leasing):
         )
 
     def exists(self, name: str) -> bool:
-        with self._explained("read", name):
+        with explained(self, "read", name):
             try:
                 self._client().head_object(Bucket=self.bucket, Key=self._key(name))
             except boto.ClientError as error:
-                if _code(error) in _MISSING:
+                if code_of(error) in MISSING:
                     return False
                 raise
         return True
 
-    def list(self, prefix: str) -> list[str]:
-        return [entry.name for entry in self.entries(prefix)]
-
     def anything(self) -> str | None:
-        with self._explained("list", ""):
+        with explained(self, "list", ""):
             answer = self._client().list_objects_v2(
                 Bucket=self.bucket, Prefix=self._key(""), MaxKeys=PAGE
             )
@@ -188,7 +161,7 @@ class S3Storage(Leasing):
 
     def entries(self, prefix: str) -> tuple[Entry, ...]:
         start = len(self._key(""))
-        with self._explained("list", prefix):
+        with explained(self, "list", prefix):
             pages = self._client().get_paginator("list_objects_v2")
             found = [
                 Entry(item["Key"][start:], item["Size"], item["ETag"])
@@ -204,36 +177,22 @@ class S3Storage(Leasing):
 
     def delete(self, name: str) -> None:
         self.check_lock()
-        with self._explained("delete", name):
+        with explained(self, "delete", name):
             self._client().delete_object(Bucket=self.bucket, Key=self._key(name))
 
     def download(self, name: str, path: Path) -> None:
-        with self._explained("read", name):
+        with explained(self, "read", name):
             self._client().download_file(
                 self.bucket, self._key(name), str(path), Config=TransferConfig(max_concurrency=4)
             )
 
-    def place(self, name: str) -> str:
-        return f"{self.root}/{name}"
-
-    def lock_cell(self, timing: Timing) -> _LockObject:
-        return _LockObject(self, timing)
-
-    def __repr__(self) -> str:
-        return f"S3Storage({self.root!r})"
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the client, which holds credentials: every process finds its own."""
-        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._reset()
+    def lock_cell(self) -> _LockObject:
+        return _LockObject(self)
 
     def _get(self, name: str, **part: str) -> tuple[bytes, dict[str, Any]]:
         """An object, or the `Range` of it, and the rest of the answer."""
         for attempt in range(1, self.attempts + 1):
-            with self._explained("read", name):
+            with explained(self, "read", name):
                 answer = self._client().get_object(Bucket=self.bucket, Key=self._key(name), **part)
                 try:
                     return answer["Body"].read(), answer
@@ -243,9 +202,9 @@ class S3Storage(Leasing):
         raise AssertionError("unreachable")
 
     def _reset(self) -> None:
+        super()._reset()
         self._guard = threading.Lock()
         self._made: Any = None
-        self._lock = self._cell = None
         self._conditional = True
 
     def _key(self, name: str) -> str:
@@ -261,7 +220,7 @@ class S3Storage(Leasing):
         config = Config(
             connect_timeout=10,
             read_timeout=60,
-            max_pool_connections=self.connections,
+            max_pool_connections=CONNECTIONS,
             retries={"total_max_attempts": attempts, "mode": mode},
         )
         session = boto3.session.Session()
@@ -272,69 +231,9 @@ class S3Storage(Leasing):
                 f"Cannot open {self.root}: its endpoint is no URL; check AWS_ENDPOINT_URL."
             ) from None
 
-    @contextmanager
-    def _explained(
-        self, verb: str, name: str, passing: Collection[str] = frozenset()
-    ) -> Iterator[None]:
-        """Errors of boto3 as one sentence, but those with a code that the caller knows. Their own words
-        are left out: they may quote headers."""
-        try:
-            yield
-        except boto.ClientError as error:
-            if _code(error) in passing:
-                raise
-            raise OutputError(self._why(verb, name, error)) from None
-        except (boto.BotoCoreError, Boto3Error) as error:
-            raise OutputError(self._why(verb, name, error)) from None
-        except OSError as error:  # of the local side of a download
-            reason = error.strerror or type(error).__name__
-            raise OutputError(f"Cannot {verb} {self.place(name)}: {reason}.") from None
-
-    def _why(self, verb: str, name: str, error: Exception) -> str:
-        failed = f"Cannot {verb} {self.place(name)}"
-        if isinstance(error, boto.ClientError):
-            return f"{failed}: {self._why_refused(_code(error))}"
-        if isinstance(error, _NO_CREDENTIALS):
-            return (
-                f"{failed}: no AWS credentials were found; set AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY, name a profile in AWS_PROFILE, or give the machine a role."
-            )
-        if isinstance(error, _UNREACHABLE):
-            return (
-                f"{failed}: {self._store()} cannot be reached; check the network, and the "
-                "endpoint (--s3-endpoint or AWS_ENDPOINT_URL)."
-            )
-        if isinstance(error, boto.ParamValidationError):
-            return f"{failed}: {self.bucket!r} cannot be the name of a bucket; check it."
-        return f"{failed}: {type(error).__name__}; mend that and run the same command again."
-
-    def _why_refused(self, code: str) -> str:
-        if code == "NoSuchBucket":
-            return (
-                f"there is no bucket {self.bucket}; create it, or check its name and the endpoint."
-            )
-        if code in _MISSING:
-            return "there is no such object; check the name."
-        if code in _DENIED:
-            return (
-                "access is denied; check which credentials are in use, and that the bucket's policy "
-                "lets them list, read, write and delete."
-            )
-        if code in _UNKNOWN_CREDENTIALS:
-            return f"the store does not accept the AWS credentials in use ({code}); renew them."
-        if code in _SLOW_DOWN:
-            return (
-                f"the store asks to slow down, {self.attempts} times over; run the same command "
-                "again later, or with fewer actors."
-            )
-        if code in _CHANGED:
-            return "it was written anew while it was read; run the same command again."
-        if code in _ELSEWHERE:
-            return "the bucket is in another region; set AWS_REGION to it."
-        return f"the store answers {code}; mend that and run the same command again."
-
-    def _store(self) -> str:
-        """The endpoint without what it may hold of credentials."""
+    @property
+    def shown_endpoint(self) -> str:
+        """Without what it may hold of credentials."""
         parts = urlsplit(self._client().meta.endpoint_url)
         port = f":{parts.port}" if parts.port else ""
         return f"{parts.scheme}://{parts.hostname}{port}"
@@ -386,46 +285,45 @@ class _LockObject:
     down, and the lock would be lost meanwhile.
     """
 
-    def __init__(self, storage: S3Storage, timing: Timing) -> None:
+    def __init__(self, storage: S3Storage) -> None:
         self._storage = storage
-        self._timing = timing
         self._conditional = True
         self._object = {"Bucket": storage.bucket, "Key": storage._key(NAME)}
-        with storage._explained("write", NAME):
+        with explained(storage, "write", NAME):
             attempts = min(LOCK_ATTEMPTS, storage.attempts)
             self._client = storage._new_client(attempts, "standard")
 
     def read(self, aged: bool = False) -> Seen | None:
-        with self._storage._explained("read", NAME):
+        with explained(self._storage, "read", NAME):
             try:
                 answer = self._client.get_object(**self._object)
                 data = answer["Body"].read()
             except boto.ClientError as error:
-                if _code(error) in _MISSING:
+                if code_of(error) in MISSING:
                     return None
                 raise
         date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         age = date and (parsedate_to_datetime(date) - answer["LastModified"]).total_seconds()
         return Seen(data, answer["ETag"], age if date else None)
 
-    def write(self, data: bytes, over: Seen | None) -> None:
-        with self._storage._explained("write", NAME):
+    def write(self, data: bytes, over: Seen | None) -> bool:
+        with explained(self._storage, "write", NAME):
             if self._conditional:
                 condition = {"IfNoneMatch": "*"} if over is None else {"IfMatch": over.version}
                 try:
                     self._put(data, **condition)
-                    return
+                    return True
                 except boto.ClientError as error:
-                    if _code(error) in _NOT_AS_BEFORE:
-                        return
-                    if _code(error) not in _NO_CONDITIONS:
+                    if code_of(error) in THERE | AT_ONCE | MISSING:
+                        return True
+                    if code_of(error) not in NO_CONDITIONS:
                         raise
                 self._conditional = False
             self._put(data)
-        self._timing.wait_until_settled()
+        return False
 
     def delete(self) -> None:
-        with self._storage._explained("delete", NAME):
+        with explained(self._storage, "delete", NAME):
             self._client.delete_object(**self._object)
 
     def _put(self, data: bytes, **condition: str) -> None:
@@ -434,19 +332,9 @@ class _LockObject:
         )
 
 
-_THERE = {"PreconditionFailed", "412"}
-_AT_ONCE = {"ConditionalRequestConflict", "409"}
-_NOT_AS_BEFORE = {*_THERE, *_AT_ONCE, *_MISSING}
-_NO_CONDITIONS = {"NotImplemented", "InvalidArgument", "InvalidRequest", "501"}
-
-
 def _is_object(name: str) -> bool:
     """No lock, and no name that ends in a slash, which is how some tools mark a folder."""
     return name != NAME and name != "" and not name.endswith("/")
-
-
-def _code(error: boto.ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", "an error"))
 
 
 def _check_endpoint(endpoint: str) -> None:

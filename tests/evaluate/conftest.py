@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL.Image import Image
 
-from aae_batch.shapes.world import Thing, place, render
+from aae_batch.shapes.world import Thing
 from training.networks import tokenizer
+from training.pictures import place, render
 
 TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
 VISION = TEXT | {"image_size": 32, "patch_size": 16}

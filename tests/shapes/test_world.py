@@ -9,18 +9,8 @@ import pytest
 from PIL import Image, ImageFilter
 
 from aae_batch.shapes.detector import detect, judge
-from aae_batch.shapes.world import (
-    PAIRS,
-    SHAPES,
-    SIZE,
-    THINGS,
-    Thing,
-    caption,
-    coverage,
-    outline,
-    place,
-    render,
-)
+from aae_batch.shapes.world import PAIRS, SHAPES, SIZE, THINGS, Thing, caption, outline
+from training.pictures import coverage, place, render
 
 
 def test_a_seed_names_a_picture():

@@ -148,7 +148,7 @@ def test_a_writer_that_slept_and_was_overtaken_does_not_write_before_it_knows(re
     with remote.writing(replace(FAST, renew=1000)) as lock:
         remote.write_bytes("a", b"1")
         lock.renewed -= 1000
-        remote.lock_cell(FAST).delete()
+        remote.lock_cell().delete()
         other = open_storage(remote.root).writing(FAST)
         with other, pytest.raises(OutputError, match="nothing more is written"):
             remote.write_bytes("a", b"2")

@@ -65,7 +65,7 @@ def test_parts_of_two_versions_are_not_mixed(storage, monkeypatch):
     storage.write_bytes("a.bin", DATA)
     with storage.open("a.bin") as file:
         storage.write_bytes("a.bin", DATA[::-1])
-        with pytest.raises(OutputError, match="written anew while it was read"):
+        with pytest.raises(OutputError, match="overwritten while it was read"):
             file.read(10)
 
 

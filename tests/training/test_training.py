@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from aae_batch.shapes.world import COLOURS, PAIRS, SHAPES, THINGS, caption, coverage
+from aae_batch.shapes.world import COLOURS, PAIRS, SHAPES, THINGS, caption
 from training import networks
 from training.examples import (
     MAP_SIZE,
@@ -24,6 +24,7 @@ from training.examples import (
     scenes,
 )
 from training.fitting import Place
+from training.pictures import coverage
 from training.train import Settings, _normalise
 
 TOKENIZER = networks.tokenizer()

@@ -3,7 +3,6 @@ cross-attention values of another text than its keys."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -152,18 +151,14 @@ def values_from(unet: UNet2DConditionModel, text: Tensor) -> Iterator[None]:
 
 def cross_attention_layers(unet: UNet2DConditionModel, level: int | None = None) -> list[Attention]:
     """The cross-attention layers at `level`, or at all, in the order in which a forward runs them."""
-    levels = len(unet.config.block_out_channels)
-    found = []
-    for name, module in unet.named_modules():
-        block = re.match(r"(down_blocks|mid_block|up_blocks)(?:\.(\d+))?\..*attn2$", name)
-        if block is None or not isinstance(module, Attention):
-            continue
-        stage, index = block[1], int(block[2] or 0)
-        layer_level, order = {
-            "down_blocks": (index, 0),
-            "mid_block": (levels - 1, 1),
-            "up_blocks": (levels - 1 - index, 2),
-        }[stage]
-        if level is None or layer_level == level:
-            found.append((order, index, module))
-    return [module for _, _, module in sorted(found, key=lambda entry: entry[:2])]
+    down, up = list(unet.down_blocks), list(unet.up_blocks)
+    lowest = len(down) - 1
+    blocks = [*enumerate(down), (lowest, unet.mid_block)]
+    blocks += [(lowest - i, block) for i, block in enumerate(up)]
+    return [
+        module
+        for at, block in blocks
+        if block is not None and level in (None, at)
+        for name, module in block.named_modules()
+        if name.endswith("attn2") and isinstance(module, Attention)
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
@@ -55,20 +56,15 @@ def load_pipeline(
 
     place = torch_device(device)
     precision = torch_dtype(dtype, place)
-    source = source_of(model, s3_endpoint)
-    _check_index(model, _read_index(model, source, revision))
-    source = _here(model, source, revision)
-    try:
+    folder = _guidable(model, revision, s3_endpoint)
+    with explained(model, folder):
         pipe = StableDiffusionPipeline.from_pretrained(
-            source,
-            revision=revision,
+            folder,
             dtype=precision,
             use_safetensors=True,
             safety_checker=None,
             requires_safety_checker=False,
         )
-    except (OSError, ValueError) as error:
-        raise ModelError(why_unloadable(model, source, error)) from error
     pipe.set_progress_bar_config(disable=True)
     try:
         return pipe.to(place)
@@ -91,13 +87,9 @@ def load_tokenizer(model: str, *, revision: str | None = None, s3_endpoint: str 
     """
     from transformers import CLIPTokenizer
 
-    source = source_of(model, s3_endpoint, weights=False)
-    _check_index(model, _read_index(model, source, revision))
-    source = _here(model, source, revision, weights=False)
-    try:
-        return CLIPTokenizer.from_pretrained(source, subfolder="tokenizer", revision=revision)
-    except (OSError, ValueError) as error:
-        raise ModelError(why_unloadable(model, source, error)) from error
+    folder = _guidable(model, revision, s3_endpoint, weights=False)
+    with explained(model, folder):
+        return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
 
 
 def load_vae_scale_factor(
@@ -107,9 +99,9 @@ def load_vae_scale_factor(
     from diffusers import AutoencoderKL
 
     source = source_of(model, s3_endpoint, weights=False)
-    source = _here(model, source, revision, weights=False)
+    folder = _here(model, source, revision, weights=False)
     try:
-        config = AutoencoderKL.load_config(source, subfolder="vae", revision=revision)
+        config = AutoencoderKL.load_config(folder, subfolder="vae")
     except (OSError, ValueError):
         return 8
     return 2 ** (len(config["block_out_channels"]) - 1)
@@ -144,6 +136,32 @@ def source_of(model: str, s3_endpoint: str | None = None, weights: bool = True) 
         raise ModelError(str(error)) from None
 
 
+def _guidable(
+    model: str, revision: str | None, s3_endpoint: str | None, weights: bool = True
+) -> str:
+    """The folder of this machine with a model's files, fetched if need be: the weights once its index
+    says that it can be guided.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be guided.
+    """
+    from diffusers import DiffusionPipeline
+
+    source = source_of(model, s3_endpoint, weights)
+    looks_local = model == EMBEDDED or Path(model).is_absolute() or model.startswith((".", "~"))
+    if looks_local and not Path(source).is_dir():
+        raise ModelError(f"Model folder {model!r} does not exist; check the path.")
+    folder = _here(model, source, revision, weights=False)
+    with explained(model, folder):
+        name = DiffusionPipeline.load_config(folder).get("_class_name")
+    if name not in GUIDABLE:
+        raise ModelError(
+            f"Model {model!r} is a {name}, which cannot be guided; use a Stable Diffusion 1.x or 2.x "
+            "text-to-image model (StableDiffusionPipeline)."
+        )
+    return _here(model, source, revision) if weights else folder
+
+
 def _here(model: str, source: str, revision: str | None, weights: bool = True) -> str:
     """A model of the hub as the folder of this machine into which the hub's client fetches it, once,
     whoever asks. What is there already is used where the hub cannot be reached.
@@ -167,11 +185,10 @@ def _here(model: str, source: str, revision: str | None, weights: bool = True) -
         )
 
     try:
-        return fetch_in_turn(f"{model} {revision}", fetch, _may_pass)
+        with explained(model, source):
+            return fetch_in_turn(f"{model} {revision}", fetch, _may_pass)
     except OutputError as error:
         raise ModelError(str(error)) from None
-    except (OSError, ValueError) as error:
-        raise ModelError(why_unloadable(model, source, error)) from error
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -180,46 +197,28 @@ def _may_pass(error: BaseException) -> bool:
 
     if constants.HF_HUB_OFFLINE:
         return False
-    for one in _causes(error):
-        status = getattr(getattr(one, "response", None), "status_code", None)
+    cause: BaseException | None = error
+    while cause is not None:
+        status = getattr(getattr(cause, "response", None), "status_code", None)
         if status is not None:
             return status in (408, 429) or status >= 500
         # The hub's client has changed its HTTP library twice; they agree on these names.
-        if {kind.__name__ for kind in type(one).__mro__} & {"TransportError", "ConnectionError"}:
+        if {kind.__name__ for kind in type(cause).__mro__} & {"TransportError", "ConnectionError"}:
             return True
+        cause = cause.__cause__ or cause.__context__
     return False
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _read_index(model: str, source: str, revision: str | None) -> dict:
-    from diffusers import DiffusionPipeline
-
-    looks_local = model == EMBEDDED or Path(model).is_absolute() or model.startswith((".", "~"))
-    if looks_local and not Path(source).is_dir():
-        raise ModelError(f"Model folder {model!r} does not exist; check the path.")
-    source = _here(model, source, revision, weights=False)
+@contextmanager
+def explained(model: str, source: str) -> Iterator[None]:
+    """What the hub's client, transformers or diffusers say in many sentences, as a `ModelError` of one."""
     try:
-        return dict(DiffusionPipeline.load_config(source))
+        yield
     except (OSError, ValueError) as error:
-        raise ModelError(why_unloadable(model, source, error)) from error
+        raise ModelError(_why_unloadable(model, source, error)) from error
 
 
-def _check_index(model: str, index: dict) -> None:
-    name = index.get("_class_name")
-    if name not in GUIDABLE:
-        raise ModelError(
-            f"Model {model!r} is a {name}, which cannot be guided; use a Stable Diffusion 1.x or 2.x "
-            "text-to-image model (StableDiffusionPipeline)."
-        )
-
-
-def why_unloadable(model: str, source: str, error: Exception) -> str:
-    """One sentence for what the hub's client or diffusers says in many."""
+def _why_unloadable(model: str, source: str, error: Exception) -> str:
     text = str(error)
     if "safetensors" in text:
         return (
@@ -228,9 +227,8 @@ def why_unloadable(model: str, source: str, error: Exception) -> str:
         )
     if Path(source).is_dir():
         return f"Folder {model!r} is not a complete diffusers model: {_first_line(text)}"
-    if any(
-        sign in text for sign in ("401", "404", "not a valid model identifier", "Repository Not")
-    ):
+    unknown = ("401", "404", "not a valid model identifier", "Repository Not")
+    if any(sign in text for sign in unknown):
         return (
             f"There is no model {model!r}: it is neither a folder here nor an id that the hub shows "
             "you; check the spelling, or log in with `hf auth login` if it is private or gated."
@@ -275,14 +273,9 @@ def torch_dtype(name: str, device):
     """
     import torch
 
-    known = {
-        "float16": torch.float16,
-        "bfloat16": torch.bfloat16,
-        "float32": torch.float32,
-        "float64": torch.float64,
-    }
+    known = ("float16", "bfloat16", "float32", "float64")
     if name in known:
-        return known[name]
+        return getattr(torch, name)
     if name != "auto":
         raise SettingsError(f"dtype {name!r} is unknown; use auto, {', '.join(known)}.")
     if device.type != "cuda":

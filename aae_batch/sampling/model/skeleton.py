@@ -6,7 +6,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from aae_batch.errors import ModelError
-from aae_batch.sampling.model.loading import source_of, why_unloadable
+from aae_batch.sampling.model.loading import explained, source_of
 
 
 def load_skeleton(
@@ -26,7 +26,7 @@ def load_skeleton(
 
     source = source_of(model, s3_endpoint, weights=False)
     parts: dict[str, object] = {}
-    try:
+    with explained(model, source):
         for name, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
             config = kind.load_config(source, subfolder=name, revision=revision)
             with torch.device("meta"):
@@ -35,8 +35,6 @@ def load_skeleton(
         text = CLIPTextConfig.from_pretrained(source, subfolder="text_encoder", revision=revision)
         with torch.device("meta"):
             parts["text_encoder"] = CLIPTextModel(text)
-    except (OSError, ValueError) as error:
-        raise ModelError(why_unloadable(model, source, error)) from error
     scheduler = getattr(diffusers, own.get("_class_name", ""), None)
     if scheduler is None:
         raise ModelError(

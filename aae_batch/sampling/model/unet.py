@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 
 import diffusers
@@ -107,7 +107,7 @@ class StableDiffusion:
         recorder = self._require_recorder()
         with recorder.recording(stop_early=True):
             self.unet(latents.to(self.dtype), timesteps, encoder_hidden_states=text)
-        return self._on_grid(recorder.maps, latents)
+        return recorder.maps.unflatten(1, self.map_size(latents))
 
     @torch.no_grad()
     def denoise(
@@ -127,13 +127,15 @@ class StableDiffusion:
                 not `text`; its keys, and the maps with them, stay those of `text`.
             record: rows of the batch whose maps are wanted.
         """
-        recorder = None if record is None else self._require_recorder()
-        recording = recorder.recording(keep=record) if recorder and record else nullcontext()
-        with self._taking_values_from(values), recording:
-            predicted = self.unet(
-                latents.to(self.dtype), timesteps, encoder_hidden_states=text
-            ).sample.to(self.latents_dtype)
-        return predicted, self._on_grid(recorder.maps, latents) if recorder else None
+        with ExitStack() as stack:
+            if values is not None:
+                stack.enter_context(values_from(self.unet, values))
+            if record is not None:
+                recorder = self._require_recorder()
+                stack.enter_context(recorder.recording(keep=record))
+            predicted = self.unet(latents.to(self.dtype), timesteps, encoder_hidden_states=text)
+        maps = None if record is None else recorder.maps.unflatten(1, self.map_size(latents))
+        return predicted.sample.to(self.latents_dtype), maps
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Image | None:
@@ -143,18 +145,18 @@ class StableDiffusion:
         not finite even then.
         """
         vae = self.pipe.vae
-        scaled = latents.unsqueeze(0) / vae.config.scaling_factor
         dtype = vae.dtype
+        scaled = latents.unsqueeze(0) / vae.config.scaling_factor
         decoded = vae.decode(scaled.to(dtype), return_dict=False)[0]
-        is_finite = bool(decoded.isfinite().all())
-        if not is_finite and dtype in (torch.float16, torch.bfloat16):
+        if not decoded.isfinite().all():
+            if dtype not in (torch.float16, torch.bfloat16):
+                return None
             try:
                 decoded = vae.to(torch.float32).decode(scaled.float(), return_dict=False)[0]
             finally:
                 vae.to(dtype)
-            is_finite = bool(decoded.isfinite().all())
-        if not is_finite:
-            return None
+            if not decoded.isfinite().all():
+                return None
         return self.pipe.image_processor.postprocess(decoded, output_type="pil")[0]
 
     # --- what sampling needs besides ---
@@ -180,11 +182,15 @@ class StableDiffusion:
             SettingsError: there is no such scheduler, or it does not fit Stable Diffusion.
         """
         own = self.pipe.scheduler
+        class_name = type(own).__name__ if name is None else SCHEDULERS.get(name, name)
+        known = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
+        if class_name not in known or not hasattr(diffusers, class_name):
+            raise SettingsError(
+                f"scheduler {class_name!r} cannot be used; take one of {', '.join(SCHEDULERS)}, "
+                f"or of diffusers' {', '.join(known)}."
+            )
         if name is None:
-            check_scheduler(type(own).__name__)
             return copy.deepcopy(own)
-        class_name = SCHEDULERS.get(name, name)
-        check_scheduler(class_name)
         # Stable Diffusion's own PNDM configuration has no Runge-Kutta steps
         others = {"skip_prk_steps": True} if class_name == "PNDMScheduler" else {}
         return getattr(diffusers, class_name).from_config(own.config, **others)
@@ -238,12 +244,6 @@ class StableDiffusion:
             raise RuntimeError("maps are recorded only inside recording_maps()")
         return self._recorder
 
-    def _on_grid(self, maps: Tensor, latents: Tensor) -> Tensor:
-        return maps.unflatten(1, self.map_size(latents))
-
-    def _taking_values_from(self, text: Tensor | None) -> AbstractContextManager[None]:
-        return nullcontext() if text is None else values_from(self.unet, text)
-
     def _encode_one(self, text: str) -> Tensor:
         embeddings, _ = self.pipe.encode_prompt(text, self.device, 1, False)
         return embeddings[0].to(self.dtype)
@@ -254,16 +254,6 @@ def step_arguments(scheduler, generator: torch.Generator, eta: float) -> dict[st
     accepted = inspect.signature(scheduler.step).parameters
     wanted = {"generator": generator, "eta": eta}
     return {name: value for name, value in wanted.items() if name in accepted}
-
-
-def check_scheduler(class_name: str) -> None:
-    """Raise a `SettingsError` unless diffusers counts the scheduler among Stable Diffusion's."""
-    known = [scheduler.name for scheduler in KarrasDiffusionSchedulers]
-    if class_name not in known or not hasattr(diffusers, class_name):
-        raise SettingsError(
-            f"scheduler {class_name!r} cannot be used; take one of {', '.join(SCHEDULERS)}, "
-            f"or of diffusers' {', '.join(known)}."
-        )
 
 
 def check_guidable(pipe) -> None:
