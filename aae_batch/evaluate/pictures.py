@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aae_batch.dataset import layout
 from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.scores import Scores
+from aae_batch.store.read_ahead import read_ahead
 
 SETS = {
     "animals": "Animal-Animal",
@@ -22,9 +23,6 @@ SETS = {
 """Values of the manifest's column `set` that the paper has names for; others are their own."""
 
 WITHOUT_SET = "all"
-
-READERS = 8
-"""Shards that are read at a time."""
 
 _FORM = ("height", "width", "num_inference_steps", "guidance_scale")
 """What besides prompt and seed has to be the same in two pictures that are compared as a pair."""
@@ -52,57 +50,44 @@ class Measure:
 
     @property
     def columns(self) -> list[str]:
-        return [name for name in (self.part, self.whole) if name is not None]
+        return [self.part] if self.whole is None else [self.part, self.whole]
 
     def values(self, scores: pa.Table) -> np.ndarray:
         """[rows], float64: NaN where there is none."""
         if not {*self.columns} <= {*scores.column_names}:
             return np.full(scores.num_rows, np.nan)
-        part, *rest = (_floats(scores[name]) for name in self.columns)
+        part, *rest = (pc.cast(scores[name], pa.float64()).to_numpy() for name in self.columns)
         for whole in rest:
             part = part / np.where(whole > 0, whole, np.nan)
         return part
 
 
-def _floats(column: pa.ChunkedArray) -> np.ndarray:
-    return pc.cast(column, pa.float64()).to_numpy()
+def _share(metric: str, name: str, title: str, part: str, whole: str | None = None) -> Measure:
+    return Measure(metric, name, title, part, whole, percent=True)
 
 
 MEASURES = (
     Measure("clip", "clip_full", "Full prompt similarity", "clip_full"),
     Measure("clip", "clip_min_subject", "Minimum subject similarity", "clip_min_subject"),
     Measure("captions", "clip_caption", "Text-text similarity", "clip_caption"),
-    Measure("detector", "all_found", "All subjects found", "all_found", percent=True),
-    Measure(
-        "detector",
-        "share_found",
-        "Subjects found",
-        "subjects_found",
-        "subjects_named",
-        percent=True,
-    ),
-    Measure("detector", "all_bound", "All in their colours", "all_bound", percent=True),
-    Measure("attention", "neglected", "Neglect rate", "neglected", percent=True),
+    _share("detector", "all_found", "All subjects found", "all_found"),
+    _share("detector", "share_found", "Subjects found", "subjects_found", "subjects_named"),
+    _share("detector", "all_bound", "All in their colours", "all_bound"),
+    _share("attention", "neglected", "Neglect rate", "neglected"),
     Measure("attention", "min_max_attention", "Worst subject's attention", "min_max_attention"),
-    Measure(
-        "attention",
-        "thresholds_met",
-        "Thresholds met",
-        "thresholds_met",
-        "num_thresholds",
-        percent=True,
-    ),
+    _share("attention", "thresholds_met", "Thresholds met", "thresholds_met", "num_thresholds"),
     Measure("attention", "num_refinements", "Refinements", "num_refinements"),
 )
 
 
-_OWN = ("row", "group", "prompt", "seed")
+_OWN = ("variant", "group", "prompt", "seed")
 _FIGURES = tuple(measure.name for measure in MEASURES)
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of the table: a method, and, where several outputs have pictures of it, its output.
+class Variant:
+    """What the table compares, a row each: a method, or, where several outputs have pictures by it, a
+    method in one output.
 
     Attributes:
         label: what the table calls it.
@@ -118,7 +103,7 @@ class Pictures:
     """Pictures in columns, which have an entry for each: a million of them are about 110 MB.
 
     Attributes:
-        rows: of the table; `row` says which of them a picture belongs to.
+        variants: the table's rows; `variant` says which of them a picture belongs to.
         groups: the table's columns, sets of prompts; `group` says which.
         prompt: the same number for the same prompt.
         form: the same number for the same size, steps and guidance scale.
@@ -127,9 +112,9 @@ class Pictures:
             those that are there by now.
     """
 
-    rows: tuple[Row, ...]
+    variants: tuple[Variant, ...]
     groups: tuple[str, ...]
-    row: np.ndarray
+    variant: np.ndarray
     group: np.ndarray
     prompt: np.ndarray
     seed: np.ndarray
@@ -149,23 +134,25 @@ def read_pictures(datasets: Mapping[str, Dataset], without: Collection[str] = ()
         OutputError: a table cannot be read.
     """
     parts: dict[str, list[np.ndarray]] = defaultdict(list)
-    prompts, groups, rows = _Numbers(), _Numbers(), _Numbers()
+    prompts, groups, variants = _Numbers(), _Numbers(), _Numbers()
     stale = 0
+    metrics = {measure.metric for measure in MEASURES}.difference(without)
     for output, dataset in datasets.items():
-        for table, scores, old in _shards(dataset, without):
-            stale += old
+        read = partial(_figures_of, dataset, Scores(dataset), metrics)
+        for table, figures, left_out in read_ahead(read, dataset.shards()):
+            stale += left_out
             methods = pc.binary_join_element_wise(table["method"], output, "\n")
-            parts["row"].append(rows.of(methods))
+            parts["variant"].append(variants.of(methods))
             parts["group"].append(groups.of(_groups(table)))
             parts["prompt"].append(prompts.of(table["prompt"]))
             for name in ("seed", *_FORM):
                 parts[name].append(table[name].to_numpy())
-            for name, values in scores.items():
+            for name, values in figures.items():
                 parts[name].append(values)
     none = [np.empty(0)]
     whole = {name: np.concatenate(parts.pop(name, none)) for name in (*_OWN, *_FORM, *_FIGURES)}
     return Pictures(
-        _rows(rows.known),
+        _variants(variants.known),
         (*groups.known,),
         **{name: whole[name] for name in _OWN},
         form=numbered(*(whole.pop(name) for name in _FORM)),
@@ -197,13 +184,13 @@ class _Numbers:
         return np.array(numbers, np.int32)[encoded.indices.to_numpy()]
 
 
-def _rows(known: Collection[str]) -> tuple[Row, ...]:
+def _variants(known: Collection[str]) -> tuple[Variant, ...]:
     pairs = [name.split("\n", 1) for name in known]
     outputs_of: dict[str, set[str]] = defaultdict(set)
     for method, output in pairs:
         outputs_of[method].add(output)
     return tuple(
-        Row(f"{method} ({output})" if len(outputs_of[method]) > 1 else method, method, output)
+        Variant(f"{method} ({output})" if len(outputs_of[method]) > 1 else method, method, output)
         for method, output in pairs
     )
 
@@ -215,48 +202,19 @@ def _groups(table: pa.Table) -> pa.ChunkedArray:
     return pa.chunked_array([[SETS.get(word, word) for word in words]], pa.string())
 
 
-# --- one output ---
-
-Shard = tuple[pa.Table, dict[str, np.ndarray], int]
-"""Its pictures, their figures by measure, and how many scores were left out."""
-
-
-def _shards(dataset: Dataset, without: Collection[str]) -> Iterator[Shard]:
-    metrics = {measure.metric for measure in MEASURES}.difference(without)
-    scored = {metric: {*dataset.scored_shards(metric)} for metric in metrics}
-    runs = {metric: dataset.metric_fingerprint(metric) for metric, there in scored.items() if there}
-
-    def read(shard: int) -> Shard:
-        table = dataset.table(shard, _COLUMNS)
-        table = table.filter(pc.equal(table["status"], "ok"))
-        figures = {m.name: np.full(table.num_rows, np.nan) for m in MEASURES}
-        stale = 0
-        for metric, run in runs.items():
-            if shard in scored[metric]:
-                found, old = _figures(dataset, table, metric, run, shard)
-                figures |= found
-                stale += old
-        return table, figures, stale
-
-    shards = dataset.shards()
-    with ThreadPoolExecutor(READERS) as pool:
-        for start in range(0, len(shards), 8 * READERS):  # those that are read wait in memory
-            yield from pool.map(read, shards[start : start + 8 * READERS])
-
-
-def _figures(
-    dataset: Dataset, pictures: pa.Table, metric: str, run: str | None, shard: int
-) -> tuple[dict[str, np.ndarray], int]:
-    """What the scores of a metric's run make of a shard's pictures, and how many scores are of others."""
-    measures = [measure for measure in MEASURES if measure.metric == metric]
-    names = dict.fromkeys(name for measure in measures for name in measure.columns)
-    table, marks = dataset.marked_scores_of(metric, shard, ["id", "sha256", *names])
-    scored = pc.index_in(pictures["id"].combine_chunks(), value_set=table["id"].combine_chunks())
-    there = table["sha256"].combine_chunks().take(scored)
-    same = pc.fill_null(pc.equal(pictures["sha256"].combine_chunks(), there), False)
-    if marks.get(layout.SCORES_FINGERPRINT) != run:
-        same = pc.and_(same, False)
-    fresh = pc.if_else(same, scored, None)
-    scores = table.take(fresh)
-    stale = fresh.null_count - scored.null_count
-    return {measure.name: measure.values(scores) for measure in measures}, stale
+def _figures_of(
+    dataset: Dataset, scores: Scores, metrics: Collection[str], shard: int
+) -> tuple[pa.Table, dict[str, np.ndarray], int]:
+    """A shard's pictures, their figures by measure, and how many scores were left out."""
+    table = dataset.table(shard, _COLUMNS)
+    table = table.filter(pc.equal(table["status"], "ok"))
+    figures = {measure.name: np.full(table.num_rows, np.nan) for measure in MEASURES}
+    stale = 0
+    for metric in metrics:
+        measures = [measure for measure in MEASURES if measure.metric == metric]
+        names = dict.fromkeys(name for measure in measures for name in measure.columns)
+        found = scores.of(metric, shard, table, [*names])
+        stale += found.stale
+        if found.columns is not None:
+            figures |= {measure.name: measure.values(found.columns) for measure in measures}
+    return table, figures, stale

@@ -24,7 +24,7 @@ class Marker:
 
     Attributes:
         format: one of `FORMATS`.
-        pieces: how many files there are going to be, where a file has many pictures.
+        pieces: how many parts there are going to be.
         suffix: of picture files, with its dot.
     """
 
@@ -75,8 +75,8 @@ def replaceable(destination: Storage, force: bool) -> list[str]:
 def replace(destination: Storage, earlier: list[str], marker: Marker) -> None:
     """Delete the files of an earlier export, the card before the others so that what is left of it is
     never taken for whole, and then mark the place for this one."""
-    for card in earlier[:1]:
-        destination.delete(card)
+    if earlier:
+        destination.delete(earlier[0])
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(destination.delete, earlier[1:]))
     marker.write(destination)

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from aae_batch.dataset.reader import Dataset
 from aae_batch.errors import SettingsError, shown
 from aae_batch.export.condition import Condition
-from aae_batch.export.scores import Scores
+from aae_batch.export.score_columns import ScoreColumns
 from aae_batch.store.read_ahead import read_ahead
 
 _NAMED = 3
@@ -65,10 +65,10 @@ class Selection:
 def choose(
     dataset: Dataset,
     shards: Sequence[int],
-    scores: Scores,
+    scores: ScoreColumns,
     where: Condition | None,
     best: Best | None,
-    progress: Callable[[int, int], None],
+    on_progress: Callable[[int, int], None],
 ) -> Selection:
     """The rows with a picture that `where` is true of, and of these the best.
 
@@ -102,7 +102,7 @@ def choose(
             known = pc.and_(table["prompt"].is_valid(), table["method"].is_valid())
             selection.places[shard] = places[known.to_numpy()]
             admitted.append(table.filter(known))
-        progress(done + 1, len(shards))
+        on_progress(done + 1, len(shards))
     if best is not None:
         _keep_the_best(selection, pa.concat_tables(admitted), best)
     return selection
@@ -138,18 +138,21 @@ def _keep_the_best(selection: Selection, admitted: pa.Table, best: Best) -> None
             )
         short = np.flatnonzero(sizes < best.of)
         if len(short):
-            named = ", ".join(f"{pairs[i]} ({sizes[i]})" for i in short[:_NAMED])
+            named = _named([f"{pairs[i]} ({sizes[i]})" for i in short])
             selection.notes.append(
                 f"{len(short)} of {len(sizes)} pairs of prompt and method have fewer than {best.of} "
-                f"rows to choose from: {named}{', ...' if len(short) > _NAMED else ''}."
+                f"rows to choose from: {named}."
             )
     empty = np.setdiff1d(np.arange(len(pairs)), groups[kept])
     if len(empty):
-        named = ", ".join(pairs[i] for i in empty[:_NAMED])
         selection.notes.append(
             f"{len(empty)} of {len(pairs)} pairs of prompt and method have no picture with a final "
-            f"loss, and are left out: {named}{', ...' if len(empty) > _NAMED else ''}."
+            f"loss, and are left out: {_named([pairs[i] for i in empty])}."
         )
+
+
+def _named(pairs: Sequence[str]) -> str:
+    return ", ".join([*pairs[:_NAMED], *(["..."] if len(pairs) > _NAMED else [])])
 
 
 def _groups(rows: pa.Table) -> tuple[np.ndarray, list[str]]:

@@ -8,21 +8,10 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aae_batch.report.scores import Columns, Score
-from aae_batch.request import METHODS
-
-BASELINE = "stable-diffusion"
-"""The method that the others are compared with: it comes first."""
+from aae_batch.dataset.methods import method_order
+from aae_batch.report.metrics import Judged, Score
 
 _OWN = ("final_loss", "neglected", "num_refinements", "seconds")
-
-
-def method_order(method: str | None) -> tuple[int, str]:
-    """Sorts methods: the baseline, then as `METHODS` has them."""
-    if method == BASELINE:
-        return -1, method
-    known = METHODS.index(method) if method in METHODS else len(METHODS)
-    return known, method or ""
 
 
 @dataclass
@@ -44,7 +33,7 @@ class Figures:
         images: pictures by method.
         failures: by `error_type`.
         scores: all scores that were seen, in their order.
-        stale: scores of pictures that have been made anew since.
+        stale: scores that are left out.
     """
 
     rows: int = 0
@@ -58,24 +47,28 @@ class Figures:
     _sums: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     _counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
-    def add(self, table: pa.Table, scores: Columns) -> None:
+    def add(self, table: pa.Table, judged: Judged) -> None:
         """Take in a shard.
 
         Args:
             table: its metadata.
-            scores: of its rows.
+            judged: what metrics say of its rows.
         """
-        self.scores.update(dict.fromkeys(scores))
+        self.stale += judged.stale
+        self.scores.update(dict.fromkeys(judged.columns))
         ok = pc.equal(table["status"], "ok")
         self._add_failures(table.filter(pc.invert(ok)))
-        numbers = {score.name: values for score, values in scores.items() if not score.is_text}
         part = table.select(["method", *_OWN])
-        for name, values in numbers.items():
-            part = part.append_column(name, _floats(values))
-        part = part.filter(ok)
-        names = [*_OWN, *numbers]
-        totals = part.group_by("method").aggregate(
-            [("method", "count"), *((name, how) for name in names for how in ("sum", "count"))]
+        for score, values in judged.columns.items():
+            if not score.is_text:
+                part = part.append_column(score.name, _floats(values))
+        names = part.column_names[1:]
+        totals = (
+            part.filter(ok)
+            .group_by("method")
+            .aggregate(
+                [("method", "count"), *((name, how) for name in names for how in ("sum", "count"))]
+            )
         )
         self.rows += table.num_rows
         for total in totals.to_pylist():
@@ -121,7 +114,7 @@ class Figures:
                 self.failures[row["error_type"]] = Failures(1, row["id"], row["error"])
 
 
-def _floats(values: list) -> pa.Array:
-    """Numbers and truths as numbers; what is no number is as good as missing in a mean."""
-    numbers = [None if value is None else float(value) for value in values]
-    return pa.array(numbers, pa.float64(), from_pandas=True)
+def _floats(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Numbers and booleans as floats; NaN counts as missing."""
+    floats = values.cast(pa.float64())
+    return pc.if_else(pc.is_nan(floats), None, floats)
