@@ -33,12 +33,14 @@ def estimate(values: np.ndarray, prompts: np.ndarray) -> Estimate | None:
     independent, so a prompt is drawn with all of its pictures.
 
     Args:
-        values: [pictures], float.
+        values: [pictures], float; NaN counts as missing.
         prompts: [pictures], whole numbers; the same for pictures of one prompt.
 
     Returns:
         None for no values.
     """
+    there = ~np.isnan(values)
+    values, prompts = values[there], prompts[there]
     if not len(values):
         return None
     _, places = np.unique(prompts, return_inverse=True)

@@ -98,14 +98,14 @@ def score_rows(
     metric: Metric,
     batch_size: int,
     turn: AbstractContextManager[Any] | None = None,
-    said: Callable[[int], None] = lambda rows: None,
+    on_progress: Callable[[int], None] = lambda rows: None,
 ) -> list[dict[str, Any]]:
     """Score the pictures of some rows of a shard, which rows without one are left out of.
 
     Args:
         places: of the rows in the shard.
         turn: held while the metric is at work, so that others read meanwhile.
-        said: is told after each batch how many rows that were.
+        on_progress: gets after each batch how many rows that were.
 
     Raises:
         OutputError: a picture cannot be read, or is another than its row says.
@@ -117,7 +117,7 @@ def score_rows(
     def read(row: MetadataRow) -> Image.Image:
         return Image.open(io.BytesIO(checked_bytes(dataset, row))).convert("RGB")
 
-    said(table.num_rows - len(rows))
+    on_progress(table.num_rows - len(rows))
     scored: list[dict[str, Any]] = []
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
@@ -125,7 +125,7 @@ def score_rows(
         with turn or nullcontext():
             scores = metric.score(batch, images, attention)
         scored += [_key(row) | score for row, score in zip(batch, scores, strict=True)]
-        said(len(batch))
+        on_progress(len(batch))
     return scored
 
 

@@ -80,10 +80,6 @@ MEASURES = (
 )
 
 
-_OWN = ("variant", "group", "prompt", "seed")
-_FIGURES = tuple(measure.name for measure in MEASURES)
-
-
 @dataclass(frozen=True)
 class Variant:
     """What the table compares, a row each: a method, or, where several outputs have pictures by it, a
@@ -108,8 +104,7 @@ class Pictures:
         prompt: the same number for the same prompt.
         form: the same number for the same size, steps and guidance scale.
         figures: by the names of measures; NaN where a picture has none.
-        stale: scores that were left out, since they are of another picture or of other settings than
-            those that are there by now.
+        stale: scores that are left out; see `dataset.scores.ShardScores`.
     """
 
     variants: tuple[Variant, ...]
@@ -133,32 +128,61 @@ def read_pictures(datasets: Mapping[str, Dataset], without: Collection[str] = ()
     Raises:
         OutputError: a table cannot be read.
     """
-    parts: dict[str, list[np.ndarray]] = defaultdict(list)
-    prompts, groups, variants = _Numbers(), _Numbers(), _Numbers()
-    stale = 0
     metrics = {measure.metric for measure in MEASURES}.difference(without)
+    tables, stale = [_SCHEMA.empty_table()], 0
     for output, dataset in datasets.items():
-        read = partial(_figures_of, dataset, Scores(dataset), metrics)
-        for table, figures, left_out in read_ahead(read, dataset.shards()):
+        read = partial(_read_shard, dataset, output, Scores(dataset), metrics)
+        for table, left_out in read_ahead(read, dataset.shards()):
+            tables.append(table)
             stale += left_out
-            methods = pc.binary_join_element_wise(table["method"], output, "\n")
-            parts["variant"].append(variants.of(methods))
-            parts["group"].append(groups.of(_groups(table)))
-            parts["prompt"].append(prompts.of(table["prompt"]))
-            for name in ("seed", *_FORM):
-                parts[name].append(table[name].to_numpy())
-            for name, values in figures.items():
-                parts[name].append(values)
-    none = [np.empty(0)]
-    whole = {name: np.concatenate(parts.pop(name, none)) for name in (*_OWN, *_FORM, *_FIGURES)}
+    whole = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    variants, groups, prompts = (
+        whole[name].combine_chunks() for name in ("variant", "group", "prompt")
+    )
     return Pictures(
-        _variants(variants.known),
-        (*groups.known,),
-        **{name: whole[name] for name in _OWN},
-        form=numbered(*(whole.pop(name) for name in _FORM)),
-        figures={name: whole[name] for name in _FIGURES},
+        _variants(variants.dictionary.to_pylist()),
+        (*groups.dictionary.to_pylist(),),
+        variant=variants.indices.to_numpy(),
+        group=groups.indices.to_numpy(),
+        prompt=prompts.indices.to_numpy(),
+        seed=whole["seed"].to_numpy(),
+        form=numbered(*(whole[name].to_numpy() for name in _FORM)),
+        figures={measure.name: whole[measure.name].to_numpy() for measure in MEASURES},
         stale=stale,
     )
+
+
+_WORDS = pa.dictionary(pa.int32(), pa.string())
+_SCHEMA = pa.schema(
+    [
+        *((name, _WORDS) for name in ("variant", "group", "prompt")),
+        *((name, pa.int64()) for name in ("seed", "height", "width", "num_inference_steps")),
+        *((name, pa.float64()) for name in ("guidance_scale", *(m.name for m in MEASURES))),
+    ]
+)
+
+
+def _read_shard(
+    dataset: Dataset, output: str, scores: Scores, metrics: Collection[str], shard: int
+) -> tuple[pa.Table, int]:
+    """A shard's pictures by `_SCHEMA`, and how many scores were left out."""
+    table = dataset.table(shard, _COLUMNS)
+    table = table.filter(pc.equal(table["status"], "ok"))
+    columns = {name: table[name] for name in ("prompt", "seed", *_FORM)}
+    columns["variant"] = pc.binary_join_element_wise(table["method"], output, "\n")
+    sets = table["set"].to_pylist() if "set" in table.column_names else [None] * table.num_rows
+    words = [WITHOUT_SET if value is None else str(value) for value in sets]
+    columns["group"] = [SETS.get(word, word) for word in words]
+    columns |= {measure.name: np.full(table.num_rows, np.nan) for measure in MEASURES}
+    stale = 0
+    for metric in metrics:
+        measures = [measure for measure in MEASURES if measure.metric == metric]
+        names = dict.fromkeys(name for measure in measures for name in measure.columns)
+        found = scores.of(metric, shard, table, [*names])
+        stale += found.stale
+        if found.columns is not None:
+            columns |= {measure.name: measure.values(found.columns) for measure in measures}
+    return pa.table({field.name: columns[field.name] for field in _SCHEMA}).cast(_SCHEMA), stale
 
 
 def numbered(*columns: np.ndarray) -> np.ndarray:
@@ -170,22 +194,8 @@ def numbered(*columns: np.ndarray) -> np.ndarray:
     return numbers
 
 
-class _Numbers:
-    """Words as numbers, in the order in which they came first."""
-
-    def __init__(self) -> None:
-        self.known: dict[str, int] = {}
-
-    def of(self, words: pa.ChunkedArray) -> np.ndarray:
-        encoded = words.combine_chunks().dictionary_encode()
-        numbers = [
-            self.known.setdefault(word, len(self.known)) for word in encoded.dictionary.to_pylist()
-        ]
-        return np.array(numbers, np.int32)[encoded.indices.to_numpy()]
-
-
-def _variants(known: Collection[str]) -> tuple[Variant, ...]:
-    pairs = [name.split("\n", 1) for name in known]
+def _variants(names: Collection[str]) -> tuple[Variant, ...]:
+    pairs = [name.split("\n", 1) for name in names]
     outputs_of: dict[str, set[str]] = defaultdict(set)
     for method, output in pairs:
         outputs_of[method].add(output)
@@ -193,28 +203,3 @@ def _variants(known: Collection[str]) -> tuple[Variant, ...]:
         Variant(f"{method} ({output})" if len(outputs_of[method]) > 1 else method, method, output)
         for method, output in pairs
     )
-
-
-def _groups(table: pa.Table) -> pa.ChunkedArray:
-    if "set" not in table.column_names:
-        return pa.chunked_array([[WITHOUT_SET] * table.num_rows], pa.string())
-    words = (WITHOUT_SET if value is None else str(value) for value in table["set"].to_pylist())
-    return pa.chunked_array([[SETS.get(word, word) for word in words]], pa.string())
-
-
-def _figures_of(
-    dataset: Dataset, scores: Scores, metrics: Collection[str], shard: int
-) -> tuple[pa.Table, dict[str, np.ndarray], int]:
-    """A shard's pictures, their figures by measure, and how many scores were left out."""
-    table = dataset.table(shard, _COLUMNS)
-    table = table.filter(pc.equal(table["status"], "ok"))
-    figures = {measure.name: np.full(table.num_rows, np.nan) for measure in MEASURES}
-    stale = 0
-    for metric in metrics:
-        measures = [measure for measure in MEASURES if measure.metric == metric]
-        names = dict.fromkeys(name for measure in measures for name in measure.columns)
-        found = scores.of(metric, shard, table, [*names])
-        stale += found.stale
-        if found.columns is not None:
-            figures |= {measure.name: measure.values(found.columns) for measure in measures}
-    return table, figures, stale

@@ -42,8 +42,10 @@ class Table:
 
 def make_table(pictures: Pictures, notes: Sequence[str] = ()) -> Table:
     """Every measure of every variant in every column, and each variant's difference to the baseline."""
-    variants, groups = pictures.variants, pictures.groups
-    rows = sorted(range(len(variants)), key=lambda row: _order(variants[row]))
+    variants, groups, prompts = pictures.variants, pictures.groups, pictures.prompt
+    rows = sorted(
+        range(len(variants)), key=lambda i: (method_order(variants[i].method), variants[i].label)
+    )
     columns = sorted(range(len(groups)), key=lambda column: _group_order(groups[column]))
     places = {
         (row, column): np.flatnonzero((pictures.variant == row) & (pictures.group == column))
@@ -51,7 +53,7 @@ def make_table(pictures: Pictures, notes: Sequence[str] = ()) -> Table:
         for column in columns
     }
     baselines = _baselines(variants, rows)
-    pairs = numbered(pictures.prompt, pictures.form, pictures.seed)
+    pairs = numbered(prompts, pictures.form, pictures.seed)
     lines = []
     for measure in MEASURES:
         values = pictures.figures[measure.name]
@@ -59,14 +61,14 @@ def make_table(pictures: Pictures, notes: Sequence[str] = ()) -> Table:
             continue
         for row in rows:
             means = {
-                groups[column]: _mean(values, pictures.prompt, places[row, column])
+                groups[column]: estimate(*(of[places[row, column]] for of in (values, prompts)))
                 for column in columns
             }
             lines.append(Line(measure, variants[row].label, None, means))
         for row, other in baselines.items():
             differences = {
                 groups[column]: paired_difference(
-                    values, pictures.prompt, pairs, places[row, column], places[other, column]
+                    values, prompts, pairs, places[row, column], places[other, column]
                 )
                 for column in columns
             }
@@ -103,11 +105,6 @@ def _by_pair(
     return known, means, there[first]
 
 
-def _mean(values: np.ndarray, prompts: np.ndarray, places: np.ndarray) -> Estimate | None:
-    there = places[~np.isnan(values[places])]
-    return estimate(values[there], prompts[there])
-
-
 def _baselines(variants: Sequence[Variant], order: Sequence[int]) -> dict[int, int]:
     """What every row but the first is compared with: plain sampling in the same output, else the
     first row."""
@@ -134,10 +131,6 @@ def _unpaired(pictures: Pictures, pairs: np.ndarray, row: int, other: int) -> st
     return (
         f"{names}: their seeds differ; give the manifest a column seed, the same for each method."
     )
-
-
-def _order(variant: Variant) -> tuple[tuple[int, str], str]:
-    return method_order(variant.method), variant.label
 
 
 def _group_order(group: str) -> tuple[int, str]:

@@ -28,24 +28,19 @@ class Figures:
     """Counts and sums that grow shard by shard.
 
     Attributes:
-        rows, failed, neglected: how many.
-        judged: pictures of which it is known whether a subject was neglected.
-        images: pictures by method.
+        rows, failed: how many.
         failures: by `error_type`.
         scores: all scores that were seen, in their order.
-        stale: scores that are left out.
+        stale: scores that are left out; see `dataset.scores.ShardScores`.
     """
 
     rows: int = 0
     failed: int = 0
-    neglected: int = 0
-    judged: int = 0
-    images: Counter[str] = field(default_factory=Counter)
     failures: dict[str, Failures] = field(default_factory=dict)
     scores: dict[Score, None] = field(default_factory=dict)
     stale: int = 0
-    _sums: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    _counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    _totals: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """By method: `method_count`, and of each column `<name>_sum` and `<name>_count`."""
 
     def add(self, table: pa.Table, judged: Judged) -> None:
         """Take in a shard.
@@ -54,6 +49,7 @@ class Figures:
             table: its metadata.
             judged: what metrics say of its rows.
         """
+        self.rows += table.num_rows
         self.stale += judged.stale
         self.scores.update(dict.fromkeys(judged.columns))
         ok = pc.equal(table["status"], "ok")
@@ -62,36 +58,35 @@ class Figures:
         for score, values in judged.columns.items():
             if not score.is_text:
                 part = part.append_column(score.name, _floats(values))
-        names = part.column_names[1:]
-        totals = (
-            part.filter(ok)
-            .group_by("method")
-            .aggregate(
-                [("method", "count"), *((name, how) for name in names for how in ("sum", "count"))]
-            )
-        )
-        self.rows += table.num_rows
+        sums = [(name, how) for name in part.column_names[1:] for how in ("sum", "count")]
+        totals = part.filter(ok).group_by("method").aggregate([("method", "count"), *sums])
         for total in totals.to_pylist():
-            method = total["method"]
-            self.images[method] += total["method_count"]
-            self.neglected += total["neglected_sum"] or 0
-            self.judged += total["neglected_count"]
-            for name in names:
-                self._sums[method][name] += total[f"{name}_sum"] or 0
-                self._counts[method][name] += total[f"{name}_count"]
+            of_method = self._totals[total.pop("method")]
+            of_method.update({name: value or 0 for name, value in total.items()})
+
+    @property
+    def images(self) -> dict[str, int]:
+        """Pictures by method."""
+        return {method: total["method_count"] for method, total in self._totals.items()}
+
+    @property
+    def neglected(self) -> int:
+        return sum(total["neglected_sum"] for total in self._totals.values())
+
+    @property
+    def judged(self) -> int:
+        """Pictures of which it is known whether a subject was neglected."""
+        return sum(total["neglected_count"] for total in self._totals.values())
 
     def methods(self) -> list[str]:
         """Those that have pictures, the baseline first."""
-        return sorted(self.images, key=method_order)
+        return sorted(self._totals, key=method_order)
 
     def telling(self) -> list[Score]:
-        """The scores that a table of means has a use for: no words, nothing that no picture has, and
-        no number that is zero throughout. A share of zero is a finding."""
-        means = {
-            score: [self.mean(method, score) for method in self.images]
-            for score in self.scores
-            if not score.is_text
-        }
+        """The scores worth a column of means: no words, nothing that no picture has, and no number
+        that is zero throughout. A share of zero is a finding."""
+        numbers = [score for score in self.scores if not score.is_text]
+        means = {score: [self.mean(method, score) for method in self._totals] for score in numbers}
         return [
             score
             for score, values in means.items()
@@ -101,17 +96,15 @@ class Figures:
     def mean(self, method: str, of: str | Score) -> float | None:
         """The mean over a method's pictures of a metadata column or a score; None without values."""
         name = of.name if isinstance(of, Score) else of
-        count = self._counts[method][name]
-        return self._sums[method][name] / count if count else None
+        total = self._totals[method]
+        count = total[f"{name}_count"]
+        return total[f"{name}_sum"] / count if count else None
 
     def _add_failures(self, failed: pa.Table) -> None:
         self.failed += failed.num_rows
         for row in failed.select(["id", "error_type", "error"]).to_pylist():
-            known = self.failures.get(row["error_type"])
-            if known:
-                known.count += 1
-            else:
-                self.failures[row["error_type"]] = Failures(1, row["id"], row["error"])
+            kind = self.failures.setdefault(row["error_type"], Failures(0, row["id"], row["error"]))
+            kind.count += 1
 
 
 def _floats(values: pa.ChunkedArray) -> pa.ChunkedArray:
