@@ -18,6 +18,7 @@ from aae_batch.errors import SettingsError
 from aae_batch.export.formats import SAMPLES, Format, Parquet
 from aae_batch.export.selection import Selection
 from aae_batch.export.settings import ExportSettings
+from aae_batch.export.source import Source
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetCard, DatasetCardData
@@ -45,19 +46,14 @@ class Facts:
     """What a card tells of an export.
 
     Attributes:
-        run: what the output's `run.json` says.
-        shards: how many of the output's there are, and how many there will be.
         schema: of the exported rows, as far as the format has their columns.
-        scored: names of columns that metrics have added, by metric.
         figures: the rows' method and the columns that are averaged for each.
     """
 
     title: str
-    run: dict[str, Any]
-    shards: tuple[int, int]
+    source: Source
     selection: Selection
     schema: pa.Schema
-    scored: dict[str, list[str]]
     figures: pa.Table
 
 
@@ -89,7 +85,8 @@ def dataset_card(facts: Facts, settings: ExportSettings, written: Format) -> Dat
     return DatasetCard.from_template(
         data,
         template_str=(files("aae_batch.export") / "card.md.jinja").read_text(encoding="utf-8"),
-        facts=facts,
+        title=facts.title,
+        source=facts.source,
         settings=settings,
         selection=facts.selection,
         samples=SAMPLES,
@@ -99,8 +96,8 @@ def dataset_card(facts: Facts, settings: ExportSettings, written: Format) -> Dat
         some_not_compared=any("-" in line for line in lines),
         by_conjunct=_BY_CONJUNCT,
         columns=_table(["column", "type", ""], _columns(facts, settings)),
-        making=_table(["", ""], _making(facts.run)),
-        guidance=json.dumps(facts.run["settings"]["guidance"], indent=2),
+        making=_table(["", ""], _making(facts.source.run)),
+        guidance=json.dumps(facts.source.run["settings"]["guidance"], indent=2),
         code=_code,
         plain=_plain,
     )
@@ -151,7 +148,7 @@ def _means(facts: Facts, methods: Sequence[str]) -> tuple[list[str], list[list[s
         for name in figures.column_names
         if name != "method" and figures[name].null_count < figures.num_rows
     ]
-    of_attention = {*_OF_ATTENTION, *facts.scored.get("attention", ())}
+    of_attention = {*_OF_ATTENTION, *facts.source.scores.of_metrics.get("attention", ())}
     lines = []
     for method in methods:
         of_method = figures.filter(pc.equal(figures["method"], method))
@@ -170,7 +167,7 @@ def _mean(values: pa.ChunkedArray) -> str:
 
 def _columns(facts: Facts, settings: ExportSettings) -> list[list[str]]:
     described = dict(_DESCRIPTIONS)
-    for metric, names in facts.scored.items():
+    for metric, names in facts.source.scores.of_metrics.items():
         described |= dict.fromkeys(names, f"Score of the metric {metric}.")
     columns = [(column.name, str(column.type)) for column in facts.schema]
     if settings.format != "webdataset":

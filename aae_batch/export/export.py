@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,16 +18,11 @@ from aae_batch.export.card import Facts, check_features, dataset_card
 from aae_batch.export.destination import Marker, replace, replaceable
 from aae_batch.export.formats import CARD, SAMPLES, Part, open_format
 from aae_batch.export.samples import SAMPLES_SHOWN, samples_page
-from aae_batch.export.score_columns import ScoreColumns
 from aae_batch.export.selection import Selection, choose
 from aae_batch.export.settings import ExportSettings
+from aae_batch.export.source import Source, exported, open_source
 from aae_batch.store.base import Storage
 from aae_batch.store.read_ahead import read_ahead
-
-_LEFT_OUT = frozenset(
-    ["status", "error_type", "error", "file_name", "seconds", "shard", "fingerprint"]
-)
-"""Columns that tell of the job, or of the places in its output, and not of a picture."""
 
 _FIGURES = ("final_loss", "neglected", "num_refinements")
 
@@ -47,20 +40,18 @@ def export(
     the export is whole.
 
     Args:
-        choosing, writing: are told how many shards are looked through, and then written.
+        choosing, writing: get how many shards of how many are looked through, and then written.
 
     Raises:
         OutputError: the output is not complete, or cannot be read; the destination is not empty, or
             cannot be written, or another process is writing to it; no row is left.
         SettingsError: the settings do not fit the rows.
     """
-    source = _opened(dataset, settings.partial)
+    source = open_source(dataset, settings.partial)
     if settings.format == "hf":
         check_features(source.schema)
     replaceable(destination, settings.force)  # before it is looked through what there is to export
-    selection = choose(
-        dataset, source.shards, source.scores, settings.where, settings.best, choosing
-    )
+    selection = choose(source, settings.where, settings.best, choosing)
     if not len(selection):
         raise OutputError(
             f"No row of {dataset.storage.root} is left to export: {selection.failed} of "
@@ -71,47 +62,8 @@ def export(
     return selection
 
 
-@dataclass(frozen=True)
-class _Source:
-    """An output as it was when it was opened; a job may commit more meanwhile.
-
-    Attributes:
-        shards: those that are committed.
-        planned: how many there are going to be.
-        schema: of the exported rows.
-    """
-
-    dataset: Dataset
-    run: dict[str, Any]
-    shards: list[int]
-    planned: int
-    scores: ScoreColumns
-    schema: pa.Schema
-
-
-def _opened(dataset: Dataset, partial: bool) -> _Source:
-    run = dataset.run
-    root = dataset.storage.root
-    if run is None:
-        raise OutputError(f"There is no run in {root}: check the path.")
-    shards = dataset.shards()
-    planned = -(-run["rows"] // run["shard_size"])
-    there = f"{len(shards)} of {planned} shards are there"
-    if not partial and (len(shards) < planned or dataset.summary is None):
-        raise OutputError(
-            f"{root} is not complete, {there}: finish it by the command that began it, or export what "
-            "there is with --partial."
-        )
-    if not shards:
-        raise OutputError(f"Nothing of {root} can be exported yet, {there}: wait for the first.")
-    first = dataset.table(shards[0])
-    scores = ScoreColumns(dataset, first.column_names)
-    schema = _exported(scores.beside(first, shards[0])).schema
-    return _Source(dataset, run, shards, planned, scores, schema)
-
-
 def _write(
-    source: _Source,
+    source: Source,
     selection: Selection,
     destination: Storage,
     settings: ExportSettings,
@@ -122,25 +74,18 @@ def _write(
     written = open_format(settings.format, destination, parts, suffix, source.schema)
     earlier = replaceable(destination, settings.force)
     replace(destination, earlier, Marker(settings.format, parts, suffix))
-    seen = _Seen(len(selection), source.scores)
+    seen = _Seen(len(selection), source.scores.names)
     for part in _parts(source, selection, settings.rows_per_file, on_progress):
         written.write(part)
         seen.add(part)
         del part  # memory is for one part, not for the next as well
     written.close()
     destination.write_bytes(SAMPLES, samples_page(seen.samples))
-    described = source.schema
+    schema = source.schema
     if settings.format == "webdataset":
-        described = _in_json(source.schema, selection)
-    facts = Facts(
-        title=destination.root.rstrip("/").rpartition("/")[2],
-        run=source.run,
-        shards=(len(source.shards), source.planned),
-        selection=selection,
-        schema=described,
-        scored={metric: [*columns] for metric, columns in source.scores.of_metrics.items()},
-        figures=pa.concat_tables(seen.figures),
-    )
+        schema = _in_json(schema, selection)
+    title = destination.root.rstrip("/").rpartition("/")[2]
+    facts = Facts(title, source, selection, schema, pa.concat_tables(seen.figures))
     card = dataset_card(facts, settings, written)
     destination.write_bytes(CARD, str(card).encode())
 
@@ -164,7 +109,7 @@ def _locked(destination: Storage) -> AbstractContextManager[object]:
 
 
 def _parts(
-    source: _Source, selection: Selection, size: int, on_progress: OnProgress
+    source: Source, selection: Selection, size: int, on_progress: OnProgress
 ) -> Iterator[Part]:
     """The chosen rows with their scores and pictures, `size` a part and fewer in the last."""
     held: list[pa.Table] = []
@@ -181,7 +126,7 @@ def _parts(
         while start < rows.num_rows:
             rest = rows.slice(start, size - len(pictures))
             start += rest.num_rows
-            held.append(_exported(rest))
+            held.append(exported(rest))
             described = rest.select(["id", "shard", "file_name", "sha256"]).to_pylist()
             pictures += read_pictures(described, partial(checked_bytes, source.dataset))
             if len(pictures) == size:
@@ -193,23 +138,19 @@ def _parts(
         yield Part(index, pa.concat_tables(held).combine_chunks(), pictures)
 
 
-def _exported(rows: pa.Table) -> pa.Table:
-    return rows.drop_columns([name for name in rows.column_names if name in _LEFT_OUT])
-
-
 class _Seen:
     """What the card shows of the rows that go by: the figures of all, and pictures that are evenly
     spaced over them."""
 
-    def __init__(self, rows: int, scores: ScoreColumns) -> None:
+    def __init__(self, rows: int, scored: Sequence[str]) -> None:
         self.samples: list[tuple[dict, bytes]] = []
         self.figures: list[pa.Table] = []
-        self._scores = scores
+        self._scored = scored
         self._places = np.unique(np.linspace(0, rows - 1, SAMPLES_SHOWN).round().astype(np.int64))
         self._rows = 0
 
     def add(self, part: Part) -> None:
-        averaged = [name for name in self._scores.names if _has_mean(part.rows[name].type)]
+        averaged = [name for name in self._scored if _has_mean(part.rows[name].type)]
         self.figures.append(part.rows.select(["method", *_FIGURES, *averaged]))
         places = self._places - self._rows
         places = places[(places >= 0) & (places < part.rows.num_rows)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -146,40 +146,40 @@ class Parquet:
     def close(self) -> None: ...
 
 
+@dataclass
 class WebDataset:
     """`train-00000.tar`: a file a part, with `<id>.png` and `<id>.json` of each row."""
 
-    def __init__(self, destination: Storage, suffix: str) -> None:
-        self._destination = destination
-        self._suffix = suffix
+    destination: Storage
+    suffix: str
 
     def write(self, part: Part) -> None:
-        data = tar_of(part.rows, part.pictures, self._suffix)
-        self._destination.write_bytes(_tar_name(part.index), data)
+        data = tar_of(part.rows, part.pictures, self.suffix)
+        self.destination.write_bytes(_tar_name(part.index), data)
 
     def close(self) -> None: ...
 
 
+@dataclass
 class ImageFolder:
     """`train/<id>.png`, and `train/metadata.parquet` with all rows, which are in memory until then."""
 
-    def __init__(self, destination: Storage, suffix: str) -> None:
-        self._destination = destination
-        self._suffix = suffix
-        self._rows: list[pa.Table] = []
+    destination: Storage
+    suffix: str
+    rows: list[pa.Table] = field(default_factory=list)
 
     def write(self, part: Part) -> None:
-        names = [f"{row_id}{self._suffix}" for row_id in part.rows["id"].to_pylist()]
+        names = [f"{row_id}{self.suffix}" for row_id in part.rows["id"].to_pylist()]
         with ThreadPoolExecutor(THREADS) as pool:
             paths = [f"train/{name}" for name in names]
-            list(pool.map(self._destination.write_bytes, paths, part.pictures))
-        self._rows.append(part.rows.add_column(0, "file_name", pa.array(names, pa.string())))
+            list(pool.map(self.destination.write_bytes, paths, part.pictures))
+        self.rows.append(part.rows.add_column(0, "file_name", pa.array(names, pa.string())))
 
     def close(self) -> None:
         sink = io.BytesIO()
-        rows = pa.concat_tables(self._rows)
+        rows = pa.concat_tables(self.rows)
         pq.write_table(rows, sink, row_group_size=10_000, compression="zstd", write_page_index=True)
-        self._destination.write_bytes(TABLE, sink.getvalue())
+        self.destination.write_bytes(TABLE, sink.getvalue())
 
 
 def _leaves(schema: pa.Schema) -> list[str]:
