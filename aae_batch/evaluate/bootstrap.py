@@ -1,4 +1,4 @@
-"""A mean, and how sure one can be of it."""
+"""A mean and its 95 % interval, by a bootstrap over prompts."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import bootstrap
 
 DRAWS = 2000
 SEED = 0
-"""Of the bootstrap: the same values give the same interval."""
+"""Of the draws: the same values give the same interval."""
 
 BLOCKS = 5000
-"""More prompts than these are dealt into so many blocks at random, and blocks are drawn: the interval's
-width is then off by a hundredth or so, less than 2000 draws are, and time and memory are bounded."""
-
-_DRAWS_AT_ONCE = 100
+"""More prompts than this are dealt at random into so many blocks, and blocks are drawn: time and memory
+stay bounded, and the interval's width is off by about 1 %, less than by drawing 2000 times."""
 
 
 @dataclass(frozen=True)
@@ -30,42 +29,44 @@ class Estimate:
 
 
 def estimate(values: np.ndarray, prompts: np.ndarray) -> Estimate | None:
-    """The mean over pictures. Its interval is a percentile bootstrap over prompts, since the seeds
-    of a prompt are not independent: prompts are drawn with all of their pictures.
+    """The mean over pictures, with a percentile bootstrap over prompts: the seeds of a prompt are not
+    independent, so a prompt is drawn with all of its pictures.
 
     Args:
-        values: [pictures], float.
+        values: [pictures], float; NaN counts as missing.
         prompts: [pictures], whole numbers; the same for pictures of one prompt.
 
     Returns:
         None for no values.
     """
+    there = ~np.isnan(values)
+    values, prompts = values[there], prompts[there]
     if not len(values):
         return None
     _, places = np.unique(prompts, return_inverse=True)
-    counts = np.bincount(places).astype(float)
-    sums = np.bincount(places, weights=values)
-    low, high = _interval(*_blocks(sums, counts))
-    mean = float(sums.sum() / counts.sum())
-    return Estimate(mean, low, high, pictures=len(values), prompts=len(counts))
+    sums, counts = np.bincount(places, weights=values), np.bincount(places).astype(float)
+    low = high = math.nan
+    if len(counts) > 1:
+        low, high = bootstrap(
+            _blocks(sums, counts),
+            _mean,
+            paired=True,
+            n_resamples=DRAWS,
+            batch=100,
+            method="percentile",
+            random_state=np.random.default_rng(SEED),
+        ).confidence_interval
+    mean = _mean(sums, counts)
+    return Estimate(float(mean), float(low), float(high), len(values), prompts=len(counts))
+
+
+def _mean(sums: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
+    return sums.sum(axis) / counts.sum(axis)
 
 
 def _blocks(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each block's sum of values and count of pictures, given each prompt's."""
+    """The sum of values and the count of pictures of each block of prompts, given each prompt's."""
     if len(counts) <= BLOCKS:
         return sums, counts
     block = np.random.default_rng(SEED).permutation(len(counts)) % BLOCKS
     return np.bincount(block, weights=sums), np.bincount(block, weights=counts)
-
-
-def _interval(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-    """Of the mean, given the sums of values and the counts of pictures of what is drawn."""
-    if len(counts) < 2:
-        return math.nan, math.nan
-    random = np.random.default_rng(SEED)
-    means = []
-    for _ in range(DRAWS // _DRAWS_AT_ONCE):
-        drawn = random.integers(len(counts), size=(_DRAWS_AT_ONCE, len(counts)))
-        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return float(low), float(high)

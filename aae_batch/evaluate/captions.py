@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from aae_batch.evaluate.clip import Clip
-from aae_batch.evaluate.metric import Attention, Loaded, Row, column
-from aae_batch.evaluate.models import load_model, load_part
+from aae_batch.evaluate.metric import Attention, Loaded, MetadataRow, Metric, column
+from aae_batch.evaluate.models import Judge
 from aae_batch.evaluate.templates import IMAGENET_TEMPLATES
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ PREFIX = "a picture of "
 
 
 @dataclass
-class CaptionsMetric:
+class CaptionsMetric(Metric):
     """A caption of the picture, and the similarity of prompt and caption by CLIP's text encoder.
 
     The prompt is the mean of its 80 ImageNet sentences, the caption stands for itself, as in the
@@ -46,8 +46,6 @@ class CaptionsMetric:
     prefix: str = PREFIX
     _loaded: Any = field(default=None, init=False, repr=False)
 
-    sees_images = True
-    attention_columns = ()
     columns = (
         column("caption", pa.string(), "What the captioning model says of the picture."),
         column("clip_caption", pa.float32(), "Cosine of the caption with the prompt."),
@@ -67,20 +65,16 @@ class CaptionsMetric:
         }
 
     def load(self, device: str, dtype: str) -> Loaded:
-        from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+        from transformers import AutoModelForImageTextToText as Captioner
 
-        name, endpoint = self.caption_model, self.s3_endpoint
-        clip = Clip(self.model, device, dtype, endpoint)
-        captioner = load_model(AutoModelForImageTextToText, name, device, dtype, endpoint)
-        tokenizer = load_part(AutoTokenizer, name, endpoint)
-        processor = load_part(AutoImageProcessor, name, endpoint, backend="pil")
-        self._loaded = clip, captioner, tokenizer, processor
-        return Loaded.of(captioner)
+        where = (device, dtype, self.s3_endpoint)
+        self._loaded = Clip(self.model, *where), Judge.load(Captioner, self.caption_model, *where)
+        return Loaded.of(self._loaded[1].model)
 
     def score(
-        self, rows: Sequence[Row], images: Sequence[Image], attention: Attention
+        self, rows: Sequence[MetadataRow], images: Sequence[Image], attention: Attention
     ) -> list[dict[str, Any]]:
-        clip = self._loaded[0]
+        clip, _ = self._loaded
         captions = self.captions(images)
         return [
             {"caption": caption, "clip_caption": float(said @ clip.ensemble(row["prompt"]))}
@@ -90,20 +84,16 @@ class CaptionsMetric:
     def captions(self, images: Sequence[Image]) -> list[str]:
         import torch
 
-        _, captioner, tokenizer, processor = self._loaded
-        pixels = processor(list(images), return_tensors="pt")["pixel_values"]
-        begun, said = self._begun(len(images))
+        captioner: Judge = self._loaded[1]
+        words, prefix = captioner.tokenizer, ""
+        start: dict[str, Any] = {}
+        if self.prefix.strip():
+            tokens = words([self.prefix] * len(images), return_tensors="pt")
+            tokens = tokens.to(captioner.model.device)
+            start = {name: tokens[name] for name in ("input_ids", "attention_mask")}
+            prefix = words.decode(start["input_ids"][0], skip_special_tokens=True).strip()
         with torch.inference_mode():
-            pixels = pixels.to(captioner.device, captioner.dtype)
-            tokens = captioner.generate(pixel_values=pixels, **begun, **DECODING)
-        texts = tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return [text.strip().removeprefix(said).strip() for text in texts]
-
-    def _begun(self, images: int) -> tuple[dict[str, Any], str]:
-        """The prefix as inputs of `generate`, and as it reads when it is decoded again."""
-        if not self.prefix.strip():
-            return {}, ""
-        _, captioner, tokenizer, _ = self._loaded
-        words = tokenizer([self.prefix] * images, return_tensors="pt").to(captioner.device)
-        begun = {name: words[name] for name in ("input_ids", "attention_mask")}
-        return begun, tokenizer.decode(begun["input_ids"][0], skip_special_tokens=True).strip()
+            pixels = captioner.pixels(images)
+            tokens = captioner.model.generate(pixel_values=pixels, **start, **DECODING)
+        texts = words.batch_decode(tokens, skip_special_tokens=True)
+        return [text.strip().removeprefix(prefix).strip() for text in texts]

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from aae_batch.errors import ModelError
-from aae_batch.evaluate.metric import Attention, Loaded, Row, column
-from aae_batch.evaluate.models import load_model, load_part
+from aae_batch.evaluate.metric import Attention, Loaded, MetadataRow, Metric, column
+from aae_batch.evaluate.models import Judge
 from aae_batch.evaluate.phrases import phrases, subjects_of
 from aae_batch.evaluate.templates import IMAGENET_TEMPLATES, ensemble
 
@@ -28,36 +27,34 @@ class Clip:
     """A CLIP model of transformers. Its embeddings are unit vectors: [n, width], float32."""
 
     def __init__(self, model: str, device: str, dtype: str, s3_endpoint: str | None) -> None:
-        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+        from transformers import AutoModel
 
-        self.model = load_model(AutoModel, model, device, dtype, s3_endpoint)
-        if not (hasattr(self.model, "text_model") and hasattr(self.model, "get_image_features")):
-            raise ModelError(
-                f"Model {model!r} is a {type(self.model).__name__}, which does not compare texts with "
-                "pictures; use a CLIP model, e.g. openai/clip-vit-base-patch16."
-            )
-        self.tokenizer = load_part(AutoTokenizer, model, s3_endpoint)
-        self.processor = load_part(AutoImageProcessor, model, s3_endpoint, backend="pil")
+        self._judge = Judge.load(
+            AutoModel,
+            model,
+            device,
+            dtype,
+            s3_endpoint,
+            needs=("text_model", "get_image_features"),
+            advice=", which does not compare texts with pictures; use a CLIP model, e.g. "
+            "openai/clip-vit-base-patch16.",
+        )
+        self.model = self._judge.model
         self.ensemble = lru_cache(TEXTS_HELD)(self._ensemble)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Longer texts than the model reads are cut."""
         import torch
 
-        longest = self.model.config.text_config.max_position_embeddings
-        tokens = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt"
-        ).to(self.model.device)
+        tokens = self._judge.tokens(texts, padding=True)
         with torch.inference_mode():
             return _unit(self.model.get_text_features(**tokens).pooler_output)
 
     def images(self, images: Sequence[Image]) -> Tensor:
         import torch
 
-        pixels = self.processor(list(images), return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
-            pixels = pixels.to(self.model.device, self.model.dtype)
-            return _unit(self.model.get_image_features(pixels).pooler_output)
+            return _unit(self.model.get_image_features(self._judge.pixels(images)).pooler_output)
 
     def _ensemble(self, text: str) -> Tensor:
         """A text as the mean of its 80 sentences: [width], of length one."""
@@ -70,7 +67,7 @@ def _unit(vectors: Tensor) -> Tensor:
 
 
 @dataclass
-class ClipMetric:
+class ClipMetric(Metric):
     """Similarity of the picture with the full prompt, and the least of those with its subjects.
 
     A text is the normalised mean of the embeddings of the 80 ImageNet templates with the text in its
@@ -82,7 +79,6 @@ class ClipMetric:
     s3_endpoint: str | None = None
     clip: Clip | None = field(default=None, init=False, repr=False)
 
-    sees_images = True
     attention_columns = ("subject",)
     columns = (
         column("clip_full", pa.float32(), "Cosine of the picture with the prompt."),
@@ -105,12 +101,12 @@ class ClipMetric:
         return Loaded.of(self.clip.model)
 
     def score(
-        self, rows: Sequence[Row], images: Sequence[Image], attention: Attention
+        self, rows: Sequence[MetadataRow], images: Sequence[Image], attention: Attention
     ) -> list[dict[str, Any]]:
         assert self.clip is not None
         scores = []
         for row, image in zip(rows, self.clip.images(images), strict=True):
-            prompt, subjects = row["prompt"], subjects_of(row, attention.get(row["id"], ()))
+            prompt, subjects = row["prompt"], subjects_of(row, attention)
             of_subjects = [
                 float(image @ self.clip.ensemble(text)) for text in phrases(prompt, subjects)
             ]

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from aae_batch.errors import ModelError
-from aae_batch.evaluate.metric import Attention, Loaded, Row, column
-from aae_batch.evaluate.models import load_model, load_part
+from aae_batch.evaluate.metric import Attention, Loaded, MetadataRow, Metric, column
+from aae_batch.evaluate.models import Judge
 from aae_batch.evaluate.phrases import phrases, subjects_of
 from aae_batch.evaluate.templates import filled
 
@@ -36,7 +35,7 @@ COLUMNS = (
 
 
 @dataclass
-class ShapesDetector:
+class ShapesDetector(Metric):
     """The detector of the embedded model's world (`aae_batch.shapes.detector.judge`).
 
     A subject is found where there is such a shape, whatever its colour; its score is the likeness of
@@ -44,9 +43,7 @@ class ShapesDetector:
     it, null where it gives none. All is null where a subject is no shape of the world.
     """
 
-    sees_images = True
     attention_columns = ("subject",)
-    models = ()
     columns = (
         *COLUMNS,
         column(
@@ -61,14 +58,11 @@ class ShapesDetector:
     def settings(self) -> dict[str, Any]:
         return {"detector": SHAPES}
 
-    def load(self, device: str, dtype: str) -> Loaded:
-        return Loaded()
-
     def score(
-        self, rows: Sequence[Row], images: Sequence[Image], attention: Attention
+        self, rows: Sequence[MetadataRow], images: Sequence[Image], attention: Attention
     ) -> list[dict[str, Any]]:
         return [
-            self._look(row["prompt"], subjects_of(row, attention.get(row["id"], ())), image)
+            self._look(row["prompt"], subjects_of(row, attention), image)
             for row, image in zip(rows, images, strict=True)
         ]
 
@@ -92,29 +86,22 @@ class ShapesDetector:
             for thing, there in zip(things, verdict.bound, strict=True)
         ]
         coloured = [there for there in bound if there is not None]
-        return _summed(verdict.drawn, scores) | {
-            "bound": bound,
-            "all_bound": all(coloured) if coloured else None,
-        }
+        own = {"bound": bound, "all_bound": all(coloured) if coloured else None}
+        return _summary(verdict.drawn, scores) | own
 
 
 def thing_of(subject: str, phrase: str) -> Thing | None:
     """The shape that a subject names, in the colour that stands directly before it in the subject, else
     in its phrase, or in none: "circle" of "a red circle". None where it names no shape of the world."""
-    from aae_batch.shapes.world import SHAPES, Thing
+    from aae_batch.shapes.world import COLOURS, SHAPES, Thing
 
-    shape = next((word for word in _words(subject) if word in SHAPES), None)
-    if shape is None:
-        return None
-    return Thing(shape, _colour_before(shape, subject) or _colour_before(shape, phrase))
+    def colour_in(text: str) -> str:
+        words = ["", *_words(text)]
+        before = words[words.index(shape) - 1] if shape in words else ""
+        return before if before in COLOURS else ""
 
-
-def _colour_before(shape: str, text: str) -> str:
-    from aae_batch.shapes.world import COLOURS
-
-    words = ["", *_words(text)]
-    before = words[words.index(shape) - 1] if shape in words else ""
-    return before if before in COLOURS else ""
+    shape = next((word for word in _words(subject) if word in SHAPES), "")
+    return Thing(shape, colour_in(subject) or colour_in(phrase)) if shape else None
 
 
 def _words(text: str) -> list[str]:
@@ -122,7 +109,7 @@ def _words(text: str) -> list[str]:
 
 
 @dataclass
-class OpenVocabularyDetector:
+class OpenVocabularyDetector(Metric):
     """A detector that is told what to look for: OWL-ViT (Minderer et al. 2022, arXiv 2205.06230), OWLv2,
     or another of transformers' with the same outputs.
 
@@ -134,9 +121,8 @@ class OpenVocabularyDetector:
     model: str
     threshold: float
     s3_endpoint: str | None = None
-    _loaded: Any = field(default=None, init=False, repr=False)
+    _judge: Judge | None = field(default=None, init=False, repr=False)
 
-    sees_images = True
     attention_columns = ("subject",)
     columns = COLUMNS
 
@@ -148,65 +134,50 @@ class OpenVocabularyDetector:
         return {"detector": self.model, "detector_threshold": self.threshold}
 
     def load(self, device: str, dtype: str) -> Loaded:
-        from transformers import (
-            AutoImageProcessor,
-            AutoModelForZeroShotObjectDetection,
-            AutoTokenizer,
-        )
+        from transformers import AutoModelForZeroShotObjectDetection as Detector
 
-        name, endpoint = self.model, self.s3_endpoint
-        detector = load_model(AutoModelForZeroShotObjectDetection, name, device, dtype, endpoint)
-        if not hasattr(detector, "class_predictor"):
-            raise ModelError(
-                f"Model {name!r} is a {type(detector).__name__}; use an OWL-type detector, e.g. "
-                "google/owlv2-base-patch16-ensemble."
-            )
-        tokenizer = load_part(AutoTokenizer, name, endpoint)
-        processor = load_part(AutoImageProcessor, name, endpoint, backend="pil")
-        self._loaded = detector, tokenizer, processor
-        return Loaded.of(detector)
+        self._judge = Judge.load(
+            Detector,
+            self.model,
+            device,
+            dtype,
+            self.s3_endpoint,
+            needs=("class_predictor",),
+            advice="; use an OWL-type detector, e.g. google/owlv2-base-patch16-ensemble.",
+        )
+        return Loaded.of(self._judge.model)
 
     def score(
-        self, rows: Sequence[Row], images: Sequence[Image], attention: Attention
+        self, rows: Sequence[MetadataRow], images: Sequence[Image], attention: Attention
     ) -> list[dict[str, Any]]:
-        named = [
-            phrases(row["prompt"], subjects_of(row, attention.get(row["id"], ()))) for row in rows
-        ]
-        most = max(len(some) for some in named)
-        if not most:
-            return [_summed((), ()) for _ in rows]
-        likely = self._best_scores(named, most, images)
+        named = [phrases(row["prompt"], subjects_of(row, attention)) for row in rows]
+        if not any(named):
+            return [_summary((), ()) for _ in rows]
+        likely = self._best_scores(named, images)
         scores = [row[: len(some)] for row, some in zip(likely, named, strict=True)]
-        return [_summed([score >= self.threshold for score in row], row) for row in scores]
+        return [_summary([score >= self.threshold for score in row], row) for row in scores]
 
     def _best_scores(
-        self, named: Sequence[Sequence[str]], most: int, images: Sequence[Image]
+        self, named: Sequence[Sequence[str]], images: Sequence[Image]
     ) -> list[list[float]]:
         """The best score over all boxes: [pictures][queries]. Every picture has as many queries as
         the one with the most, the last of them empty."""
         import torch
 
-        detector, tokenizer, processor = self._loaded
-        texts = [filled(QUERY, phrase) for some in named for phrase in _padded(some, most)]
-        longest = detector.config.text_config.max_position_embeddings
-        tokens = tokenizer(
-            texts, padding="max_length", truncation=True, max_length=longest, return_tensors="pt"
-        ).to(detector.device)
-        pixels = processor(list(images), return_tensors="pt")["pixel_values"]
+        assert self._judge is not None
+        most = max(map(len, named))
+        padded = [phrase for some in named for phrase in (*some, *[""] * (most - len(some)))]
+        tokens = self._judge.tokens([filled(QUERY, phrase) for phrase in padded], "max_length")
         with torch.inference_mode():
-            logits = detector(
+            logits = self._judge.model(
                 input_ids=tokens["input_ids"],
                 attention_mask=tokens["attention_mask"],
-                pixel_values=pixels.to(detector.device, detector.dtype),
+                pixel_values=self._judge.pixels(images),
             ).logits
         return logits.float().sigmoid().amax(dim=1).tolist()
 
 
-def _padded(phrases: Sequence[str], length: int) -> list[str]:
-    return [*phrases, *[""] * (length - len(phrases))]
-
-
-def _summed(found: Sequence[bool], scores: Sequence[float]) -> dict[str, Any]:
+def _summary(found: Sequence[bool], scores: Sequence[float]) -> dict[str, Any]:
     return {
         "subjects_named": len(found),
         "subjects_found": sum(found),

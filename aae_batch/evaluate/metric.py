@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
 from aae_batch.dataset import layout
+from aae_batch.dataset.pictures import checked_bytes, read_pictures
 from aae_batch.dataset.reader import Dataset
-from aae_batch.errors import OutputError
 from aae_batch.store.base import Storage
 
 MetricName = Literal["clip", "captions", "detector", "attention"]
 METRICS: tuple[str, ...] = get_args(MetricName)
-
-READERS = 8
-"""Pictures of a batch that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -42,30 +38,30 @@ class Loaded:
         return cls(str(model.device.type), str(model.dtype).removeprefix("torch."))
 
 
-Row = Mapping[str, Any]
-Attention = Mapping[str, Sequence[Row]]
-"""Of each row's id: its rows of the attention table, with the columns that the metric names."""
+MetadataRow = Mapping[str, Any]
+Attention = Mapping[str, Sequence[Mapping[str, Any]]]
+"""By row id: its rows of the attention table, with the columns that the metric names."""
 
 
-class Metric(Protocol):
-    """Scores pictures. Instances travel to the actors by pickling, before they are loaded."""
+class Metric(ABC):
+    """Scores pictures. Instances travel to the workers by pickling, before they are loaded.
 
-    @property
-    def columns(self) -> tuple[pa.Field, ...]:
-        """Of its table, after `id` and `sha256`."""
+    Attributes:
+        columns: of its table, after `id` and `sha256`.
+        sees_images: whether it needs the pictures, and not only the tables.
+        attention_columns: of the attention table, those that it needs besides `id`.
+    """
 
-    @property
-    def sees_images(self) -> bool:
-        """Whether it needs the pictures, and not only the tables."""
-
-    @property
-    def attention_columns(self) -> tuple[str, ...]:
-        """Of the attention table, those that it needs besides `id`; none where it does not need it."""
+    columns: ClassVar[tuple[pa.Field, ...]]
+    sees_images: ClassVar[bool] = True
+    attention_columns: ClassVar[tuple[str, ...]] = ()
 
     @property
     def models(self) -> tuple[str, ...]:
         """The models that it loads, as a person names them."""
+        return ()
 
+    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What its scores depend on besides the pictures, the models' weights and the precision."""
 
@@ -76,9 +72,11 @@ class Metric(Protocol):
             ModelError: there is no such model, or it is of another kind.
             SettingsError: device or dtype is unknown or not available.
         """
+        return Loaded()
 
+    @abstractmethod
     def score(
-        self, rows: Sequence[Row], images: Sequence[Image.Image], attention: Attention
+        self, rows: Sequence[MetadataRow], images: Sequence[Image.Image], attention: Attention
     ) -> list[dict[str, Any]]:
         """The values of its columns for each row.
 
@@ -93,11 +91,6 @@ def column(name: str, kind: pa.DataType, description: str) -> pa.Field:
     return pa.field(name, kind, metadata={"description": description})
 
 
-def schema(metric: Metric) -> pa.Schema:
-    """Of the metric's tables."""
-    return pa.schema([*layout.SCORED_COLUMNS, *metric.columns])
-
-
 def score_rows(
     dataset: Dataset,
     shard: int,
@@ -105,14 +98,14 @@ def score_rows(
     metric: Metric,
     batch_size: int,
     turn: AbstractContextManager[Any] | None = None,
-    said: Callable[[int], None] = lambda rows: None,
+    on_progress: Callable[[int], None] = lambda rows: None,
 ) -> list[dict[str, Any]]:
     """Score the pictures of some rows of a shard, which rows without one are left out of.
 
     Args:
         places: of the rows in the shard.
         turn: held while the metric is at work, so that others read meanwhile.
-        said: is told after each batch how many rows that were.
+        on_progress: gets after each batch how many rows that were.
 
     Raises:
         OutputError: a picture cannot be read, or is another than its row says.
@@ -120,16 +113,19 @@ def score_rows(
     table = dataset.table(shard).slice(places.start, len(places))
     attention = _attention(dataset, shard, metric)
     rows = [row for row in table.to_pylist() if row["status"] == "ok"]
-    said(table.num_rows - len(rows))
+
+    def read(row: MetadataRow) -> Image.Image:
+        return Image.open(io.BytesIO(checked_bytes(dataset, row))).convert("RGB")
+
+    on_progress(table.num_rows - len(rows))
     scored: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(READERS) as pool:
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
-            images = _images(dataset, batch, pool) if metric.sees_images else []
-            with turn or nullcontext():
-                scores = metric.score(batch, images, attention)
-            scored += [_named(row) | score for row, score in zip(batch, scores, strict=True)]
-            said(len(batch))
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        images = list(read_pictures(batch, read)) if metric.sees_images else []
+        with turn or nullcontext():
+            scores = metric.score(batch, images, attention)
+        scored += [_key(row) | score for row, score in zip(batch, scores, strict=True)]
+        on_progress(len(batch))
     return scored
 
 
@@ -138,7 +134,7 @@ def unscored(dataset: Dataset, shard: int, place: int, metric: Metric) -> list[d
     (row,) = dataset.table(shard, ["id", "sha256", "status"]).slice(place, 1).to_pylist()
     if row["status"] != "ok":
         return []
-    return [_named(row) | {column.name: None for column in metric.columns}]
+    return [_key(row) | {column.name: None for column in metric.columns}]
 
 
 def write_scores(
@@ -161,13 +157,14 @@ def write_scores(
         layout.SCORES_FINGERPRINT: fingerprint,
         layout.SCORES_UNSCORED: json.dumps([*unscored]),
     }
-    table = pa.Table.from_pylist(list(rows), schema=schema(metric).with_metadata(marks))
+    schema = pa.schema([*layout.SCORED_COLUMNS, *metric.columns], metadata=marks)
+    table = pa.Table.from_pylist(list(rows), schema=schema)
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     storage.write_bytes(layout.metric_name(name, shard), sink.getvalue())
 
 
 def _attention(dataset: Dataset, shard: int, metric: Metric) -> Attention:
-    seen: dict[str, list[Row]] = defaultdict(list)
+    seen: dict[str, list[dict[str, Any]]] = defaultdict(list)
     if metric.attention_columns:
         table = dataset.attention_of(shard, ["id", *metric.attention_columns])
         for entry in table.to_pylist():
@@ -175,21 +172,5 @@ def _attention(dataset: Dataset, shard: int, metric: Metric) -> Attention:
     return seen
 
 
-def _named(row: Row) -> dict[str, Any]:
+def _key(row: MetadataRow) -> dict[str, Any]:
     return {column.name: row[column.name] for column in layout.SCORED_COLUMNS}
-
-
-def _images(dataset: Dataset, rows: Sequence[Row], pool: ThreadPoolExecutor) -> list[Image.Image]:
-    apart = all("#" not in (row["file_name"] or "#") for row in rows)
-    read = pool.map if apart else map  # of a shard's one object, the dataset holds all pictures
-    return list(read(lambda row: _image(dataset, row), rows))
-
-
-def _image(dataset: Dataset, row: Row) -> Image.Image:
-    data = dataset.image_bytes(row)
-    if hashlib.sha256(data).hexdigest() != row["sha256"]:
-        raise OutputError(
-            f"The picture of row {row['id']} in {dataset.storage.root} is not the one that its "
-            "metadata has the SHA-256 of: run `aae-batch verify --repair`, then generate it again."
-        )
-    return Image.open(io.BytesIO(data)).convert("RGB")

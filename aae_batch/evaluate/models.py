@@ -2,62 +2,95 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aae_batch.errors import ModelError
 from aae_batch.sampling.model.loading import MODEL_FILES, source_of, torch_device, torch_dtype
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
 
 JUDGE_FILES = (*MODEL_FILES, ".bin", ".model")
 """The files of a folder that a judge depends on: a generator's, pickled weights, and SentencePiece's words."""
 
 
-def load_model(
-    auto_class: Any, model: str, device: str, dtype: str, s3_endpoint: str | None = None
-) -> Any:
-    """A model as one of transformers' auto classes makes it, ready to judge.
+@dataclass(frozen=True)
+class Judge:
+    """A model with its tokenizer and image processor."""
 
-    Weights are read from safetensors, or, where a hub id or a folder has none, from a pickle of
-    tensors alone (torch's `weights_only`).
+    model: Any
+    tokenizer: Any
+    processor: Any
 
-    Raises:
-        ModelError: there is no such model, or it is of another kind.
-        SettingsError: device or dtype is unknown or not available.
-    """
-    place = torch_device(device)
-    precision = torch_dtype(dtype, place)
-    refuse_missing_folder(model)
-    source = source_of(model, s3_endpoint)
-    try:
-        loaded, found = auto_class.from_pretrained(
-            source, dtype=precision, output_loading_info=True
-        )
-    except (OSError, ValueError) as error:
-        raise ModelError(_why(model, source, error)) from error
-    lacking = sorted({*found["missing_keys"]} & {name for name, _ in loaded.named_parameters()})
-    if lacking:  # transformers would go on with random ones
-        raise ModelError(
-            f"Model {model!r} lacks {len(lacking)} weights of a {type(loaded).__name__} (e.g. "
-            f"{lacking[0]}); use a model of the kind that the metric needs."
-        )
-    try:
-        return loaded.eval().requires_grad_(False).to(place)
-    except RuntimeError as error:
-        raise ModelError(f"Model {model!r} does not fit on {place}: {error}") from error
+    @classmethod
+    def load(
+        cls,
+        auto_class: Any,
+        name: str,
+        device: str,
+        dtype: str,
+        s3_endpoint: str | None,
+        needs: Sequence[str] = (),
+        advice: str = "",
+    ) -> Judge:
+        """A model as one of transformers' auto classes makes it, and what stands beside its weights.
 
+        Weights are read from safetensors, or, where a hub id or a folder has none, from a pickle of
+        tensors alone (torch's `weights_only`).
 
-def load_part(auto_class: Any, model: str, s3_endpoint: str | None = None, **options: Any) -> Any:
-    """What stands beside a model's weights: its tokenizer, or its image processor.
+        Args:
+            needs: attributes of a model of the right kind.
+            advice: ends the sentence on one without these: "Model ... is a BertModel".
 
-    Raises:
-        ModelError: the model has none.
-    """
-    refuse_missing_folder(model)
-    source = source_of(model, s3_endpoint)
-    try:
-        return auto_class.from_pretrained(source, **options)
-    except (OSError, ValueError) as error:
-        raise ModelError(_why(model, source, error)) from error
+        Raises:
+            ModelError: there is no such model, or it is of another kind.
+            SettingsError: device or dtype is unknown or not available.
+        """
+        from transformers import AutoImageProcessor, AutoTokenizer
+
+        place = torch_device(device)
+        precision = torch_dtype(dtype, place)
+        refuse_missing_folder(name)
+        source = source_of(name, s3_endpoint)
+        try:
+            model, found = auto_class.from_pretrained(
+                source, dtype=precision, output_loading_info=True
+            )
+            missing = sorted(
+                {*found["missing_keys"]} & {key for key, _ in model.named_parameters()}
+            )
+            if missing:  # transformers would go on with random ones
+                raise ModelError(
+                    f"Model {name!r} lacks {len(missing)} weights of a {type(model).__name__} (e.g. "
+                    f"{missing[0]}); use a model of the kind that the metric needs."
+                )
+            if not all(hasattr(model, attribute) for attribute in needs):
+                raise ModelError(f"Model {name!r} is a {type(model).__name__}{advice}")
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            processor = AutoImageProcessor.from_pretrained(source, backend="pil")
+        except (OSError, ValueError) as error:
+            raise ModelError(_why(name, source, error)) from error
+        try:
+            model = model.eval().requires_grad_(False).to(place)
+        except RuntimeError as error:
+            raise ModelError(f"Model {name!r} does not fit on {place}: {error}") from error
+        return cls(model, tokenizer, processor)
+
+    def pixels(self, images: Sequence[Image]) -> Tensor:
+        """Images as the model takes them, where it is and in its precision."""
+        pixels = self.processor(list(images), return_tensors="pt")["pixel_values"]
+        return pixels.to(self.model.device, self.model.dtype)
+
+    def tokens(self, texts: Sequence[str], padding: bool | str) -> Any:
+        """Texts as the model takes them; longer ones than it reads are cut."""
+        longest = self.model.config.text_config.max_position_embeddings
+        return self.tokenizer(
+            list(texts), padding=padding, truncation=True, max_length=longest, return_tensors="pt"
+        ).to(self.model.device)
 
 
 def refuse_missing_folder(model: str) -> None:

@@ -45,8 +45,8 @@ def _notes(table: Table) -> list[str]:
         notes.append(f"{group}: up to {pictures} pictures of {prompts} prompts in a row.")
     if table.stale:
         notes.append(
-            f"{table.stale} scores are left out, since their pictures or the metric's settings are "
-            "others by now: score again."
+            f"{table.stale} scores are left out, since their pictures or the metric's settings have "
+            "changed: score again."
         )
     return [*notes, *table.notes]
 

@@ -10,12 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aae_batch.dataset.methods import BASELINE, method_order
 from aae_batch.evaluate.bootstrap import Estimate, estimate
-from aae_batch.evaluate.pictures import MEASURES, SETS, Measure, Pictures, Row, numbered
-from aae_batch.request import METHODS
-
-BASELINE = "stable-diffusion"
-"""The method that others are compared with, in their own output; where it has none, with the first row."""
+from aae_batch.evaluate.pictures import MEASURES, SETS, Measure, Pictures, Variant, numbered
 
 
 @dataclass(frozen=True)
@@ -44,18 +41,19 @@ class Table:
 
 
 def make_table(pictures: Pictures, notes: Sequence[str] = ()) -> Table:
-    """Every measure of every row in every column, and each row's difference to the baseline."""
-    rows = sorted(range(len(pictures.rows)), key=lambda row: _order(pictures.rows[row]))
-    labels = [row.label for row in pictures.rows]
-    order = sorted(range(len(pictures.groups)), key=lambda g: _group_order(pictures.groups[g]))
-    groups = {group: pictures.groups[group] for group in order}
+    """Every measure of every variant in every column, and each variant's difference to the baseline."""
+    variants, groups, prompts = pictures.variants, pictures.groups, pictures.prompt
+    rows = sorted(
+        range(len(variants)), key=lambda i: (method_order(variants[i].method), variants[i].label)
+    )
+    columns = sorted(range(len(groups)), key=lambda column: _group_order(groups[column]))
     places = {
-        (row, group): np.flatnonzero((pictures.row == row) & (pictures.group == group))
+        (row, column): np.flatnonzero((pictures.variant == row) & (pictures.group == column))
         for row in rows
-        for group in groups
+        for column in columns
     }
-    baselines = _baselines(pictures.rows, rows)
-    pairs = numbered(pictures.prompt, pictures.form, pictures.seed)
+    baselines = _baselines(variants, rows)
+    pairs = numbered(prompts, pictures.form, pictures.seed)
     lines = []
     for measure in MEASURES:
         values = pictures.figures[measure.name]
@@ -63,21 +61,21 @@ def make_table(pictures: Pictures, notes: Sequence[str] = ()) -> Table:
             continue
         for row in rows:
             means = {
-                name: _mean(values, pictures.prompt, places[row, group])
-                for group, name in groups.items()
+                groups[column]: estimate(*(of[places[row, column]] for of in (values, prompts)))
+                for column in columns
             }
-            lines.append(Line(measure, labels[row], None, means))
+            lines.append(Line(measure, variants[row].label, None, means))
         for row, other in baselines.items():
             differences = {
-                name: paired_difference(
-                    values, pictures.prompt, pairs, places[row, group], places[other, group]
+                groups[column]: paired_difference(
+                    values, prompts, pairs, places[row, column], places[other, column]
                 )
-                for group, name in groups.items()
+                for column in columns
             }
-            lines.append(Line(measure, labels[row], labels[other], differences))
+            lines.append(Line(measure, variants[row].label, variants[other].label, differences))
     unpaired = [_unpaired(pictures, pairs, *pair) for pair in baselines.items()] if lines else []
-    notes = (*notes, *(note for note in unpaired if note is not None))
-    return Table((*groups.values(),), (*lines,), pictures.stale, notes)
+    notes = (*notes, *filter(None, unpaired))
+    return Table(tuple(groups[c] for c in columns), (*lines,), pictures.stale, notes)
 
 
 def paired_difference(
@@ -90,64 +88,49 @@ def paired_difference(
         values, prompts, pairs: [pictures]; pictures of one pair have the same number in `pairs`.
         ours, theirs: which of the pictures.
     """
-    one, other = (_by_pair(values, pairs, places) for places in (ours, theirs))
-    _, mine, its = np.intersect1d(one.pairs, other.pairs, assume_unique=True, return_indices=True)
-    return estimate(one.means[mine] - other.means[its], prompts[one.first[mine]])
+    (our_pairs, our_means, first), (their_pairs, their_means, _) = (
+        _by_pair(values, pairs, places) for places in (ours, theirs)
+    )
+    _, i, j = np.intersect1d(our_pairs, their_pairs, assume_unique=True, return_indices=True)
+    return estimate(our_means[i] - their_means[j], prompts[first[i]])
 
 
-@dataclass(frozen=True)
-class _Paired:
+def _by_pair(
+    values: np.ndarray, pairs: np.ndarray, places: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Numbers of pairs, each with the mean of its pictures and the place of its first one."""
-
-    pairs: np.ndarray
-    means: np.ndarray
-    first: np.ndarray
-
-
-def _by_pair(values: np.ndarray, pairs: np.ndarray, places: np.ndarray) -> _Paired:
     there = places[~np.isnan(values[places])]
     known, first, which = np.unique(pairs[there], return_index=True, return_inverse=True)
     means = np.bincount(which, weights=values[there]) / np.bincount(which)
-    return _Paired(known, means, there[first])
+    return known, means, there[first]
 
 
-def _mean(values: np.ndarray, prompts: np.ndarray, places: np.ndarray) -> Estimate | None:
-    there = places[~np.isnan(values[places])]
-    return estimate(values[there], prompts[there])
-
-
-def _baselines(rows: Sequence[Row], order: Sequence[int]) -> dict[int, int]:
-    """Of every row but the first, the one that it is compared with: plain sampling of the same output,
-    else the first."""
-    plain = {rows[row].output: row for row in order if rows[row].method == BASELINE}
+def _baselines(variants: Sequence[Variant], order: Sequence[int]) -> dict[int, int]:
+    """What every row but the first is compared with: plain sampling in the same output, else the
+    first row."""
+    plain = {variants[row].output: row for row in order if variants[row].method == BASELINE}
     found = {}
     for row in order[1:]:
-        own = plain.get(rows[row].output, row)
+        own = plain.get(variants[row].output, row)
         found[row] = order[0] if own == row else own
     return found
 
 
 def _unpaired(pictures: Pictures, pairs: np.ndarray, row: int, other: int) -> str | None:
     """Why two rows have no pairs though they have prompts in common; None where they have some."""
-    ours, theirs = pictures.row == row, pictures.row == other
+    ours, theirs = pictures.variant == row, pictures.variant == other
 
     def shared(numbers: np.ndarray) -> bool:
         return len(np.intersect1d(numbers[ours], numbers[theirs])) > 0
 
     if shared(pairs) or not shared(pictures.prompt):
         return None
-    names = f"{pictures.rows[row].label} and {pictures.rows[other].label} have no pairs"
+    names = f"{pictures.variants[row].label} and {pictures.variants[other].label} have no pairs"
     if shared(numbered(pictures.prompt, pictures.seed)):
         return f"{names}: their sizes, steps or guidance_scale differ."
     return (
         f"{names}: their seeds differ; give the manifest a column seed, the same for each method."
     )
-
-
-def _order(row: Row) -> tuple[bool, int, str]:
-    """The baseline first, then in the order of methods."""
-    place = METHODS.index(row.method) if row.method in METHODS else len(METHODS)
-    return row.method != BASELINE, place, row.label
 
 
 def _group_order(group: str) -> tuple[int, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pyarrow as pa
 
@@ -35,7 +37,7 @@ class Condition:
             },
         )
         self._error = duckdb.Error
-        self._known: dict[pa.DataType, bool] = {}
+        self._knows = cache(self._has_type)
         try:
             duckdb.SQLExpression(text)
             # In brackets of lines of their own, so that a comment at its end does not hide one.
@@ -49,26 +51,22 @@ class Condition:
         Raises:
             SettingsError: it does not fit the columns.
         """
-        held = np.zeros(rows.num_rows, bool)
         places = pa.array(np.arange(rows.num_rows))
-        known = rows.select([column.name for column in rows.schema if self._knows(column)])
+        known = rows.select([column.name for column in rows.schema if self._knows(column.type)])
         table = self._connection.from_arrow(known.append_column(_PLACE, places))
         try:
             found = table.filter(self._expression).project(f'"{_PLACE}"').fetchall()
         except self._error as error:
             raise self._refused(error) from None
-        held[[place for (place,) in found]] = True
-        return held
+        return np.isin(np.arange(rows.num_rows), found)
 
-    def _knows(self, column: pa.Field) -> bool:
-        """Does DuckDB have the type of a column? A manifest's own may be of any."""
-        if column.type not in self._known:
-            try:
-                self._connection.from_arrow(pa.schema([column]).empty_table())
-                self._known[column.type] = True
-            except self._error:
-                self._known[column.type] = False
-        return self._known[column.type]
+    def _has_type(self, kind: pa.DataType) -> bool:
+        """Whether DuckDB has a type; a manifest's own column may be of any."""
+        try:
+            self._connection.from_arrow(pa.schema([("column", kind)]).empty_table())
+        except self._error:
+            return False
+        return True
 
     def _refused(self, error: Exception) -> SettingsError:
         reason = str(error).split("\n\nLINE")[0].replace("\n", " ")

@@ -11,6 +11,8 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
+from pydantic import TypeAdapter, ValidationError
+
 from aae_batch.errors import OutputError
 from aae_batch.export.formats import CARD, FORMATS, SAMPLES, THREADS, files_of
 from aae_batch.store.base import Storage
@@ -20,13 +22,8 @@ MARKER = ".aae_batch_export.json"
 
 @dataclass(frozen=True)
 class Marker:
-    """What an export is going to write.
-
-    Attributes:
-        format: one of `FORMATS`.
-        pieces: how many files there are going to be, where a file has many pictures.
-        suffix: of picture files, with its dot.
-    """
+    """What an export is going to write: in which format, in how many parts, and the suffix of its
+    picture files, with its dot."""
 
     format: str
     pieces: int
@@ -37,15 +34,14 @@ class Marker:
 
     @classmethod
     def read(cls, destination: Storage) -> Marker | None:
-        """That of the export in the destination; None where there is none that can be read."""
+        """That of the export in the destination; None where none can be read."""
         if not destination.exists(MARKER):
             return None
         try:
-            marker = cls(**json.loads(destination.read_bytes(MARKER)))
-        except (ValueError, TypeError):
+            marker = TypeAdapter(cls).validate_json(destination.read_bytes(MARKER), strict=True)
+        except ValidationError:
             return None
-        kinds = (type(marker.format), type(marker.pieces), type(marker.suffix))
-        return marker if kinds == (str, int, str) and marker.format in FORMATS else None
+        return marker if marker.format in FORMATS else None
 
 
 def replaceable(destination: Storage, force: bool) -> list[str]:
@@ -55,12 +51,10 @@ def replaceable(destination: Storage, force: bool) -> list[str]:
         OutputError: there are files of others; or the earlier export is whole, and not `force`.
     """
     names = [name for name in destination.list("") if not name.startswith(".")]
-    marker = Marker.read(destination) if names else None
-    own = {CARD, SAMPLES} if marker else set()
-    if marker:
-        own.update(files_of(marker.format, marker.pieces, marker.suffix, names))
-    foreign = next((name for name in names if name not in own), None)
-    if foreign is not None:
+    own: set[str] = set()
+    if names and (marker := Marker.read(destination)):
+        own = {CARD, SAMPLES} | files_of(marker.format, marker.pieces, marker.suffix, names)
+    if foreign := next((name for name in names if name not in own), None):
         raise OutputError(
             f"{destination.root} holds {foreign}, which is of no export: choose an empty destination."
         )
@@ -75,8 +69,8 @@ def replaceable(destination: Storage, force: bool) -> list[str]:
 def replace(destination: Storage, earlier: list[str], marker: Marker) -> None:
     """Delete the files of an earlier export, the card before the others so that what is left of it is
     never taken for whole, and then mark the place for this one."""
-    for card in earlier[:1]:
-        destination.delete(card)
+    if earlier:
+        destination.delete(earlier[0])
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(destination.delete, earlier[1:]))
     marker.write(destination)

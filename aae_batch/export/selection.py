@@ -9,10 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aae_batch.dataset.reader import Dataset
 from aae_batch.errors import SettingsError, shown
 from aae_batch.export.condition import Condition
-from aae_batch.export.scores import Scores
+from aae_batch.export.source import Source
 from aae_batch.store.read_ahead import read_ahead
 
 _NAMED = 3
@@ -63,12 +62,10 @@ class Selection:
 
 
 def choose(
-    dataset: Dataset,
-    shards: Sequence[int],
-    scores: Scores,
+    source: Source,
     where: Condition | None,
     best: Best | None,
-    progress: Callable[[int, int], None],
+    on_progress: Callable[[int, int], None],
 ) -> Selection:
     """The rows with a picture that `where` is true of, and of these the best.
 
@@ -84,9 +81,10 @@ def choose(
 
     def read(shard: int) -> pa.Table:
         if where is None:
-            return dataset.table(shard, _COLUMNS)
-        return scores.beside(dataset.table(shard), shard)
+            return source.dataset.table(shard, _COLUMNS)
+        return source.scores.beside(source.dataset.table(shard), shard)
 
+    shards = source.shards
     for done, (shard, table) in enumerate(zip(shards, read_ahead(read, shards), strict=True)):
         places = np.arange(table.num_rows)
         if where is not None:
@@ -102,7 +100,7 @@ def choose(
             known = pc.and_(table["prompt"].is_valid(), table["method"].is_valid())
             selection.places[shard] = places[known.to_numpy()]
             admitted.append(table.filter(known))
-        progress(done + 1, len(shards))
+        on_progress(done + 1, len(shards))
     if best is not None:
         _keep_the_best(selection, pa.concat_tables(admitted), best)
     return selection
@@ -120,15 +118,15 @@ def _keep_the_best(selection: Selection, admitted: pa.Table, best: Best) -> None
     losses = admitted["final_loss"].to_numpy()
     seeds = pc.fill_null(admitted["seed"], 0).to_numpy()
     candidates = np.flatnonzero(asked & ok & np.isfinite(losses))
-    order = np.lexsort((seeds[candidates], losses[candidates], groups[candidates]))
-    _, firsts = np.unique(groups[candidates][order], return_index=True)
+    order = candidates[np.lexsort((seeds[candidates], losses[candidates], groups[candidates]))]
+    having, firsts = np.unique(groups[order], return_index=True)
     kept = np.zeros(len(groups), bool)
-    kept[candidates[order][firsts]] = True
+    kept[order[firsts]] = True
     selection.beaten = int((ok & ~kept).sum())
-    lengths = [len(places) for places in selection.places.values()]
-    parts = np.split(kept, np.cumsum(lengths)[:-1])
-    for (shard, places), part in zip(selection.places.items(), parts, strict=True):
-        selection.places[shard] = places[part]
+    start = 0
+    for shard, places in selection.places.items():
+        selection.places[shard] = places[kept[start : start + len(places)]]
+        start += len(places)
     sizes = np.bincount(groups[asked])
     if best.of is not None and sizes.size:
         if sizes.max() < best.of:
@@ -136,20 +134,20 @@ def _keep_the_best(selection: Selection, admitted: pa.Table, best: Best) -> None
                 f"--of {best.of}: no prompt has so many rows of one method to choose from; the most "
                 f"is {sizes.max()}."
             )
-        short = np.flatnonzero(sizes < best.of)
-        if len(short):
-            named = ", ".join(f"{pairs[i]} ({sizes[i]})" for i in short[:_NAMED])
+        if len(short := np.flatnonzero(sizes < best.of)):
             selection.notes.append(
                 f"{len(short)} of {len(sizes)} pairs of prompt and method have fewer than {best.of} "
-                f"rows to choose from: {named}{', ...' if len(short) > _NAMED else ''}."
+                f"rows to choose from: {_named([f'{pairs[i]} ({sizes[i]})' for i in short])}."
             )
-    empty = np.setdiff1d(np.arange(len(pairs)), groups[kept])
-    if len(empty):
-        named = ", ".join(pairs[i] for i in empty[:_NAMED])
+    if len(empty := np.setdiff1d(np.arange(len(pairs)), having)):
         selection.notes.append(
             f"{len(empty)} of {len(pairs)} pairs of prompt and method have no picture with a final "
-            f"loss, and are left out: {named}{', ...' if len(empty) > _NAMED else ''}."
+            f"loss, and are left out: {_named([pairs[i] for i in empty])}."
         )
+
+
+def _named(pairs: Sequence[str]) -> str:
+    return ", ".join([*pairs[:_NAMED], *(["..."] if len(pairs) > _NAMED else [])])
 
 
 def _groups(rows: pa.Table) -> tuple[np.ndarray, list[str]]:

@@ -12,16 +12,20 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from aae_batch.dataset.heatmap import colour_map
+from aae_batch.dataset.methods import method_order
 from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.scores import Scores
 from aae_batch.errors import OutputError
-from aae_batch.report.figures import Figures, method_order
+from aae_batch.report.figures import Figures
+from aae_batch.report.metrics import judged
 from aae_batch.report.rows import COLUMNS, Rows, linked
-from aae_batch.report.scores import Scores
 from aae_batch.report.thumbnails import Thumbnails
 
 LIMIT_LINKED, LIMIT_EMBEDDED = 10_000, 2_000
@@ -32,7 +36,7 @@ _NOT_PIXELS = ("rows", "manifest", "shard_size", "layout", "started")
 
 
 @dataclass
-class Report:
+class Page:
     """What a page is made of.
 
     Attributes:
@@ -56,8 +60,8 @@ def collect(
     embed: bool = False,
     side: int = 256,
     prefix: str = "",
-    tell: Callable[[int, int], None] = lambda done, total: None,
-) -> Report:
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Page:
     """Read what the page shows.
 
     Args:
@@ -66,7 +70,7 @@ def collect(
             nothing to link to: theirs always are.
         side: pixels of an embedded picture's longer side.
         prefix: from the page's folder to the output root, empty or ending in `/`.
-        tell: is told how many shards of how many are read.
+        on_progress: gets how many shards of how many are read.
 
     Raises:
         OutputError: there is no run, or a table cannot be read.
@@ -78,67 +82,66 @@ def collect(
         )
     embed = embed or run["layout"] != "files"
     limit = limit if limit is not None else (LIMIT_EMBEDDED if embed else LIMIT_LINKED)
-    report = Report(run)
+    page = Page(run)
     thumbnails = Thumbnails(dataset, side)
     scores = Scores(dataset)
     shards = dataset.shards()
     for done, shard in enumerate(shards, 1):
         table = dataset.table(shard, COLUMNS)
-        scored = scores.of(shard, table)
-        report.figures.add(table, scored.columns)
-        report.figures.stale += scored.stale
-        shown = table.slice(0, limit - len(report.rows))
+        verdicts = judged(scores, shard, table)
+        page.figures.add(table, verdicts)
+        shown = table.slice(0, limit - len(page.rows))
         if shown.num_rows:
             attention = dataset.attention_of(shard)
-            report.rows.add(shown, attention, scored, thumbnails if embed else linked(prefix))
-        tell(done, len(shards))
-    report.pictures, report.unreadable = thumbnails.held, thumbnails.unreadable
-    return report
+            page.rows.add(shown, attention, verdicts, thumbnails if embed else linked(prefix))
+        on_progress(done, len(shards))
+    page.pictures, page.unreadable = thumbnails.held, thumbnails.unreadable
+    return page
 
 
-def render(report: Report, name: str) -> bytes:
+def render(page: Page, name: str) -> bytes:
     """The page as HTML.
 
     Args:
         name: what the dataset is called, e.g. its root.
     """
-    page = Environment(
+    environment = Environment(
         loader=PackageLoader("aae_batch.report", "page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    source = page.loader.get_source  # type: ignore[union-attr]
-    script, style = (source(page, name)[0] for name in ("page.js", "page.css"))
-    figures, run = report.figures, report.run
-    text = page.get_template("page.html").render(
+    folder = files("aae_batch.report") / "page"
+    script, style = ((folder / name).read_text("utf-8") for name in ("page.js", "page.css"))
+    figures, run = page.figures, page.run
+    text = environment.get_template("page.html").render(
         name=name,
         run=run,
         settings=list(_flat({k: v for k, v in run.items() if k not in _NOT_PIXELS})),
         figures=figures,
         failures=sorted(figures.failures.items(), key=lambda item: -item[1].count),
         scores=figures.telling(),
-        shown=len(report.rows),
-        unreadable=report.unreadable,
+        shown=len(page.rows),
+        unreadable=page.unreadable,
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=Markup(style),
-        data=_packed(json.dumps(_data(report), separators=(",", ":"), allow_nan=False).encode()),
-        maps=_packed(bytes(report.rows.curves + report.rows.maps)),
+        data=_packed(json.dumps(_data(page), separators=(",", ":"), allow_nan=False).encode()),
+        maps=_packed(bytes(page.rows.curves + page.rows.maps)),
         pictures=[
-            Markup(json.dumps(report.pictures[i : i + _PICTURES_A_BLOCK]))
-            for i in range(0, len(report.pictures), _PICTURES_A_BLOCK)
+            Markup(json.dumps(page.pictures[i : i + _PICTURES_A_BLOCK]))
+            for i in range(0, len(page.pictures), _PICTURES_A_BLOCK)
         ],
     )
     return text.encode()
 
 
-def _data(report: Report) -> dict[str, Any]:
+def _data(page: Page) -> dict[str, Any]:
     """What the page's script reads; `page.js` says how."""
-    rows = report.rows
+    rows = page.rows
     methods = sorted(set(rows.columns["method"]) - {None}, key=method_order)
-    thresholds = report.run["settings"]["guidance"]["thresholds"]
+    thresholds = page.run["settings"]["guidance"]["thresholds"]
     return {
         "rows": rows.columns,
         "attention": rows.attention,
@@ -148,8 +151,9 @@ def _data(report: Report) -> dict[str, Any]:
         ],
         "methods": methods,
         "thresholds": [[int(step), share] for step, share in thresholds.items()],
-        "embedded": bool(report.pictures) or report.run["layout"] != "files",
+        "embedded": bool(page.pictures) or page.run["layout"] != "files",
         "picturesABlock": _PICTURES_A_BLOCK,
+        "ramp": colour_map().tolist(),
     }
 
 

@@ -88,20 +88,20 @@ def _draw_group(
             top += LINE
 
 
+_STROKES: dict[Verdict, list[list[tuple[int, int]]]] = {
+    "found": [[(-6, 0), (-2, 4), (5, -5)]],
+    "missing": [[(-5, -5), (5, 5)], [(-5, 5), (5, -5)]],
+    "partly": [[(-6, 2), (-2, -2), (2, 2), (6, -2)]],
+    "note": [],
+}
+"""A tick, a cross, and a tilde: drawn, since not every font has them."""
+
+
 def _draw_mark(draw: ImageDraw.ImageDraw, x: int, y: int, verdict: Verdict) -> None:
-    """A tick, a cross, or a tilde: drawn, since not every font has them."""
-    colour = COLOURS[verdict]
-    if verdict == "found":
-        draw.line([(x - 6, y), (x - 2, y + 4), (x + 5, y - 5)], fill=colour, width=3)
-    elif verdict == "missing":
-        draw.line([(x - 5, y - 5), (x + 5, y + 5)], fill=colour, width=3)
-        draw.line([(x - 5, y + 5), (x + 5, y - 5)], fill=colour, width=3)
-    elif verdict == "partly":
-        draw.line(
-            [(x - 6, y + 2), (x - 2, y - 2), (x + 2, y + 2), (x + 6, y - 2)], fill=colour, width=3
-        )
-    else:
-        draw.ellipse([(x - 2, y - 2), (x + 2, y + 2)], fill=colour)
+    for stroke in _STROKES[verdict]:
+        draw.line([(x + dx, y + dy) for dx, dy in stroke], fill=COLOURS[verdict], width=3)
+    if verdict == "note":
+        draw.ellipse([(x - 2, y - 2), (x + 2, y + 2)], fill=COLOURS[verdict])
 
 
 @lru_cache(maxsize=8)

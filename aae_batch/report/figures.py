@@ -8,21 +8,10 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aae_batch.report.scores import Columns, Score
-from aae_batch.request import METHODS
-
-BASELINE = "stable-diffusion"
-"""The method that the others are compared with: it comes first."""
+from aae_batch.dataset.methods import method_order
+from aae_batch.report.metrics import Judged, Score
 
 _OWN = ("final_loss", "neglected", "num_refinements", "seconds")
-
-
-def method_order(method: str | None) -> tuple[int, str]:
-    """Sorts methods: the baseline, then as `METHODS` has them."""
-    if method == BASELINE:
-        return -1, method
-    known = METHODS.index(method) if method in METHODS else len(METHODS)
-    return known, method or ""
 
 
 @dataclass
@@ -39,66 +28,65 @@ class Figures:
     """Counts and sums that grow shard by shard.
 
     Attributes:
-        rows, failed, neglected: how many.
-        judged: pictures of which it is known whether a subject was neglected.
-        images: pictures by method.
+        rows, failed: how many.
         failures: by `error_type`.
         scores: all scores that were seen, in their order.
-        stale: scores of pictures that have been made anew since.
+        stale: scores that are left out; see `dataset.scores.ShardScores`.
     """
 
     rows: int = 0
     failed: int = 0
-    neglected: int = 0
-    judged: int = 0
-    images: Counter[str] = field(default_factory=Counter)
     failures: dict[str, Failures] = field(default_factory=dict)
     scores: dict[Score, None] = field(default_factory=dict)
     stale: int = 0
-    _sums: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    _counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    _totals: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """By method: `method_count`, and of each column `<name>_sum` and `<name>_count`."""
 
-    def add(self, table: pa.Table, scores: Columns) -> None:
+    def add(self, table: pa.Table, judged: Judged) -> None:
         """Take in a shard.
 
         Args:
             table: its metadata.
-            scores: of its rows.
+            judged: what metrics say of its rows.
         """
-        self.scores.update(dict.fromkeys(scores))
+        self.rows += table.num_rows
+        self.stale += judged.stale
+        self.scores.update(dict.fromkeys(judged.columns))
         ok = pc.equal(table["status"], "ok")
         self._add_failures(table.filter(pc.invert(ok)))
-        numbers = {score.name: values for score, values in scores.items() if not score.is_text}
         part = table.select(["method", *_OWN])
-        for name, values in numbers.items():
-            part = part.append_column(name, _floats(values))
-        part = part.filter(ok)
-        names = [*_OWN, *numbers]
-        totals = part.group_by("method").aggregate(
-            [("method", "count"), *((name, how) for name in names for how in ("sum", "count"))]
-        )
-        self.rows += table.num_rows
+        for score, values in judged.columns.items():
+            if not score.is_text:
+                part = part.append_column(score.name, _floats(values))
+        sums = [(name, how) for name in part.column_names[1:] for how in ("sum", "count")]
+        totals = part.filter(ok).group_by("method").aggregate([("method", "count"), *sums])
         for total in totals.to_pylist():
-            method = total["method"]
-            self.images[method] += total["method_count"]
-            self.neglected += total["neglected_sum"] or 0
-            self.judged += total["neglected_count"]
-            for name in names:
-                self._sums[method][name] += total[f"{name}_sum"] or 0
-                self._counts[method][name] += total[f"{name}_count"]
+            of_method = self._totals[total.pop("method")]
+            of_method.update({name: value or 0 for name, value in total.items()})
+
+    @property
+    def images(self) -> dict[str, int]:
+        """Pictures by method."""
+        return {method: total["method_count"] for method, total in self._totals.items()}
+
+    @property
+    def neglected(self) -> int:
+        return sum(total["neglected_sum"] for total in self._totals.values())
+
+    @property
+    def judged(self) -> int:
+        """Pictures of which it is known whether a subject was neglected."""
+        return sum(total["neglected_count"] for total in self._totals.values())
 
     def methods(self) -> list[str]:
         """Those that have pictures, the baseline first."""
-        return sorted(self.images, key=method_order)
+        return sorted(self._totals, key=method_order)
 
     def telling(self) -> list[Score]:
-        """The scores that a table of means has a use for: no words, nothing that no picture has, and
-        no number that is zero throughout. A share of zero is a finding."""
-        means = {
-            score: [self.mean(method, score) for method in self.images]
-            for score in self.scores
-            if not score.is_text
-        }
+        """The scores worth a column of means: no words, nothing that no picture has, and no number
+        that is zero throughout. A share of zero is a finding."""
+        numbers = [score for score in self.scores if not score.is_text]
+        means = {score: [self.mean(method, score) for method in self._totals] for score in numbers}
         return [
             score
             for score, values in means.items()
@@ -108,20 +96,18 @@ class Figures:
     def mean(self, method: str, of: str | Score) -> float | None:
         """The mean over a method's pictures of a metadata column or a score; None without values."""
         name = of.name if isinstance(of, Score) else of
-        count = self._counts[method][name]
-        return self._sums[method][name] / count if count else None
+        total = self._totals[method]
+        count = total[f"{name}_count"]
+        return total[f"{name}_sum"] / count if count else None
 
     def _add_failures(self, failed: pa.Table) -> None:
         self.failed += failed.num_rows
         for row in failed.select(["id", "error_type", "error"]).to_pylist():
-            known = self.failures.get(row["error_type"])
-            if known:
-                known.count += 1
-            else:
-                self.failures[row["error_type"]] = Failures(1, row["id"], row["error"])
+            kind = self.failures.setdefault(row["error_type"], Failures(0, row["id"], row["error"]))
+            kind.count += 1
 
 
-def _floats(values: list) -> pa.Array:
-    """Numbers and truths as numbers; what is no number is as good as missing in a mean."""
-    numbers = [None if value is None else float(value) for value in values]
-    return pa.array(numbers, pa.float64(), from_pandas=True)
+def _floats(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Numbers and booleans as floats; NaN counts as missing."""
+    floats = values.cast(pa.float64())
+    return pc.if_else(pc.is_nan(floats), None, floats)

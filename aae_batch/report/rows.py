@@ -4,7 +4,7 @@ them."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
 from urllib.parse import quote
@@ -12,29 +12,15 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 
-from aae_batch.report.scores import Score, ShardScores
+from aae_batch.dataset import layout
+from aae_batch.report.metrics import Judged, Score
 
 COLUMNS = [
-    "id",
-    "prompt",
-    "subjects",
-    "seed",
-    "method",
-    "negative_prompt",
-    "guidance_scale",
-    "num_inference_steps",
-    "height",
-    "width",
-    "status",
-    "error_type",
-    "error",
-    "file_name",
-    "sha256",
-    "num_refinements",
-    "final_loss",
-    "neglected",
-    "seconds",
-    "shard",
+    *(
+        column.name
+        for column in (*layout.MANIFEST_COLUMNS, *layout.OUTCOME_COLUMNS)
+        if column.name not in ("token_indices", "fingerprint")
+    ),
     "set",
 ]
 """What is read of the metadata; `set` is there in benchmarks alone."""
@@ -43,15 +29,17 @@ _AS_THEY_ARE = [name for name in COLUMNS if name not in ("status", "file_name", 
 _AS_TEXT = ("seed", "set")
 """A seed may be longer than a number of JavaScript; a manifest's own column may be anything."""
 _DIGITS = {"seconds": 2}
+_ATTENTION = ["id", "subject", "max_attention", "map", "map_height", "map_width", "map_scale"]
+_OF_SUBJECT = ("subject", "steps", "height", "width", "scale", "found", "bound")
 UNIT = 65535
 """An attention of 1 in a curve."""
 
-Picture = Callable[[dict[str, Any]], str | int | None]
+Locate = Callable[[dict[str, Any]], str | int | None]
 """From a metadata row with a picture to its URL, or its place among those that the page holds; None
 where there is none."""
 
 
-def linked(prefix: str = "") -> Picture:
+def linked(prefix: str = "") -> Locate:
     """Pictures by their URL relative to the page: `prefix` and the file's name."""
     return lambda row: quote(prefix + row["file_name"])
 
@@ -76,9 +64,7 @@ class Rows:
         self.columns: dict[str, list] = {
             name: [] for name in (*_AS_THEY_ARE, "card", "picture", "first", "attended")
         }
-        self.attention: dict[str, list] = {
-            name: [] for name in ("subject", "steps", "height", "width", "scale", "found", "bound")
-        }
+        self.attention: dict[str, list] = {name: [] for name in _OF_SUBJECT}
         self.scores: dict[Score, list] = {}
         self.curves = bytearray()
         self.maps = bytearray()
@@ -88,39 +74,39 @@ class Rows:
     def __len__(self) -> int:
         return len(self.columns["id"])
 
-    def add(
-        self, table: pa.Table, attention: pa.Table, scores: ShardScores, picture: Picture
-    ) -> None:
+    def add(self, table: pa.Table, attention: pa.Table, judged: Judged, locate: Locate) -> None:
         """Take in a shard, or the first rows of one.
 
         Args:
             table: its metadata; the columns of `COLUMNS` are used.
             attention: its attention table, whole.
-            scores: of its rows, whole.
+            judged: what metrics say of its rows, whole.
         """
         before = len(self)
         rows = table.to_pylist()
-        wanted = {row["id"] for row in rows}
         of_row: dict[str, list[dict]] = defaultdict(list)
-        for seen in _columns_of(attention, wanted):
+        for seen in attention.select(_ATTENTION).to_pylist():
             of_row[seen["id"]].append(seen)
-        for row, found, bound in zip(rows, scores.found, scores.bound, strict=False):
-            self._add_row(row, picture)
+        verdicts = (
+            values.slice(0, len(rows)).to_pylist() for values in (judged.found, judged.bound)
+        )
+        for row, found, bound in zip(rows, *verdicts, strict=True):
+            self._add_row(row, locate)
             attended = of_row[row["id"]] if row["status"] == "ok" else []
             self._add_attention(attended, found or (), bound or ())
-        for score, values in scores.columns.items():
+        for score, values in judged.columns.items():
             column = self.scores.setdefault(score, [None] * before)
-            column.extend(_short(value) for value in values[: len(rows)])
+            column.extend(_short(value) for value in values.slice(0, len(rows)).to_pylist())
         for column in self.scores.values():
             column.extend([None] * (len(self) - len(column)))
 
-    def _add_row(self, row: dict[str, Any], picture: Picture) -> None:
+    def _add_row(self, row: dict[str, Any], locate: Locate) -> None:
         for name in _AS_TEXT:
             row[name] = None if row.get(name) is None else str(row[name])
         for name in _AS_THEY_ARE:
             self.columns[name].append(_short(row.get(name), _DIGITS.get(name, 4)))
         self.columns["card"].append(self._card(row))
-        self.columns["picture"].append(picture(row) if row["status"] == "ok" else None)
+        self.columns["picture"].append(locate(row) if row["status"] == "ok" else None)
 
     def _card(self, row: dict[str, Any]) -> int:
         key = (row["prompt"], row["seed"], row.get("set"))
@@ -140,20 +126,17 @@ class Rows:
             curve = np.nan_to_num(np.asarray(one["max_attention"], np.float32))
             self.curves += np.rint(curve.clip(0, 1) * UNIT).astype("<u2").tobytes()
             self.maps += one["map"]
-            self.attention["subject"].append(one["subject"])
-            self.attention["steps"].append(len(curve))
-            self.attention["height"].append(one["map_height"])
-            self.attention["width"].append(one["map_width"])
-            self.attention["scale"].append(_short(one["map_scale"]))
-            self.attention["found"].append(is_found)
-            self.attention["bound"].append(is_bound)
-
-
-_ATTENTION = ["id", "subject", "max_attention", "map", "map_height", "map_width", "map_scale"]
-
-
-def _columns_of(attention: pa.Table, wanted: set[str]) -> Iterable[dict[str, Any]]:
-    return (row for row in attention.select(_ATTENTION).to_pylist() if row["id"] in wanted)
+            values = {
+                "subject": one["subject"],
+                "steps": len(curve),
+                "height": one["map_height"],
+                "width": one["map_width"],
+                "scale": _short(one["map_scale"]),
+                "found": is_found,
+                "bound": is_bound,
+            }
+            for name, value in values.items():
+                self.attention[name].append(value)
 
 
 def _short(value: Any, digits: int = 4) -> Any:

@@ -19,13 +19,13 @@ def write_report(
     limit: int | None = None,
     embed: bool = False,
     side: int = 256,
-    tell: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> str:
     """Write the page; returns the URL that it opens by.
 
     Args:
         html: a file of this machine; default: `report.html` in the root.
-        limit, embed, side, tell: as `collect` takes them.
+        limit, embed, side, on_progress: as `collect` takes them.
 
     Raises:
         OutputError: there is no run, something cannot be read, or the page cannot be written.
@@ -36,11 +36,11 @@ def write_report(
             embed = True
         else:
             prefix = Path(os.path.relpath(storage.root, html.absolute().parent)).as_posix() + "/"
-    report = collect(Dataset(storage), limit, embed, side, prefix, tell)
-    page = render(report, storage.root.rstrip("/").rsplit("/", 1)[-1])
+    page = collect(Dataset(storage), limit, embed, side, prefix, on_progress)
+    html_bytes = render(page, storage.root.rstrip("/").rsplit("/", 1)[-1])
     target, name = storage, layout.REPORT
     if html is not None:
         target, name = LocalStorage(str(html.absolute().parent)), html.name
-    target.write_bytes(name, page)
+    target.write_bytes(name, html_bytes)
     place = target.place(name)
     return place if is_url(place) else Path(place).as_uri()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from aae_batch.evaluate.bootstrap import estimate
-from aae_batch.evaluate.pictures import MEASURES, Pictures, Row, numbered
+from aae_batch.evaluate.pictures import MEASURES, Pictures, Variant, numbered
 from aae_batch.evaluate.render import as_csv, as_latex, as_text
 from aae_batch.evaluate.table import Line, Table, make_table
 
@@ -19,7 +19,7 @@ PLAIN, GUIDED = "stable-diffusion", "attend-and-excite"
 
 def picture(method=PLAIN, prompt="p", seed=0, group="all", output="out", steps=50, **figures):
     return {
-        "row": Row(method if output == "out" else f"{method} ({output})", method, output),
+        "variant": Variant(method if output == "out" else f"{method} ({output})", method, output),
         "group": group,
         "prompt": prompt,
         "seed": seed,
@@ -30,7 +30,7 @@ def picture(method=PLAIN, prompt="p", seed=0, group="all", output="out", steps=5
 
 def of(*pictures) -> Pictures:
     names = {
-        key: list(dict.fromkeys(p[key] for p in pictures)) for key in ("row", "group", "prompt")
+        key: list(dict.fromkeys(p[key] for p in pictures)) for key in ("variant", "group", "prompt")
     }
     numbers = {key: [names[key].index(p[key]) for p in pictures] for key in names}
     numbers |= {key: [p[key] for p in pictures] for key in ("seed", "form")}
@@ -39,7 +39,7 @@ def of(*pictures) -> Pictures:
         for m in MEASURES
     }
     columns = {key: np.array(values) for key, values in numbers.items()}
-    return Pictures((*names["row"],), (*names["group"],), **columns, figures=figures)
+    return Pictures((*names["variant"],), (*names["group"],), **columns, figures=figures)
 
 
 def line(table: Table, label: str, minus: str | None = None, measure: str = "clip_full") -> Line:

@@ -20,8 +20,8 @@ from aae_batch.errors import OutputError, SettingsError
 from aae_batch.export.condition import Condition
 from aae_batch.export.destination import MARKER, Marker, replaceable
 from aae_batch.export.export import ExportSettings, export
-from aae_batch.export.formats import FORMATS, Piece, open_format
-from aae_batch.export.scores import Scores
+from aae_batch.export.formats import FORMATS, Part, open_format
+from aae_batch.export.score_columns import ScoreColumns
 from aae_batch.export.selection import Best
 from aae_batch.store.lock import Timing
 from aae_batch.store.open import open_storage
@@ -140,7 +140,7 @@ def test_plain_parquet_is_loaded_as_pictures(make_output, run, tmp_path):
 def test_pictures_are_not_compressed_again_and_a_reader_of_one_fetches_a_hundred(tmp_path):
     rows = pa.table({"id": [f"r{i}" for i in range(250)], "subjects": [["cat"]] * 250})
     written = open_format("parquet", open_storage(tmp_path), 1, ".png", rows.schema)
-    written.write(Piece(0, rows, [b"picture"] * 250))
+    written.write(Part(0, rows, [b"picture"] * 250))
     with pq.ParquetFile(tmp_path / "data" / "train-00000-of-00001.parquet") as file:
         groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
         columns = [groups[0].column(i) for i in range(file.metadata.num_columns)]
@@ -259,11 +259,11 @@ def test_scores_of_a_picture_that_was_made_again_are_none(make_output, run, tmp_
 def test_scores_of_an_earlier_run_of_their_metric_are_left_out(make_output):
     output = make_output()
     score(output, 0, clip_full=[0.1, 0.3])
-    assert Scores(Dataset(output.storage), []).names == ["clip_full"]
+    assert ScoreColumns(Dataset(output.storage), []).names == ["clip_full"]
     output.storage.write_bytes(
         layout.metric_run_name("clip"), b'{"fingerprint": "another", "settings": {}}'
     )
-    assert Scores(Dataset(output.storage), []).names == []
+    assert ScoreColumns(Dataset(output.storage), []).names == []
 
 
 @pytest.mark.parametrize(
@@ -449,7 +449,7 @@ def test_an_export_that_was_cut_off_has_no_card_and_is_begun_anew(make_output, r
     whole = image.read_bytes()
     image.write_bytes(b"damaged")
     result = run(output, "--rows-per-file", 1)
-    assert "The picture of row c is not the one that was made" in result.output
+    assert f"The picture of row c in {output.storage.root} is not the one that" in result.output
     left = ["data/train-00000-of-00004.parquet", "data/train-00001-of-00004.parquet"]
     assert open_storage(tmp_path / "dest").list("") == left
     image.write_bytes(whole)

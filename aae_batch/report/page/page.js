@@ -1,13 +1,14 @@
 // The pictures of a dataset as cards: filters, sorting, attention maps and curves.
 //
 // `data` has the rows as columns, and a column per figure of each row and subject; `maps` has the
-// curves of all subjects as uint16, then their maps as uint8, in the order of `data.attention`.
+// curves of all subjects as uint16, then their maps as uint8, in the order of `data.attention`. `ramp`
+// has the 256 colours of an attention map, sRGB bytes.
 
 const CARDS_A_PAGE = 48;
 const UNIT = 65535; // an attention of 1 in a curve
 const HUES = 6; // --subject-0 ... in page.css
 
-const { rows, attention, scores, methods, thresholds, embedded, picturesABlock } = JSON.parse(
+const { rows, attention, scores, methods, thresholds, embedded, picturesABlock, ramp } = JSON.parse(
   new TextDecoder().decode(await unpacked("data")),
 );
 const [curves, maps] = parted(await unpacked("maps"));
@@ -228,31 +229,9 @@ function sorted(cards) {
 
 // --- attention maps ------------------------------------------------------------------------------
 
-const RAMP = Array.from({ length: 256 }, (_, i) => shade(i / 255));
-
-/** A colour of even steps in lightness, violet to yellow, as sRGB bytes: a path through OKLCH. */
-function shade(t) {
-  const hue = ((300 + 165 * t) * Math.PI) / 180;
-  const chroma = 0.06 + 0.44 * t * (1 - t) + 0.05 * t;
-  const [L, a, b] = [0.16 + 0.78 * t, chroma * Math.cos(hue), chroma * Math.sin(hue)];
-  const l = (L + 0.3963377774 * a + 0.2158037573 * b) ** 3;
-  const m = (L - 0.1055613458 * a - 0.0638541728 * b) ** 3;
-  const s = (L - 0.0894841775 * a - 1.291485548 * b) ** 3;
-  const linear = [
-    4.0767416621 * l - 3.3077115913 * m + 0.2309699292 * s,
-    -1.2684380046 * l + 2.6097574011 * m - 0.3413193965 * s,
-    -0.0041960863 * l - 0.7034186147 * m + 1.707614701 * s,
-  ];
-  return linear.map((x) => {
-    const value = Math.min(1, Math.max(0, x));
-    const encoded = value <= 0.0031308 ? 12.92 * value : 1.055 * value ** (1 / 2.4) - 0.055;
-    return Math.round(255 * encoded);
-  });
-}
-
 document.documentElement.style.setProperty(
   "--ramp",
-  [0, 51, 102, 153, 204, 255].map((i) => `rgb(${RAMP[i].join(" ")})`).join(", "),
+  [0, 51, 102, 153, 204, 255].map((i) => `rgb(${ramp[i].join(" ")})`).join(", "),
 );
 
 /** Draw a map over its picture: bilinear between its cells, the more of it the more opaque. */
@@ -270,7 +249,7 @@ function draw(canvas, i) {
       const upper = map[top * width + left] * (1 - along) + map[top * width + right] * along;
       const lower = map[bottom * width + left] * (1 - along) + map[bottom * width + right] * along;
       const value = upper * (1 - down) + lower * down;
-      image.data.set(RAMP[Math.round(value)], at);
+      image.data.set(ramp[Math.round(value)], at);
       image.data[at + 3] = 95 + 0.53 * value;
     }
   }

@@ -1,0 +1,80 @@
+"""What metrics say of a dataset's pictures, beside its rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from aae_batch.dataset import layout
+from aae_batch.dataset.reader import Dataset
+
+KEYS = [column.name for column in layout.SCORED_COLUMNS]
+
+
+@dataclass(frozen=True)
+class ShardScores:
+    """What one metric says of the rows of a shard.
+
+    Attributes:
+        columns: the metric's own, in the rows' order, null where a picture has no scores; None where
+            nothing current is there.
+        stale: scores that are left out: their picture was made again since, or the metric's last run
+            had other settings.
+    """
+
+    columns: pa.Table | None = None
+    stale: int = 0
+
+
+class Scores:
+    """The scores of a dataset; its metrics and their shards are listed once, here.
+
+    Attributes:
+        shards: the shards that each metric has scored.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+        self.shards = {m: frozenset(dataset.scored_shards(m)) for m in dataset.metrics()}
+        self._runs = {metric: dataset.metric_fingerprint(metric) for metric in self.shards}
+
+    def fields(self, metric: str) -> list[pa.Field]:
+        """The metric's own columns, as its first current table has them; none where it has no such."""
+        for shard in sorted(self.shards[metric]):
+            table, marks = self._dataset.marked_scores_of(metric, shard)
+            if self._is_current(metric, marks):
+                return [column for column in table.schema if column.name not in KEYS]
+        return []
+
+    def of(
+        self, metric: str, shard: int, rows: pa.Table, columns: list[str] | None = None
+    ) -> ShardScores:
+        """The scores of a shard's rows.
+
+        Args:
+            rows: has the columns `id` and `sha256`.
+            columns: those of the metric's own that are wanted, where it has them; default: all.
+
+        Raises:
+            OutputError: the metric's table is damaged.
+        """
+        if shard not in self.shards.get(metric, ()):
+            return ShardScores()
+        wanted = None if columns is None else [*KEYS, *columns]
+        table, marks = self._dataset.marked_scores_of(metric, shard, wanted)
+        ids, sha256 = (rows[name].combine_chunks() for name in KEYS)
+        places = pc.index_in(ids, value_set=table["id"].combine_chunks())
+        places = pc.if_else(sha256.is_valid(), places, None)
+        same = pc.equal(sha256, table["sha256"].combine_chunks().take(places))
+        if not self._is_current(metric, marks):
+            return ShardScores(stale=len(places) - places.null_count)
+        fresh = pc.if_else(pc.fill_null(same, False), places, None)
+        return ShardScores(
+            table.drop_columns(KEYS).take(fresh), fresh.null_count - places.null_count
+        )
+
+    def _is_current(self, metric: str, marks: dict[str, str]) -> bool:
+        """Whether a table is of the metric's last run. Without a record of that, every table is."""
+        return self._runs[metric] in (None, marks.get(layout.SCORES_FINGERPRINT))

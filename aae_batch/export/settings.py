@@ -1,0 +1,57 @@
+"""What is exported, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aae_batch.errors import SettingsError
+from aae_batch.export.condition import Condition
+from aae_batch.export.formats import FORMATS
+from aae_batch.export.selection import Best
+
+ROWS_PER_FILE = 1000
+"""Some 400 MB of 512 x 512 PNG: what the hub likes a file to be, and what memory has room for."""
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What is exported, and how.
+
+    Attributes:
+        format: `hf`, `parquet`, `webdataset` or `imagefolder`.
+        where: only rows that this is true of.
+        best: of each prompt, only the best of these.
+        partial: take what is committed of an output that is not complete.
+        force: replace an earlier export in the destination.
+        license: for the card, as the hub spells it; None: left to the user.
+        rows_per_file: of a Parquet file or a tar; memory holds so many pictures, up to two and a half times.
+
+    Raises:
+        SettingsError: a value is unknown or out of range, or needs a package that is missing.
+    """
+
+    format: str = "hf"
+    where: Condition | None = None
+    best: Best | None = None
+    partial: bool = False
+    force: bool = False
+    license: str | None = None
+    rows_per_file: int = ROWS_PER_FILE
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise SettingsError(f"--format {self.format}: choose one of {', '.join(FORMATS)}.")
+        if self.rows_per_file < 1:
+            raise SettingsError(f"--rows-per-file {self.rows_per_file}: give at least 1.")
+        if self.format == "hf":
+            _require_datasets()
+
+
+def _require_datasets() -> None:
+    try:
+        import datasets  # noqa: F401
+    except ImportError:
+        raise SettingsError(
+            "--format hf needs Hugging Face's datasets: pip install 'aae-batch[hf]', or choose "
+            "--format parquet."
+        ) from None
