@@ -15,16 +15,9 @@ from PIL import Image
 from aae_batch.dataset import writer
 from aae_batch.dataset.layout import SUMMARY
 from aae_batch.dataset.reader import Dataset
-from aae_batch.generate.records import (
-    Loaded,
-    Plan,
-    as_json,
-    begin,
-    make_plan,
-    resolved,
-    summarize,
-)
+from aae_batch.generate.records import Plan, begin, make_plan, summarize
 from aae_batch.generate.settings import JobSettings
+from aae_batch.job.records import Loaded, as_json, resolved
 from aae_batch.manifest.reader import open_manifest
 from aae_batch.request import Result
 from aae_batch.sampling.config import GuidanceConfig

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol, get_args
 
 import pyarrow as pa
@@ -19,6 +18,7 @@ from PIL import Image
 from aae_batch.dataset import layout
 from aae_batch.dataset.reader import Dataset
 from aae_batch.errors import OutputError
+from aae_batch.job.records import Loaded
 from aae_batch.store.base import Storage
 
 MetricName = Literal["clip", "captions", "detector", "attention"]
@@ -26,20 +26,6 @@ METRICS: tuple[str, ...] = get_args(MetricName)
 
 READERS = 8
 """Pictures of a batch that are read at a time."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """Where a metric's models are, and in which precision, e.g. `cuda` and `float16`; no precision
-    where there are no models."""
-
-    device: str = "cpu"
-    dtype: str | None = None
-
-    @classmethod
-    def of(cls, model: Any) -> Loaded:
-        """As a model of torch says it."""
-        return cls(str(model.device.type), str(model.dtype).removeprefix("torch."))
 
 
 Row = Mapping[str, Any]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,25 +13,22 @@ import pyarrow.compute as pc
 
 from aae_batch.dataset import layout
 from aae_batch.dataset.reader import Dataset
-from aae_batch.dataset.run_record import fingerprint
 from aae_batch.errors import OutputError
-from aae_batch.evaluate.metric import Loaded, Metric
+from aae_batch.evaluate.metric import Metric
 from aae_batch.evaluate.settings import OF_OUTPUT, ScoreSettings
-from aae_batch.generate.records import as_json, versions
 from aae_batch.generate.settings import AUTO, differences
-from aae_batch.job.plan import Ledger, Piece, shards
+from aae_batch.job.plan import JobPlan, Ledger, Piece, shards
+from aae_batch.job.records import as_json, new_run
 
 READERS = 8
 """Tables that are read at a time."""
 
 
 @dataclass(frozen=True)
-class ScorePlan:
+class ScorePlan(JobPlan[dict[str, Any]]):
     """What scoring comes to, given what is there.
 
     Attributes:
-        run: what the metric's `run.json` says or is going to say.
-        begun: tables of this run are there already.
         shards: all of the dataset, as pieces, generated or not.
         generated: those that can be scored.
         kept: of these, those that have been, and whose pictures are still the same.
@@ -40,8 +36,6 @@ class ScorePlan:
         retry: whether these are to be tried again.
     """
 
-    run: dict[str, Any]
-    begun: bool
     shards: tuple[Piece, ...]
     generated: frozenset[int]
     kept: frozenset[int]
@@ -103,14 +97,7 @@ def metric_run(
                 "--again."
             )
         return before, True
-    new = {
-        "metric": name,
-        "fingerprint": fingerprint(depends_on),
-        "settings": depends_on,
-        "versions": versions(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    return new, False
+    return {"metric": name, **new_run(depends_on)}, False
 
 
 def make_score_plan(settings: ScoreSettings, metric: Metric, dataset: Dataset) -> ScorePlan:
@@ -136,18 +123,6 @@ def make_score_plan(settings: ScoreSettings, metric: Metric, dataset: Dataset) -
     some = {shard: rows for shard, rows in unscored.items() if rows}
     kept = frozenset(unscored)
     return ScorePlan(run, begun, all_shards, generated, kept, some, settings.retry_failed)
-
-
-def resolved(run: dict[str, Any], loaded: Loaded) -> dict[str, Any]:
-    """The same record, with the device and the precision that the first actor has found."""
-    settings = dict(run["settings"])
-    if "dtype" in settings:
-        settings["dtype"] = loaded.dtype
-    return run | {
-        "fingerprint": fingerprint(settings),
-        "settings": settings,
-        "device": loaded.device,
-    }
 
 
 def begin_scores(dataset: Dataset, run: dict[str, Any]) -> None:
