@@ -172,21 +172,18 @@ class ScoreJob(Job[dict[str, Any]]):
         if not metric.models:  # it has no use for a GPU
             settings = settings.model_copy(update={"gpus_per_actor": 0})
         super().__init__(settings, plan, dataset, worker_class)
+        self.model = " and ".join(metric.models) or settings.metric
         self.metric = metric
         self.unscored: set[str] = set()
-
-    @property
-    def model(self) -> str:
-        return " and ".join(self.metric.models) or self.settings.metric
 
     def context(self, lease: str, threads: int | None) -> ScoreContext:
         return ScoreContext(**vars(super().context(lease, threads)), metric=self.metric)
 
-    def write_run(self, loaded: Loaded) -> None:
-        self.run = resolved(self.run, loaded) | {"device": loaded.device}
-        begin_scores(self.dataset, self.run)
-
-    def check_loaded(self, loaded: Loaded) -> None:
+    def begin(self, loaded: Loaded) -> None:
+        if not self.begun:
+            self.run = resolved(self.run, loaded) | {"device": loaded.device}
+            begin_scores(self.dataset, self.run)
+            self.begun = True
         before = self.run["settings"].get("dtype")
         if before != loaded.dtype:
             raise JobError(
@@ -195,8 +192,7 @@ class ScoreJob(Job[dict[str, Any]]):
             )
 
     def task(self, piece: Piece, commit: bool) -> ScoreTask:
-        start = self.plan.shards[piece.shard].start
-        return ScoreTask(piece, self.run["fingerprint"], commit, start)
+        return ScoreTask(piece, self.run["fingerprint"], commit, self._places(piece))
 
     def commit(self, shard: int, outcomes: list[dict[str, Any]]) -> None:
         again = shard in self.plan.again
@@ -211,7 +207,10 @@ class ScoreJob(Job[dict[str, Any]]):
 
     def give_up(self, piece: Piece, words: str) -> list[dict[str, Any]]:
         logger.error("shard=%d row=%d not scored: %s", piece.shard, piece.start, words)
-        place = piece.start - self.plan.shards[piece.shard].start
-        rows = unscored(self.dataset, piece.shard, place, self.metric)
+        rows = unscored(self.dataset, piece.shard, self._places(piece).start, self.metric)
         self.unscored.update(row["id"] for row in rows)
         return rows
+
+    def _places(self, piece: Piece) -> range:
+        start = self.plan.shards[piece.shard].start
+        return range(piece.start - start, piece.stop - start)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -30,41 +30,27 @@ class ScorePlan(JobPlan[dict[str, Any]]):
 
     Attributes:
         shards: all of the dataset, as pieces, generated or not.
-        generated: those that can be scored.
-        kept: of these, those that have been, and whose pictures are still the same.
-        unscored: of kept shards, the rows that could not be scored, as places in the manifest.
-        retry: whether these are to be tried again.
+        todo: those that are generated and not scored.
+        kept: those that have been scored, and whose pictures are still the same.
+        given_up: pictures of kept shards that could not be scored, and are not tried again.
+        again: of kept shards, rows that are tried again, as places in the manifest.
     """
 
     shards: tuple[Piece, ...]
-    generated: frozenset[int]
+    todo: tuple[Piece, ...]
     kept: frozenset[int]
-    unscored: Mapping[int, list[int]] = field(default_factory=dict)
-    retry: bool = False
-
-    @property
-    def again(self) -> Mapping[int, list[int]]:
-        """Rows of kept shards that are tried again."""
-        return self.unscored if self.retry else {}
-
-    @property
-    def given_up(self) -> int:
-        """Rows that could not be scored, and are not tried again."""
-        return 0 if self.retry else sum(len(rows) for rows in self.unscored.values())
-
-    @property
-    def todo(self) -> list[Piece]:
-        return [piece for piece in self.shards if piece.shard in self.generated - self.kept]
+    given_up: int
+    again: Mapping[int, list[int]]
 
     @property
     def missing(self) -> int:
         """How many shards are not generated yet."""
-        return len(self.shards) - len(self.generated)
+        return len(self.shards) - len(self.todo) - len(self.kept)
 
     @property
     def rows(self) -> int:
         """Of the shards that can be scored."""
-        return sum(len(piece) for piece in self.shards if piece.shard in self.generated)
+        return sum(map(len, self.todo)) + sum(len(self.shards[shard]) for shard in self.kept)
 
     def ledger(self) -> Ledger[dict[str, Any]]:
         last, size = self.shards[-1].stop, len(self.shards[0])
@@ -109,8 +95,8 @@ def make_score_plan(settings: ScoreSettings, metric: Metric, dataset: Dataset) -
     run, begun = metric_run(settings, metric, dataset)
     made = dataset.run
     assert made is not None
-    all_shards = tuple(shards(made["rows"], made["shard_size"]))
-    generated = frozenset(shard for shard in dataset.shards() if shard < len(all_shards))
+    pieces = tuple(shards(made["rows"], made["shard_size"]))
+    generated = {shard for shard in dataset.shards() if shard < len(pieces)}
     unscored: dict[int, list[int]] = {}
     if begun:
         name, mark = settings.metric, run["fingerprint"]
@@ -119,10 +105,11 @@ def make_score_plan(settings: ScoreSettings, metric: Metric, dataset: Dataset) -
             found = pool.map(lambda shard: _unscored(dataset, name, shard, mark), there)
             for shard, places in zip(there, found, strict=True):
                 if places is not None:
-                    unscored[shard] = [all_shards[shard].start + place for place in places]
-    some = {shard: rows for shard, rows in unscored.items() if rows}
-    kept = frozenset(unscored)
-    return ScorePlan(run, begun, all_shards, generated, kept, some, settings.retry_failed)
+                    unscored[shard] = [pieces[shard].start + place for place in places]
+    todo = tuple(piece for piece in pieces if piece.shard in generated - unscored.keys())
+    again = {shard: rows for shard, rows in unscored.items() if rows and settings.retry_failed}
+    given_up = 0 if settings.retry_failed else sum(map(len, unscored.values()))
+    return ScorePlan(run, begun, pieces, todo, frozenset(unscored), given_up, again)
 
 
 def begin_scores(dataset: Dataset, run: dict[str, Any]) -> None:

@@ -24,14 +24,9 @@ class ScoreContext(WorkerContext):
 
 @dataclass(frozen=True)
 class ScoreTask(Task):
-    """A piece of a shard whose first row is row `start` of the manifest."""
+    """A piece, and the places of its rows in the shard."""
 
-    start: int
-
-    @property
-    def places(self) -> range:
-        """Of the rows in the shard."""
-        return range(self.piece.start - self.start, self.piece.stop - self.start)
+    places: range
 
 
 class ScoreWorker(Worker[dict[str, Any]]):

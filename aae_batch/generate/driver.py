@@ -148,19 +148,16 @@ class GenerateJob(Job[writer.Outcome]):
         worker_class: type[GenerateWorker] = GenerateWorker,
     ) -> None:
         super().__init__(settings, plan, dataset, worker_class)
+        self.model = settings.model
         self.manifest = manifest
         # Where failed rows are made again, none has failed yet.
         self._earlier = Counter() if plan.again else earlier_failures(dataset)
 
-    @property
-    def model(self) -> str:
-        return self.settings.model
-
-    def write_run(self, loaded: Loaded) -> None:
-        self.run = resolved(self.run, loaded)
-        begin(self.storage, self.run)
-
-    def check_loaded(self, loaded: Loaded) -> None:
+    def begin(self, loaded: Loaded) -> None:
+        if not self.begun:
+            self.run = resolved(self.run, loaded)
+            begin(self.storage, self.run)
+            self.begun = True
         check_loaded(self.run, loaded)
 
     def task(self, piece: Piece, commit: bool) -> GenerateTask:

@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -68,7 +68,9 @@ class GenerateWorker(Worker[writer.Outcome]):
         self._image_format = ImageFormat(**context.run["image_format"])
         self._incoming: queue.SimpleQueue[_Flight] = queue.SimpleQueue()
         self._sampling: set[_Flight] = set()  # those in `_incoming`, and those that the engine has
-        self._writing = 0
+        # A picture waits in memory until it is written; the engine waits when too many do.
+        self._unwritten: queue.Queue[tuple[_Flight, Result]]
+        self._unwritten = queue.Queue(3 * WRITERS + self.settings.slots)
         self._broken: BaseException | None = None
 
     def load(self) -> Loaded:
@@ -79,21 +81,17 @@ class GenerateWorker(Worker[writer.Outcome]):
         # What the settings ask of this model is found out now, not with the first row.
         with engine.open(self.settings.guidance):
             pass
-        # A picture waits in memory until it is written; the engine waits when too many do.
-        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="writer")
-        self._unwritten = threading.BoundedSemaphore(4 * WRITERS + self.settings.slots)
-        threading.Thread(target=self._run, args=(engine,), name="engine", daemon=True).start()
+        threading.Thread(target=self._sample, args=(engine,), name="engine", daemon=True).start()
+        for _ in range(WRITERS):
+            threading.Thread(target=self._write, name="writer", daemon=True).start()
         return Loaded.of(engine.model)
 
     def load_engine(self) -> Engine:
         from aae_batch.sampling.engine import Engine
 
         s = self.settings
-        here, begun_with = (
-            weights_digest(s.model, s.s3_endpoint),
-            self.context.run["settings"]["weights"],
-        )
-        self.refuse_other_weights(s.model, here, begun_with)
+        begun_with = self.context.run["settings"]["weights"]
+        self.refuse_other_weights(s.model, weights_digest(s.model, s.s3_endpoint), begun_with)
         return Engine.from_pretrained(
             s.model,
             s.slots,
@@ -132,7 +130,7 @@ class GenerateWorker(Worker[writer.Outcome]):
         failures = Counter(table["error_type"].drop_null().to_pylist())
         return Tally(len(table), pc.sum(table["num_refinements"]).as_py() or 0, failures)
 
-    def _run(self, engine: Engine) -> None:
+    def _sample(self, engine: Engine) -> None:
         try:
             with engine.open(self.settings.guidance) as batch:
                 flying: dict[str, _Flight] = {}
@@ -148,8 +146,8 @@ class GenerateWorker(Worker[writer.Outcome]):
                     for result in batch.step():
                         self._finish(flying.pop(result.request.name), result)
                     self.metrics.totals(batch.seconds)
-                    waiting = self._incoming.qsize()
-                    self.metrics.load(batch.slots, len(batch), waiting, self._writing)
+                    waiting, unwritten = self._incoming.qsize(), self._unwritten.qsize()
+                    self.metrics.load(batch.slots, len(batch), waiting, unwritten)
         except BaseException as error:
             with self._lock:
                 self._broken = error
@@ -165,37 +163,31 @@ class GenerateWorker(Worker[writer.Outcome]):
         batch.add(request)
 
     def _finish(self, flight: _Flight, result: Result) -> None:
-        self._unwritten.acquire()
-        with self._lock:
-            self._writing += 1
-        self._writers.submit(self._write, flight, result)
+        self._unwritten.put((flight, result))
         with self._lock:
             self._sampling.remove(flight)
 
-    def _write(self, flight: _Flight, result: Result) -> None:
-        try:
-            flight.outcome.set_result(self._outcome(flight, result))
-        except BaseException as error:
-            flight.outcome.set_exception(error)
+    def _write(self) -> None:
+        while True:
+            flight, result = self._unwritten.get()
+            try:
+                flight.outcome.set_result(self._outcome(flight, result))
+            except BaseException as error:
+                flight.outcome.set_exception(error)
 
     def _outcome(self, flight: _Flight, result: Result) -> writer.Outcome:
         task, row = flight.task, flight.row
-        try:
-            outcome = writer.write_image(
-                self.storage,
-                task.piece.shard,
-                row,
-                result,
-                self.settings.guidance,
-                self._layout,
-                self._image_format,
-                self.metrics.spent,
-                task.keep,
-            )
-        finally:
-            self._unwritten.release()
-            with self._lock:
-                self._writing -= 1
+        outcome = writer.write_image(
+            self.storage,
+            task.piece.shard,
+            row,
+            result,
+            self.settings.guidance,
+            self._layout,
+            self._image_format,
+            self.metrics.spent,
+            task.keep,
+        )
         said = outcome.metadata
         refinements = said.get("num_refinements", 0)
         failures = Counter([said["error_type"]] if outcome.failed else [])

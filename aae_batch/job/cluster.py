@@ -162,23 +162,20 @@ def close_token_file() -> None:
             path.chmod(0o600)
 
 
+@dataclass
 class Stop:
-    """Whether the job was told to stop, and since when."""
+    """Whether the job was told to stop, and when, by the monotonic clock."""
 
-    def __init__(self) -> None:
-        self._since: float | None = None
+    since: float | None = None
 
     @property
     def requested(self) -> bool:
-        return self._since is not None
+        return self.since is not None
 
     @property
     def seconds(self) -> float:
-        """Since it was first told."""
-        return time.monotonic() - self._since if self._since is not None else 0.0
-
-    def request(self) -> None:
-        self._since = self._since or time.monotonic()
+        """Since it was told."""
+        return 0.0 if self.since is None else time.monotonic() - self.since
 
 
 @contextmanager
@@ -186,19 +183,18 @@ def stop_on_signals(grace: float) -> Iterator[Stop]:
     """Ctrl-C, and SIGTERM, a scheduler's polite end of a job, ask the job to stop; the second of them
     interrupts it. To be entered when Ray has started, which puts handlers of its own there."""
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
 
     def ask(*_: object) -> None:
         if stop.requested:
             raise KeyboardInterrupt
-        stop.request()
+        stop.since = time.monotonic()
         logging.getLogger("aae_batch.job").warning(
             "stopping: shards under way have %.0f s to finish; a second signal stops at once", grace
         )
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if ours else ()
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield stop
     finally:

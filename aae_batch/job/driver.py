@@ -40,13 +40,15 @@ class Job(ABC, Generic[T]):
     """What a client of the driver brings.
 
     Attributes:
-        settings: where the workers run, and when they are given up, and what is the client's own.
+        model: what the workers load, in words.
         run: the record of the run, as far as it is known: what the settings leave open, the first
-            worker finds out. Until that one has loaded the model nothing is written.
+            worker finds out.
+        begun: the record is written.
     """
 
     settings: ActorSettings
     plan: JobPlan[T]
+    model: str
     progress_class: type[Progress] = Progress
 
     def __init__(
@@ -64,18 +66,14 @@ class Job(ABC, Generic[T]):
         self.run = plan.run
         self.begun = plan.begun
 
-    @property
     @abstractmethod
-    def model(self) -> str:
-        """What the workers load, in words."""
+    def begin(self, loaded: Loaded) -> None:
+        """A worker has loaded the model. With the first one the run begins: its record is completed and
+        written.
 
-    @abstractmethod
-    def write_run(self, loaded: Loaded) -> None:
-        """Complete the record of the run, and write it."""
-
-    @abstractmethod
-    def check_loaded(self, loaded: Loaded) -> None:
-        """Raises: JobError: a worker has loaded the model otherwise than the run's first one."""
+        Raises:
+            JobError: the model was loaded otherwise than in this run so far.
+        """
 
     @abstractmethod
     def task(self, piece: Piece, commit: bool) -> Task:
@@ -94,13 +92,6 @@ class Job(ABC, Generic[T]):
         endpoint = {"s3_endpoint": self.settings.actors_s3_endpoint}
         settings = self.settings.model_copy(update=endpoint)
         return WorkerContext(self.storage.root, lease, settings, self.run, threads)
-
-    def begin(self, loaded: Loaded) -> None:
-        """A worker has loaded the model."""
-        if not self.begun:
-            self.write_run(loaded)
-            self.begun = True
-        self.check_loaded(loaded)
 
     def publish(self, progress: Progress) -> None:
         """Say how far the job is to whoever is not here; called every 15 s, and at the end."""
@@ -172,8 +163,6 @@ class Driver(Generic[T]):
         seconds = time.monotonic() - self.started if self.started is not None else 0.0
         return self.job.progress_class(self.job.plan.rows, self.before, now, seconds)
 
-    # --- what is done about once a second ---
-
     def _look_around(self) -> None:
         self._looked_at = time.monotonic()
         self.lock.check()
@@ -195,8 +184,8 @@ class Driver(Generic[T]):
     def _staff(self) -> None:
         """As many workers as the pool has places and the job has pieces for."""
         self.pool.heed_notices()
-        for worker in [worker for worker in self.pool.workers if worker.leaving]:
-            if not worker.pieces:
+        for worker in list(self.pool.workers):
+            if worker.leaving and not worker.pieces:
                 self.pool.dismiss(worker)
         staying = [worker for worker in self.pool.workers if not worker.leaving]
         places = self.pool.places()
@@ -215,8 +204,6 @@ class Driver(Generic[T]):
         at_work = any(worker.pieces for worker in self.pool.workers)
         return not at_work or self.stop.seconds > self.job.settings.grace
 
-    # --- pieces go out ---
-
     def _assign(self) -> None:
         """First one piece to every worker that is ready, then the next one, for its free slots."""
         for others in range(PIECES_AT_ONCE):
@@ -231,8 +218,6 @@ class Driver(Generic[T]):
                 if piece is not None:
                     task = self.job.task(piece, commit=self.ledger.is_whole(piece))
                     self.pool.give(worker, task)
-
-    # --- what comes back ---
 
     def _hear(self, event: Event) -> None:
         if isinstance(event, Ready):

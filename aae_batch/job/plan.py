@@ -129,11 +129,9 @@ class Ledger(Generic[T]):
         queued again, in halves if need be."""
         self._kills[piece] += 1
         twice = self._kills[piece] >= 2
-        if len(piece) == 1:
-            if twice:
-                return True
-            self.requeue(piece)
-        elif twice or piece not in self._planned:
+        if len(piece) == 1 and twice:
+            return True
+        if len(piece) > 1 and (twice or piece not in self._planned):
             self.todo.extendleft(reversed(piece.halves()))
         else:
             self.requeue(piece)
