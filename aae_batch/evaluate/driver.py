@@ -31,7 +31,7 @@ from aae_batch.job.cluster import stop_on_signals
 from aae_batch.job.driver import Job, OnProgress, run_on_workers
 from aae_batch.job.plan import Piece
 from aae_batch.job.progress import Progress, Tally, clock
-from aae_batch.job.records import Loaded, resolved
+from aae_batch.job.records import Loaded
 from aae_batch.store.lock import Lock
 from aae_batch.store.open import open_storage
 
@@ -179,17 +179,9 @@ class ScoreJob(Job[dict[str, Any]]):
     def context(self, lease: str, threads: int | None) -> ScoreContext:
         return ScoreContext(**vars(super().context(lease, threads)), metric=self.metric)
 
-    def begin(self, loaded: Loaded) -> None:
-        if not self.begun:
-            self.run = resolved(self.run, loaded) | {"device": loaded.device}
-            begin_scores(self.dataset, self.run)
-            self.begun = True
-        before = self.run["settings"].get("dtype")
-        if before != loaded.dtype:
-            raise JobError(
-                f"An actor has loaded its models in {loaded.dtype}, while there are scores in "
-                f"{before}: give all machines the same with --dtype."
-            )
+    def write_run(self, loaded: Loaded) -> None:
+        self.run["device"] = loaded.device
+        begin_scores(self.dataset, self.run)
 
     def task(self, piece: Piece, commit: bool) -> ScoreTask:
         return ScoreTask(piece, self.run["fingerprint"], commit, self._places(piece))

@@ -16,9 +16,8 @@ from aae_batch.dataset.reader import Dataset
 from aae_batch.errors import OutputError
 from aae_batch.evaluate.metric import Metric
 from aae_batch.evaluate.settings import OF_OUTPUT, ScoreSettings
-from aae_batch.generate.settings import AUTO, differences
 from aae_batch.job.plan import JobPlan, Ledger, Piece, shards
-from aae_batch.job.records import as_json, new_run
+from aae_batch.job.records import AUTO, as_json, differences, new_run
 
 READERS = 8
 """Tables that are read at a time."""
@@ -106,7 +105,8 @@ def make_score_plan(settings: ScoreSettings, metric: Metric, dataset: Dataset) -
             for shard, places in zip(there, found, strict=True):
                 if places is not None:
                     unscored[shard] = [pieces[shard].start + place for place in places]
-    todo = tuple(piece for piece in pieces if piece.shard in generated - unscored.keys())
+    left = generated.difference(unscored)
+    todo = tuple(piece for piece in pieces if piece.shard in left)
     again = {shard: rows for shard, rows in unscored.items() if rows and settings.retry_failed}
     given_up = 0 if settings.retry_failed else sum(map(len, unscored.values()))
     return ScorePlan(run, begun, pieces, todo, frozenset(unscored), given_up, again)

@@ -22,7 +22,6 @@ from aae_batch.errors import JobError, ManifestError, ModelError, OutputError, R
 from aae_batch.generate.records import (
     Plan,
     begin,
-    check_loaded,
     earlier_failures,
     make_plan,
     progress_record,
@@ -33,7 +32,7 @@ from aae_batch.generate.worker import GenerateTask, GenerateWorker
 from aae_batch.job.driver import GAVE_UP, Job, OnProgress, run_on_workers
 from aae_batch.job.plan import Piece
 from aae_batch.job.progress import Progress
-from aae_batch.job.records import Loaded, as_json, resolved
+from aae_batch.job.records import Loaded, as_json
 from aae_batch.manifest.check import check_row, check_settings
 from aae_batch.manifest.reader import Manifest, open_manifest
 from aae_batch.sampling.model.loading import load_tokenizer, load_vae_scale_factor
@@ -153,12 +152,8 @@ class GenerateJob(Job[writer.Outcome]):
         # Where failed rows are made again, none has failed yet.
         self._earlier = Counter() if plan.again else earlier_failures(dataset)
 
-    def begin(self, loaded: Loaded) -> None:
-        if not self.begun:
-            self.run = resolved(self.run, loaded)
-            begin(self.storage, self.run)
-            self.begun = True
-        check_loaded(self.run, loaded)
+    def write_run(self, loaded: Loaded) -> None:
+        begin(self.storage, self.run)
 
     def task(self, piece: Piece, commit: bool) -> GenerateTask:
         part = self.manifest.part(piece.start, piece.stop)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -15,19 +15,16 @@ from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.layout import Layout
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.run_record import sealed
-from aae_batch.errors import JobError, OutputError
-from aae_batch.generate.settings import AUTO, JobSettings, differences
+from aae_batch.errors import OutputError
+from aae_batch.generate.settings import JobSettings
 from aae_batch.job.plan import JobPlan, Ledger
 from aae_batch.job.progress import Progress
-from aae_batch.job.records import Loaded, as_json, new_run, versions
+from aae_batch.job.records import AUTO, RESOLVED, as_json, differences, new_run, versions
 from aae_batch.manifest.reader import Manifest
 from aae_batch.store.base import Storage
 
 MAKERS = ("aae_batch", "torch", "diffusers", "transformers")
 """Packages whose versions pictures depend on."""
-
-RESOLVED = ("device", "dtype")
-"""Settings that may be `auto` until a worker has loaded the model."""
 
 
 @dataclass(frozen=True)
@@ -112,19 +109,6 @@ def _check_versions(run: Mapping[str, Any], accepted: bool) -> None:
         raise OutputError(
             f"The run was begun with other versions ({'; '.join(changed)}), whose pictures may differ: "
             "install those, or add --other-versions to go on all the same."
-        )
-
-
-def check_loaded(run: Mapping[str, Any], loaded: Loaded) -> None:
-    """Raises: JobError: a worker makes other pictures than those that are there."""
-    before = {name: run["settings"][name] for name in RESOLVED}
-    here = asdict(loaded)
-    # Versions before this one wrote down what was asked for, `auto` too.
-    changed = differences(before, {n: AUTO if before[n] == AUTO else here[n] for n in RESOLVED})
-    if changed:
-        raise JobError(
-            f"An actor has loaded the model otherwise than the first one did ({'; '.join(changed)}): give "
-            "all machines the same, or say it with --device and --dtype."
         )
 
 

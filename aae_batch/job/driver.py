@@ -21,7 +21,7 @@ from aae_batch.job.cluster import Stop, cluster, stop_on_signals
 from aae_batch.job.plan import JobPlan, Piece
 from aae_batch.job.pool import Died, Done, Event, Pool, Ready
 from aae_batch.job.progress import Progress, Tally
-from aae_batch.job.records import Loaded
+from aae_batch.job.records import Loaded, check_loaded, resolved
 from aae_batch.job.worker import PIECES_AT_ONCE, Task, Worker, WorkerContext
 from aae_batch.store.lock import Lock
 
@@ -67,13 +67,8 @@ class Job(ABC, Generic[T]):
         self.begun = plan.begun
 
     @abstractmethod
-    def begin(self, loaded: Loaded) -> None:
-        """A worker has loaded the model. With the first one the run begins: its record is completed and
-        written.
-
-        Raises:
-            JobError: the model was loaded otherwise than in this run so far.
-        """
+    def write_run(self, loaded: Loaded) -> None:
+        """Write the record of the run."""
 
     @abstractmethod
     def task(self, piece: Piece, commit: bool) -> Task:
@@ -92,6 +87,18 @@ class Job(ABC, Generic[T]):
         endpoint = {"s3_endpoint": self.settings.actors_s3_endpoint}
         settings = self.settings.model_copy(update=endpoint)
         return WorkerContext(self.storage.root, lease, settings, self.run, threads)
+
+    def begin(self, loaded: Loaded) -> None:
+        """A worker has loaded the model. With the first one the run begins.
+
+        Raises:
+            JobError: the model was loaded otherwise than in this run so far.
+        """
+        if not self.begun:
+            self.run = resolved(self.run, loaded)
+            self.write_run(loaded)
+            self.begun = True
+        check_loaded(self.run, loaded)
 
     def publish(self, progress: Progress) -> None:
         """Say how far the job is to whoever is not here; called every 15 s, and at the end."""

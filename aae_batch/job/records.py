@@ -12,6 +12,13 @@ from typing import Any
 
 import aae_batch
 from aae_batch.dataset.run_record import fingerprint
+from aae_batch.errors import JobError
+
+AUTO = "auto"
+RESOLVED = ("device", "dtype")
+"""Settings that may be `auto` until a worker has loaded the model."""
+
+_OF_SETTINGS = ("guidance", "image_format")
 
 PACKAGES = ("torch", "diffusers", "transformers", "ray")
 
@@ -52,6 +59,19 @@ def resolved(run: Mapping[str, Any], loaded: Loaded) -> dict[str, Any]:
     return {**run, "fingerprint": fingerprint(settings), "settings": settings}
 
 
+def check_loaded(run: Mapping[str, Any], loaded: Loaded) -> None:
+    """Raises: JobError: a worker's results would differ from those that are there."""
+    before = {name: run["settings"][name] for name in RESOLVED if name in run["settings"]}
+    here = asdict(loaded)
+    # Versions before this one wrote down what was asked for, `auto` too.
+    changed = differences(before, {n: AUTO if before[n] == AUTO else here[n] for n in before})
+    if changed:
+        raise JobError(
+            f"An actor has loaded the model otherwise than the first one did ({'; '.join(changed)}): give "
+            "all machines the same, or say it with --device and --dtype."
+        )
+
+
 def versions() -> dict[str, str]:
     """Of Python, this package, and the packages that results depend on."""
     found = {"python": platform.python_version(), "aae_batch": aae_batch.__version__}
@@ -60,3 +80,20 @@ def versions() -> dict[str, str]:
 
 def as_json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """`name: old -> new` for every value that is not the same in both."""
+    found = []
+    for name in dict.fromkeys([*old, *new]):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict) and name in _OF_SETTINGS:
+            found += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            found.append(f"{prefix}{name}: {_short(before)} -> {_short(after)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return f"{text[:13]}...{text[-1]}" if isinstance(value, str) and len(value) == 64 else text
