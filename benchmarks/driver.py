@@ -9,62 +9,67 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from aae_batch.generate.driver import Foreman
-from aae_batch.generate.records import Loaded, make_plan
+from aae_batch.dataset.reader import Dataset
+from aae_batch.generate.driver import GenerateJob
+from aae_batch.generate.records import make_plan
 from aae_batch.generate.settings import JobSettings
-from aae_batch.generate.worker import Report, Task
-from aae_batch.job.cluster import ActorPlan, Stop
-from aae_batch.job.crew import Done, Event, Member, Ready, Told
+from aae_batch.generate.worker import GenerateTask
+from aae_batch.job.cluster import Stop
+from aae_batch.job.driver import Driver
+from aae_batch.job.pool import Done, Event, Pool, Ready, WorkerHandle
 from aae_batch.job.progress import Tally
+from aae_batch.job.records import Loaded
 from aae_batch.manifest.reader import open_manifest
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.store.lock import Lock
 from aae_batch.store.open import open_storage
 
 
-class SimulatedCrew:
-    """Actors that are ready at once and finish a piece whenever they are asked what has happened."""
+class SimulatedPool(Pool):
+    """Workers that are ready at once and finish a piece whenever they are asked what has happened."""
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.members: list[Member] = []
-        self._events: list[Event] = []
-        self._given: list[tuple[Member, Task]] = []
+        self.workers: list[WorkerHandle] = []
+        self._ready: list[WorkerHandle] = []
+        self._given: list[tuple[WorkerHandle, GenerateTask]] = []
 
-    def room(self) -> int:
+    def places(self) -> int:
         return self.size
 
     def heed_notices(self) -> None:
         pass
 
     def hire(self) -> None:
-        member = Member(ready=True, moved=time.monotonic())
-        self.members.append(member)
-        self._events.append(Ready(member, Loaded("cpu", "float32")))
+        worker = WorkerHandle(ready=True)
+        self.workers.append(worker)
+        self._ready.append(worker)
 
-    def give(self, member: Member, task: Task) -> None:
-        member.pieces.append(task.piece)
-        self._given.append((member, task))
+    def give(self, worker: WorkerHandle, task: GenerateTask) -> None:
+        worker.calls[task.piece] = task.piece
+        self._given.append((worker, task))
 
-    def ask(self, member: Member) -> None:
-        self._events.append(Told(member, {piece: Tally(done=1) for piece in member.pieces}))
+    def ask(self, worker: WorkerHandle) -> None:
+        worker.tallies = {piece: Tally(done=1) for piece in worker.pieces}
 
-    def dismiss(self, member: Member) -> None:
-        self.members.remove(member)
+    def dismiss(self, worker: WorkerHandle) -> None:
+        self.workers.remove(worker)
 
-    def events(self, seconds: float) -> list[Event]:
-        for member, task in self._given:
-            member.pieces.remove(task.piece)
-            member.tallies.pop(task.piece, None)
-            self._events.append(Done(member, task.piece, Report(Tally(len(task.part)), [])))
-        self._given.clear()
-        events, self._events = self._events, []
-        return events
+    def events(self, seconds: float) -> Iterator[Event]:
+        ready, self._ready = self._ready, []
+        given, self._given = self._given, []
+        for worker in ready:
+            yield Ready(worker, Loaded("cpu", "float32"))
+        for worker, task in given:
+            del worker.calls[task.piece]
+            worker.tallies.pop(task.piece, None)
+            yield Done(worker, task.piece, Tally(len(task.part)), [])
 
 
 def main() -> None:
@@ -93,20 +98,11 @@ def main() -> None:
         storage = open_storage(settings.output)
         with open_manifest(path) as manifest:
             plan = make_plan(settings, manifest, storage)
-            foreman = Foreman(
-                settings,
-                plan,
-                manifest,
-                storage,
-                plan.ledger(),
-                SimulatedCrew(options.actors),
-                ActorPlan(options.actors, options.actors, cpus=1, gpus=0, threads=None),
-                lambda progress: None,
-                Stop(),
-                Lock(storage.root),
-            )
+            job = GenerateJob(settings, plan, manifest, Dataset(storage))
+            pool = SimulatedPool(options.actors)
+            driver = Driver(job, pool, Stop(), Lock(storage.root), lambda progress: None)
             start = time.perf_counter()
-            foreman.run()
+            driver.run()
             seconds = time.perf_counter() - start
     print(
         f"{options.shards} shards of {options.shard_size} rows, {options.actors} actors: "

@@ -25,9 +25,10 @@ import pyarrow.parquet as pq
 from aae_batch.dataset import layout
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.status import status
-from aae_batch.generate.records import as_json, make_plan
+from aae_batch.generate.records import make_plan
 from aae_batch.generate.settings import JobSettings
 from aae_batch.job.plan import Ledger
+from aae_batch.job.records import as_json
 from aae_batch.manifest.reader import open_manifest
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.store.open import open_storage

@@ -17,16 +17,9 @@ from aae_batch.dataset.layouts import shard_of
 from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.writer import Shard, failed
-from aae_batch.generate.records import (
-    Loaded,
-    Plan,
-    as_json,
-    begin,
-    make_plan,
-    resolved,
-    summarize,
-)
+from aae_batch.generate.records import Plan, begin, make_plan, summarize
 from aae_batch.generate.settings import JobSettings
+from aae_batch.job.records import Loaded, as_json, resolved
 from aae_batch.manifest.reader import open_manifest
 from aae_batch.request import Result
 from aae_batch.sampling.config import GuidanceConfig

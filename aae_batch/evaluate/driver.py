@@ -1,16 +1,14 @@
-"""A scoring job: the pictures of a dataset, judged by one metric, by the rules of `supervisor.py`.
+"""A scoring job: the pictures of a dataset, judged by one metric.
 
-The unit is a shard: an actor reads its pictures and writes its scores, whose one table is the commit.
-A shard that keeps killing actors is halved until the row is found, whose scores are null; the others'
-are not lost by it. A metric that needs no pictures is computed in this process.
+The unit is a shard: a worker reads its pictures and writes its scores, whose one table is the commit.
+A shard that keeps crashing workers is bisected until the row is found, whose scores are null; the
+others' are not lost by it. A metric that needs no pictures is computed in this process.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -18,29 +16,26 @@ from typing import Any
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.rewriting import writing
 from aae_batch.errors import JobError, OutputError
-from aae_batch.evaluate.metric import Loaded, Metric, score_rows, unscored, write_scores
+from aae_batch.evaluate.metric import Metric, score_rows, unscored, write_scores
 from aae_batch.evaluate.records import (
     READERS,
     ScorePlan,
     begin_scores,
     make_score_plan,
     metric_run,
-    resolved,
     whole_shard,
 )
-from aae_batch.evaluate.settings import ScoreSettings, weights_of
-from aae_batch.evaluate.worker import Scorer, ScorerSettings, ScoreTask
-from aae_batch.job.cluster import ActorPlan, Stop, cluster, stop_on_signals
-from aae_batch.job.crew import Crew, Event, RayCrew, Ready
+from aae_batch.evaluate.settings import ScoreSettings
+from aae_batch.evaluate.worker import ScoreContext, ScoreTask, ScoreWorker
+from aae_batch.job.cluster import stop_on_signals
+from aae_batch.job.driver import Job, OnProgress, run_on_workers
 from aae_batch.job.plan import Piece
 from aae_batch.job.progress import Progress, Tally, clock
-from aae_batch.job.supervisor import GAVE_UP, Supervisor
+from aae_batch.job.records import Loaded
 from aae_batch.store.lock import Lock
 from aae_batch.store.open import open_storage
 
 logger = logging.getLogger("aae_batch.job")
-
-Reporter = Callable[[Progress], None]
 
 
 class ScoreProgress(Progress):
@@ -83,14 +78,14 @@ def plan_scores(settings: ScoreSettings) -> ScorePlan:
 
 def score(
     settings: ScoreSettings,
-    report: Reporter = lambda progress: None,
-    actor_class: type[Scorer] = Scorer,
+    on_progress: OnProgress = lambda progress: None,
+    worker_class: type[ScoreWorker] = ScoreWorker,
 ) -> Scored:
     """Score what is generated and not scored yet.
 
     Args:
-        report: is told about once a second how far the job is.
-        actor_class: what the actors are made of.
+        on_progress: is told about once a second how far the job is.
+        worker_class: what the workers are.
 
     Raises:
         AaeBatchError: the job cannot start or cannot go on; the message says why.
@@ -102,13 +97,14 @@ def score(
     metric_run(settings, metric, dataset)  # refuse before anything is made
     with writing(storage) as lock:
         plan = make_score_plan(settings, metric, dataset)
+        job = ScoreJob(settings, plan, metric, dataset, worker_class)
+        done = Tally()
         try:
-            done = Tally()
-            if (plan.todo or plan.again) and metric.sees_images:
-                done = _score_on_actors(settings, plan, metric, dataset, lock, report, actor_class)
+            if metric.sees_images and (plan.todo or plan.again):
+                done = run_on_workers(job, lock, on_progress).now
             elif plan.todo:
-                done = _score_here(settings, plan, metric, dataset, lock, report)
-        except OutputError as error:  # the job was under way: it can go on when that is mended
+                done = _score_here(job, lock, on_progress)
+        except OutputError as error:  # the job was under way: it can go on when that is fixed
             raise JobError(str(error)) from error
     unscored = plan.given_up + done.failed
     return Scored(settings.metric, done.done, len(plan.kept), unscored, plan.missing)
@@ -123,76 +119,47 @@ def _metric(settings: ScoreSettings, dataset: Dataset) -> Metric:
     return settings.metric_for(run)
 
 
-def _score_here(
-    settings: ScoreSettings,
-    plan: ScorePlan,
-    metric: Metric,
-    dataset: Dataset,
-    lock: Lock,
-    report: Reporter,
-) -> Tally:
+def _score_here(job: ScoreJob, lock: Lock, on_progress: OnProgress) -> Tally:
     """Score by the tables alone, several shards at a time.
 
     Raises:
         KeyboardInterrupt: it was told to stop, and the shards under way are finished.
     """
-    fingerprint = plan.run["fingerprint"]
+    plan, metric = job.plan, job.metric
 
-    def one(piece: Piece) -> Piece:
-        rows = score_rows(dataset, piece.shard, range(len(piece)), metric, len(piece))
-        write_scores(dataset.storage, settings.metric, metric, piece.shard, rows, fingerprint)
+    def score_shard(piece: Piece) -> Piece:
+        rows = score_rows(job.dataset, piece.shard, range(len(piece)), metric, len(piece))
+        job.write(piece.shard, rows)
         return piece
 
     if not plan.begun:
-        begin_scores(dataset, plan.run)
+        begin_scores(job.dataset, plan.run)
     started, done = time.monotonic(), Tally()
     before = plan.rows - sum(len(piece) for piece in plan.todo)
-    with stop_on_signals(settings.grace) as stop, ThreadPoolExecutor(READERS) as pool:
+    with stop_on_signals(job.settings.grace) as stop, ThreadPoolExecutor(READERS) as pool:
         try:
-            for piece in pool.map(one, plan.todo):
+            for piece in pool.map(score_shard, plan.todo):
                 lock.check()
                 done += Tally(len(piece))
                 if stop.requested and piece != plan.todo[-1]:
                     raise KeyboardInterrupt
-                report(ScoreProgress(plan.rows, before, done, time.monotonic() - started))
+                on_progress(ScoreProgress(plan.rows, before, done, time.monotonic() - started))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
     return done
 
 
-def _score_on_actors(
-    settings: ScoreSettings,
-    plan: ScorePlan,
-    metric: Metric,
-    dataset: Dataset,
-    lock: Lock,
-    report: Reporter,
-    actor_class: type[Scorer],
-) -> Tally:
-    if not metric.models:  # it has no use for a GPU
-        settings = settings.model_copy(update={"gpus_per_actor": 0})
-    with cluster(settings) as actors, stop_on_signals(settings.grace) as stop:
-        scorer = ScorerSettings(
-            root=dataset.storage.root,
-            lease=lock.token,
-            name=settings.metric,
-            metric=metric,
-            weights=weights_of(metric, settings.s3_endpoint),
-            device=settings.device,
-            dtype=plan.run["settings"].get("dtype", settings.dtype),
-            batch_size=settings.batch_size,
-            threads=actors.threads,
-            s3_endpoint=settings.actors_s3_endpoint,
-        )
-        crew = RayCrew(actor_class, scorer, actors)
-        foreman = ScoreForeman(settings, plan, metric, dataset, crew, actors, report, stop, lock)
-        foreman.run()
-        return foreman.finished
+class ScoreJob(Job[dict[str, Any]]):
+    """Scores the shards that are generated.
 
+    Attributes:
+        unscored: ids of pictures that this session could not score.
+    """
 
-class ScoreForeman(Supervisor[dict[str, Any]]):
-    """Keeps a crew at work until every shard that is generated is scored."""
+    settings: ScoreSettings
+    plan: ScorePlan
+    progress_class = ScoreProgress
 
     def __init__(
         self,
@@ -200,62 +167,42 @@ class ScoreForeman(Supervisor[dict[str, Any]]):
         plan: ScorePlan,
         metric: Metric,
         dataset: Dataset,
-        crew: Crew,
-        actors: ActorPlan,
-        report: Reporter,
-        stop: Stop,
-        lock: Lock,
+        worker_class: type[ScoreWorker],
     ) -> None:
-        model = " and ".join(metric.models) or settings.metric
-        super().__init__(
-            settings, plan.rows, model, plan.ledger(), crew, actors, report, stop, lock
-        )
-        self.plan = plan
+        if not metric.models:  # it has no use for a GPU
+            settings = settings.model_copy(update={"gpus_per_actor": 0})
+        super().__init__(settings, plan, dataset, worker_class)
+        self.model = " and ".join(metric.models) or settings.metric
         self.metric = metric
-        self.dataset = dataset
-        self.run_record = plan.run
-        self.begun = plan.begun
         self.unscored: set[str] = set()
 
-    def _hear(self, event: Event) -> None:
-        if isinstance(event, Ready):
-            self._begin(event.loaded)
-        super()._hear(event)
+    def context(self, lease: str, threads: int | None) -> ScoreContext:
+        return ScoreContext(**vars(super().context(lease, threads)), metric=self.metric)
 
-    def _begin(self, loaded: Loaded) -> None:
-        """With the first actor that has its models, the run begins: one whose models cannot be loaded
-        leaves the scores of an earlier one in force."""
-        if not self.begun:
-            self.run_record = resolved(self.plan.run, loaded)
-            begin_scores(self.dataset, self.run_record)
-            self.begun = True
-        elif self.run_record["settings"].get("dtype") != loaded.dtype:
-            raise JobError(
-                f"An actor has loaded its models in {loaded.dtype}, while there are scores in "
-                f"{self.run_record['settings'].get('dtype')}: give all machines the same with --dtype."
-            )
+    def write_run(self, loaded: Loaded) -> None:
+        self.run["device"] = loaded.device
+        begin_scores(self.dataset, self.run)
 
-    def progress(self) -> Progress:
-        return ScoreProgress(**vars(super().progress()))
+    def task(self, piece: Piece, commit: bool) -> ScoreTask:
+        return ScoreTask(piece, self.run["fingerprint"], commit, self._places(piece))
 
-    def _task(self, piece: Piece) -> ScoreTask:
-        start = self.plan.shards[piece.shard].start
-        mark = self.run_record["fingerprint"]
-        return ScoreTask(piece, start, mark, commit=self.ledger.is_whole(piece))
+    def commit(self, shard: int, outcomes: list[dict[str, Any]]) -> None:
+        again = shard in self.plan.again
+        rows = whole_shard(outcomes, self.dataset, self.settings.metric, shard, again)
+        self.write(shard, rows)
 
-    def _return(self, piece: Piece, outcomes: list[dict[str, Any]]) -> None:
-        made = self.ledger.returned(piece, outcomes)
-        if made is None:
-            return
-        name, mark = self.run_record["metric"], self.run_record["fingerprint"]
-        rows = whole_shard(made, self.dataset, name, piece.shard, piece.shard in self.plan.again)
+    def write(self, shard: int, rows: list[dict[str, Any]]) -> None:
+        """Write a shard's scores."""
+        name, mark = self.settings.metric, self.run["fingerprint"]
         without = [row["id"] for row in rows if row["id"] in self.unscored]
-        write_scores(self.dataset.storage, name, self.metric, piece.shard, rows, mark, without)
+        write_scores(self.storage, name, self.metric, shard, rows, mark, without)
 
-    def _give_up(self, piece: Piece, words: str) -> None:
+    def give_up(self, piece: Piece, words: str) -> list[dict[str, Any]]:
         logger.error("shard=%d row=%d not scored: %s", piece.shard, piece.start, words)
-        place = piece.start - self.plan.shards[piece.shard].start
-        rows = unscored(self.dataset, piece.shard, place, self.metric)
+        rows = unscored(self.dataset, piece.shard, self._places(piece).start, self.metric)
         self.unscored.update(row["id"] for row in rows)
-        self.finished += Tally(done=1, failures=Counter([GAVE_UP] * len(rows)))
-        self._return(piece, rows)
+        return rows
+
+    def _places(self, piece: Piece) -> range:
+        start = self.plan.shards[piece.shard].start
+        return range(piece.start - start, piece.stop - start)

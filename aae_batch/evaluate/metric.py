@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import pyarrow as pa
@@ -18,24 +17,11 @@ from PIL import Image
 from aae_batch.dataset import layout
 from aae_batch.dataset.pictures import checked_bytes, read_pictures
 from aae_batch.dataset.reader import Dataset
+from aae_batch.job.records import Loaded
 from aae_batch.store.base import Storage
 
 MetricName = Literal["clip", "captions", "detector", "attention"]
 METRICS: tuple[str, ...] = get_args(MetricName)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """Where a metric's models are, and in which precision, e.g. `cuda` and `float16`; no precision
-    where there are no models."""
-
-    device: str = "cpu"
-    dtype: str | None = None
-
-    @classmethod
-    def of(cls, model: Any) -> Loaded:
-        """As a model of torch says it."""
-        return cls(str(model.device.type), str(model.dtype).removeprefix("torch."))
 
 
 MetadataRow = Mapping[str, Any]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -14,63 +13,43 @@ import pyarrow.compute as pc
 
 from aae_batch.dataset import layout
 from aae_batch.dataset.reader import Dataset
-from aae_batch.dataset.run_record import fingerprint
 from aae_batch.errors import OutputError
-from aae_batch.evaluate.metric import Loaded, Metric
+from aae_batch.evaluate.metric import Metric
 from aae_batch.evaluate.settings import OF_OUTPUT, ScoreSettings
-from aae_batch.generate.records import as_json, versions
-from aae_batch.generate.settings import AUTO, differences
-from aae_batch.job.plan import Ledger, Piece, shards
+from aae_batch.job.plan import JobPlan, Ledger, Piece, shards
+from aae_batch.job.records import AUTO, as_json, differences, new_run
 
 READERS = 8
 """Tables that are read at a time."""
 
 
 @dataclass(frozen=True)
-class ScorePlan:
+class ScorePlan(JobPlan[dict[str, Any]]):
     """What scoring comes to, given what is there.
 
     Attributes:
-        run: what the metric's `run.json` says or is going to say.
-        begun: tables of this run are there already.
         shards: all of the dataset, as pieces, generated or not.
-        generated: those that can be scored.
-        kept: of these, those that have been, and whose pictures are still the same.
-        unscored: of kept shards, the rows that could not be scored, as places in the manifest.
-        retry: whether these are to be tried again.
+        todo: those that are generated and not scored.
+        kept: those that have been scored, and whose pictures are still the same.
+        given_up: pictures of kept shards that could not be scored, and are not tried again.
+        again: of kept shards, rows that are tried again, as places in the manifest.
     """
 
-    run: dict[str, Any]
-    begun: bool
     shards: tuple[Piece, ...]
-    generated: frozenset[int]
+    todo: tuple[Piece, ...]
     kept: frozenset[int]
-    unscored: Mapping[int, list[int]] = field(default_factory=dict)
-    retry: bool = False
-
-    @property
-    def again(self) -> Mapping[int, list[int]]:
-        """Rows of kept shards that are tried again."""
-        return self.unscored if self.retry else {}
-
-    @property
-    def given_up(self) -> int:
-        """Rows that could not be scored, and are not tried again."""
-        return 0 if self.retry else sum(len(rows) for rows in self.unscored.values())
-
-    @property
-    def todo(self) -> list[Piece]:
-        return [piece for piece in self.shards if piece.shard in self.generated - self.kept]
+    given_up: int
+    again: Mapping[int, list[int]]
 
     @property
     def missing(self) -> int:
         """How many shards are not generated yet."""
-        return len(self.shards) - len(self.generated)
+        return len(self.shards) - len(self.todo) - len(self.kept)
 
     @property
     def rows(self) -> int:
         """Of the shards that can be scored."""
-        return sum(len(piece) for piece in self.shards if piece.shard in self.generated)
+        return sum(map(len, self.todo)) + sum(len(self.shards[shard]) for shard in self.kept)
 
     def ledger(self) -> Ledger[dict[str, Any]]:
         last, size = self.shards[-1].stop, len(self.shards[0])
@@ -103,14 +82,7 @@ def metric_run(
                 "--again."
             )
         return before, True
-    new = {
-        "metric": name,
-        "fingerprint": fingerprint(depends_on),
-        "settings": depends_on,
-        "versions": versions(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    return new, False
+    return {"metric": name, **new_run(depends_on)}, False
 
 
 def make_score_plan(settings: ScoreSettings, metric: Metric, dataset: Dataset) -> ScorePlan:
@@ -122,8 +94,8 @@ def make_score_plan(settings: ScoreSettings, metric: Metric, dataset: Dataset) -
     run, begun = metric_run(settings, metric, dataset)
     made = dataset.run
     assert made is not None
-    all_shards = tuple(shards(made["rows"], made["shard_size"]))
-    generated = frozenset(shard for shard in dataset.shards() if shard < len(all_shards))
+    pieces = tuple(shards(made["rows"], made["shard_size"]))
+    generated = {shard for shard in dataset.shards() if shard < len(pieces)}
     unscored: dict[int, list[int]] = {}
     if begun:
         name, mark = settings.metric, run["fingerprint"]
@@ -132,22 +104,12 @@ def make_score_plan(settings: ScoreSettings, metric: Metric, dataset: Dataset) -
             found = pool.map(lambda shard: _unscored(dataset, name, shard, mark), there)
             for shard, places in zip(there, found, strict=True):
                 if places is not None:
-                    unscored[shard] = [all_shards[shard].start + place for place in places]
-    some = {shard: rows for shard, rows in unscored.items() if rows}
-    kept = frozenset(unscored)
-    return ScorePlan(run, begun, all_shards, generated, kept, some, settings.retry_failed)
-
-
-def resolved(run: dict[str, Any], loaded: Loaded) -> dict[str, Any]:
-    """The same record, with the device and the precision that the first actor has found."""
-    settings = dict(run["settings"])
-    if "dtype" in settings:
-        settings["dtype"] = loaded.dtype
-    return run | {
-        "fingerprint": fingerprint(settings),
-        "settings": settings,
-        "device": loaded.device,
-    }
+                    unscored[shard] = [pieces[shard].start + place for place in places]
+    left = generated.difference(unscored)
+    todo = tuple(piece for piece in pieces if piece.shard in left)
+    again = {shard: rows for shard, rows in unscored.items() if rows and settings.retry_failed}
+    given_up = 0 if settings.retry_failed else sum(map(len, unscored.values()))
+    return ScorePlan(run, begun, pieces, todo, frozenset(unscored), given_up, again)
 
 
 def begin_scores(dataset: Dataset, run: dict[str, Any]) -> None:

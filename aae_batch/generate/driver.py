@@ -1,7 +1,7 @@
 """A generation job: what is missing of a dataset is made, and counted.
 
-The driver alone reads the manifest. No picture passes through it but those of a shard that was halved,
-in the layouts that write pictures with the commit.
+The driver alone reads the manifest. No picture passes through it but those of a bisected shard, in the
+layouts that write pictures with the commit.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from functools import cached_property
 from typing import Any
+
+from ray.util.metrics import Gauge
 
 from aae_batch.dataset import layout
 from aae_batch.dataset.layouts import shard_of
@@ -20,29 +22,22 @@ from aae_batch.dataset.rewriting import writing
 from aae_batch.dataset.writer import failed
 from aae_batch.errors import JobError, ManifestError, ModelError, OutputError, RowError
 from aae_batch.generate.records import (
-    Loaded,
     Plan,
-    as_json,
     begin,
-    check_loaded,
     earlier_failures,
     make_plan,
     progress_record,
-    resolved,
     summarize,
 )
 from aae_batch.generate.settings import JobSettings
-from aae_batch.generate.worker import Task, Worker, WorkerSettings
-from aae_batch.job.cluster import ActorPlan, Stop, cluster, stop_on_signals
-from aae_batch.job.crew import Crew, Event, RayCrew, Ready
-from aae_batch.job.metrics import DriverMetrics
-from aae_batch.job.plan import Ledger, Piece
-from aae_batch.job.progress import Progress, Tally
-from aae_batch.job.supervisor import GAVE_UP, Supervisor
+from aae_batch.generate.worker import GenerateTask, GenerateWorker
+from aae_batch.job.driver import GAVE_UP, Job, OnProgress, run_on_workers
+from aae_batch.job.plan import Piece
+from aae_batch.job.progress import Progress
+from aae_batch.job.records import Loaded, as_json
 from aae_batch.manifest.check import check_row, check_settings
 from aae_batch.manifest.reader import Manifest, open_manifest
 from aae_batch.sampling.model.loading import load_tokenizer, load_vae_scale_factor
-from aae_batch.store.base import Storage
 from aae_batch.store.lock import Lock
 from aae_batch.store.open import open_storage
 
@@ -54,14 +49,14 @@ logger = logging.getLogger("aae_batch.job")
 
 def run_job(
     settings: JobSettings,
-    report: Callable[[Progress], None] = lambda progress: None,
-    worker_class: type[Worker] = Worker,
+    on_progress: OnProgress = lambda progress: None,
+    worker_class: type[GenerateWorker] = GenerateWorker,
 ) -> dict[str, Any]:
     """Generate what is missing of a dataset. Returns its summary, as in `summary.json`.
 
     Args:
-        report: is told about once a second how far the job is.
-        worker_class: what the actors are made of.
+        on_progress: is told about once a second how far the job is.
+        worker_class: what the workers are.
 
     Raises:
         AaeBatchError: the job cannot start or cannot go on; the message says why.
@@ -74,11 +69,13 @@ def run_job(
             refuse_unless_some_row_is_good(settings, manifest)
         with writing(storage) as lock:
             plan = make_plan(settings, manifest, storage)
+            dataset = Dataset(storage)
             if settings.retry_failed:
-                plan = plan.retrying(Dataset(storage))
+                plan = plan.retrying(dataset)
             try:
-                return _finish(settings, plan, manifest, storage, lock, report, worker_class)
-            except OutputError as error:  # the job was under way: it can go on when that is mended
+                job = GenerateJob(settings, plan, manifest, dataset, worker_class)
+                return _finish(job, lock, on_progress)
+            except OutputError as error:  # the job was under way: it can go on when that is fixed
                 raise JobError(str(error)) from error
 
 
@@ -114,148 +111,91 @@ def refuse_unless_some_row_is_good(settings: JobSettings, manifest: Manifest) ->
         )
 
 
-def _finish(
-    settings: JobSettings,
-    plan: Plan,
-    manifest: Manifest,
-    storage: Storage,
-    lock: Lock,
-    report: Callable[[Progress], None],
-    worker_class: type[Worker],
-) -> dict[str, Any]:
+def _finish(job: GenerateJob, lock: Lock, on_progress: OnProgress) -> dict[str, Any]:
     """Generate what is left, and count what is there."""
-    ledger = plan.ledger()
-    session = None
-    dataset = Dataset(storage)
-    if not ledger.finished:
+    storage, session = job.storage, None
+    if not job.plan.ledger().finished:
         storage.delete(layout.SUMMARY)
-        with cluster(settings) as actors, stop_on_signals(settings.grace) as stop:
-            worker = worker_settings(settings, plan, storage, lock, actors.threads)
-            crew = RayCrew(worker_class, worker, actors)
-            session = Foreman(
-                settings, plan, manifest, storage, ledger, crew, actors, report, stop, lock
-            ).run()
-    elif (counted := dataset.summary) is not None and counted["rows"] == len(manifest):
+        made = run_on_workers(job, lock, on_progress)
+        session = {
+            "rows": made.now.done,
+            "seconds": round(made.seconds, 1),
+            "images_per_second": round(made.images_per_second, 3),
+        }
+    elif (counted := job.dataset.summary) is not None and counted["rows"] == job.plan.rows:
         return counted
-    summary = summarize(dataset, session)
-    if summary["rows"] != len(manifest):
+    summary = summarize(job.dataset, session)
+    if summary["rows"] != job.plan.rows:
         raise OutputError(
             f"The tables in {storage.place(layout.METADATA)} have {summary['rows']} rows, and the "
-            f"manifest {len(manifest)}: see what `aae-batch verify` says of it."
+            f"manifest {job.plan.rows}: see what `aae-batch verify` says of it."
         )
     storage.write_bytes(layout.SUMMARY, as_json(summary))
     return summary
 
 
-def worker_settings(
-    settings: JobSettings, plan: Plan, storage: Storage, lock: Lock, threads: int | None
-) -> WorkerSettings:
-    return WorkerSettings(
-        model=settings.model,
-        revision=settings.revision,
-        device=settings.device,
-        dtype=settings.dtype,
-        slots=settings.slots,
-        guidance=settings.guidance,
-        root=storage.root,
-        lease=lock.token,
-        weights=plan.run["settings"]["weights"],
-        layout=plan.layout,
-        image_format=plan.image_format,
-        threads=threads,
-        s3_endpoint=settings.actors_s3_endpoint,
-    )
+class GenerateJob(Job[Outcome]):
+    """Generates the rows of a manifest."""
 
-
-class Foreman(Supervisor[Outcome]):
-    """Keeps a crew at work until every shard is committed."""
+    settings: JobSettings
+    plan: Plan
 
     def __init__(
         self,
         settings: JobSettings,
         plan: Plan,
         manifest: Manifest,
-        storage: Storage,
-        ledger: Ledger[Outcome],
-        crew: Crew,
-        actors: ActorPlan,
-        report: Callable[[Progress], None],
-        stop: Stop,
-        lock: Lock,
+        dataset: Dataset,
+        worker_class: type[GenerateWorker] = GenerateWorker,
     ) -> None:
-        super().__init__(
-            settings, len(manifest), settings.model, ledger, crew, actors, report, stop, lock
-        )
-        self.settings = settings
-        self.plan = plan
-        self.run_record = plan.run
-        self.begun = plan.begun
+        super().__init__(settings, plan, dataset, worker_class)
+        self.model = settings.model
         self.manifest = manifest
-        self.storage = storage
-        self.metrics = DriverMetrics()
         # Where failed rows are made again, none has failed yet.
-        self._earlier = Counter() if plan.again else earlier_failures(Dataset(storage))
+        self._earlier = Counter() if plan.again else earlier_failures(dataset)
 
-    def _hear(self, event: Event) -> None:
-        if isinstance(event, Ready):
-            self._begin(event.loaded)
-        super()._hear(event)
+    def write_run(self, loaded: Loaded) -> None:
+        begin(self.storage, self.run)
 
-    def _begin(self, loaded: Loaded) -> None:
-        """The run begins with the first actor that has loaded the model: until then nothing is
-        written, and what the settings leave open is not known."""
-        if not self.begun:
-            self.run_record = resolved(self.plan.run, loaded)
-            begin(self.storage, self.run_record)
-            self.begun = True
-        check_loaded(self.run_record, loaded)
+    def task(self, piece: Piece, commit: bool) -> GenerateTask:
+        part = self.manifest.part(piece.start, piece.stop)
+        keep = piece.shard in self.plan.again
+        return GenerateTask(piece, self.run["fingerprint"], commit, part, keep)
 
-    def _task(self, piece: Piece) -> Task:
-        return Task(
-            piece,
-            self.manifest.part(piece.start, piece.stop),
-            self.run_record["fingerprint"],
-            commit=self.ledger.is_whole(piece),
-            keep=piece.shard in self.plan.again,
-        )
-
-    def _return(self, piece: Piece, outcomes: list[Outcome]) -> None:
-        """Commit a shard that came in parts, once the last of them is there."""
-        made = self.ledger.returned(piece, outcomes)
-        if made is None:
-            return
-        shard, size = piece.shard, self.plan.shard_size
-        start, stop = shard * size, min((shard + 1) * size, len(self.manifest))
+    def commit(self, shard: int, outcomes: list[Outcome]) -> None:
+        size = self.plan.shard_size
+        start, stop = shard * size, min((shard + 1) * size, self.plan.rows)
         extras = self.manifest.part(start, stop).extras
-        into = shard_of(self.run_record, self.storage, shard)
-        write = into.commit
-        if shard in self.plan.again:
-            write = into.recommit
-            new = {outcome.index: outcome for outcome in made}
-            made = [new.get(outcome.index, outcome) for outcome in into.stored_outcomes(start)]
-        write(made, extras)
+        into = shard_of(self.run, self.storage, shard)
+        if shard not in self.plan.again:
+            into.commit(outcomes, extras)
+            return
+        new = {outcome.index: outcome for outcome in outcomes}
+        kept = [new.get(outcome.index, outcome) for outcome in into.stored_outcomes(start)]
+        into.recommit(kept, extras)
 
-    def _give_up(self, piece: Piece, words: str) -> None:
+    def give_up(self, piece: Piece, words: str) -> list[Outcome]:
         (row,) = self.manifest.part(piece.start, piece.stop).rows()
-        reason = f"its process died twice while it was generated alone: {words}"
+        error = RowError(row.id, f"its process died twice while it was generated alone: {words}")
         logger.error("shard=%d row=%s failed %s: %s", piece.shard, row.id, GAVE_UP, words)
-        outcome = failed(row, self.settings.guidance, RowError(row.id, reason), kind=GAVE_UP)
-        self.finished += Tally(done=1, failures=Counter([GAVE_UP]))
-        self._return(piece, [outcome])
+        return [failed(row, self.settings.guidance, error, kind=GAVE_UP)]
 
-    def _tell(self) -> None:
-        """Say how far the job is: in `progress.json`, and in the metrics."""
-        progress = self.progress()
-        self.metrics.speed(progress.images_per_second)
+    def publish(self, progress: Progress) -> None:
+        """In `progress.json`, and in the metrics."""
+        self._speed.set(progress.images_per_second)
         if not self.begun:
             return
         record = progress_record(progress, self._earlier + progress.now.failures, time.time())
         try:
-            self.storage.write_bytes(layout.PROGRESS, as_json(dict(record)))
+            self.storage.write_bytes(layout.PROGRESS, as_json(record))
         except OutputError as error:  # it is news, and no part of the dataset
             logger.warning("progress is not told: %s", error)
 
-    def _judge(self) -> None:
+    @cached_property
+    def _speed(self) -> Gauge:
+        return Gauge("aae_batch_images_per_second", "Of the whole job.")
+
+    def judge(self, progress: Progress) -> None:
         """Stop a job that is failing everywhere, or whose manifest is not what it was."""
         if self.manifest.changed:
             raise JobError(
@@ -263,10 +203,9 @@ class Foreman(Supervisor[Outcome]):
                 "manifest as it was. Put that back and run the same command again, or choose another "
                 "output for the new one."
             )
-        limit = self.settings.max_failures
+        limit, now = self.settings.max_failures, progress.now
         if limit is None:
             return
-        now = self.progress().now
         share = isinstance(limit, float)
         allowed = limit * now.done if share else limit
         if now.failed > allowed and (not share or now.done >= FEW_ROWS):

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import platform
-import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from importlib.metadata import version
 from typing import Any
 
 import pyarrow.compute as pc
 
-import aae_batch
 from aae_batch.dataset import layout
 from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.layout import Layout
 from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
-from aae_batch.dataset.run_record import fingerprint, sealed
-from aae_batch.errors import JobError, OutputError
-from aae_batch.generate.settings import AUTO, JobSettings, differences
-from aae_batch.job.plan import Ledger
+from aae_batch.dataset.run_record import sealed
+from aae_batch.errors import OutputError
+from aae_batch.generate.settings import JobSettings
+from aae_batch.job.plan import JobPlan, Ledger
 from aae_batch.job.progress import Progress
+from aae_batch.job.records import AUTO, RESOLVED, as_json, differences, new_run, versions
 from aae_batch.manifest.reader import Manifest
 from aae_batch.store.base import Storage
 
@@ -33,33 +29,20 @@ MAKERS = ("aae_batch", "torch", "diffusers", "transformers")
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """What an actor has made of the settings: the kind of its device, e.g. `cuda`, and the precision of
-    its weights, e.g. `float16`."""
-
-    device: str
-    dtype: str
-
-
-RESOLVED = tuple(column.name for column in fields(Loaded))
-"""Settings that may be `auto` until an actor has loaded the model."""
-
-
-@dataclass(frozen=True)
-class Plan:
+class Plan(JobPlan[Outcome]):
     """What a job comes to, given what its output already holds.
 
     Attributes:
-        run: what `run.json` says or is going to say.
-        begun: the output has shards of this run already.
         committed: shards that are done.
         again: of these, rows that are to be made again, as places in the manifest.
     """
 
-    run: dict[str, Any]
-    begun: bool
     committed: frozenset[int]
     again: dict[int, list[int]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        return self.run["rows"]
 
     @property
     def shard_size(self) -> int:
@@ -81,7 +64,7 @@ class Plan:
         return replace(self, again=again)
 
     def ledger(self) -> Ledger[Outcome]:
-        return Ledger.of(self.run["rows"], self.shard_size, self.committed, self.again)
+        return Ledger.of(self.rows, self.shard_size, self.committed, self.again)
 
 
 def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Plan:
@@ -100,18 +83,13 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
                 f"{storage.root} is not empty (there is {there}) and has no {layout.RUN}, so no run made "
                 "it, and none will write to it: choose another output."
             )
-        run = {
-            "fingerprint": fingerprint(pixels),
-            "settings": pixels,
-            **settings.form({}),
-            "rows": len(manifest),
-            "manifest": manifest.name,
-            "versions": versions(),
-            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        }
+        form = settings.form({})
+        run = new_run(pixels, **form, rows=len(manifest), manifest=manifest.name)
         return Plan(run, begun=False, committed=frozenset())
+    found = before["settings"]
+    pixels |= {name: found.get(name, AUTO) for name in RESOLVED if pixels[name] == AUTO}
     form = settings.form(before)
-    changed = differences(before["settings"], as_resolved(pixels, before["settings"]))
+    changed = differences(found, pixels)
     changed += differences({name: before.get(name) for name in form}, form)
     if changed:
         raise OutputError(
@@ -120,12 +98,6 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
         )
     _check_versions(before, settings.other_versions)
     return Plan(before, begun=True, committed=frozenset(dataset.shards()))
-
-
-def as_resolved(pixels: dict[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that leave device and precision open, with those that the first actor has found."""
-    open_ones = {name: found.get(name, AUTO) for name in RESOLVED if pixels[name] == AUTO}
-    return pixels | open_ones
 
 
 def _check_versions(run: Mapping[str, Any], accepted: bool) -> None:
@@ -141,39 +113,21 @@ def _check_versions(run: Mapping[str, Any], accepted: bool) -> None:
         )
 
 
-def resolved(run: Mapping[str, Any], loaded: Loaded) -> dict[str, Any]:
-    """The record of a run, with the device and the precision that its first actor has found."""
-    settings = run["settings"] | asdict(loaded)
-    return {**run, "fingerprint": fingerprint(settings), "settings": settings}
-
-
-def check_loaded(run: Mapping[str, Any], loaded: Loaded) -> None:
-    """Raises: JobError: an actor makes other pictures than those that are there."""
-    before = {name: run["settings"][name] for name in RESOLVED}
-    here = asdict(loaded)
-    # Versions before this one wrote down what was asked for, `auto` too.
-    changed = differences(before, {n: AUTO if before[n] == AUTO else here[n] for n in RESOLVED})
-    if changed:
-        raise JobError(
-            f"An actor has loaded the model otherwise than the first one did ({'; '.join(changed)}): give "
-            "all machines the same, or say it with --device and --dtype."
-        )
-
-
 def summarize(dataset: Dataset, session: dict[str, Any] | None) -> dict[str, Any]:
     """Counts over a complete dataset, from its tables."""
     methods: dict[str, Counter[str]] = defaultdict(Counter)
     failures: Counter[str] = Counter()
-    for table in dataset.tables(
-        ["method", "status", "error_type", "num_refinements", "neglected", "seconds"]
-    ):
+    columns = ["method", "status", "error_type", "num_refinements", "neglected"]
+    for table in dataset.tables(columns):
         failures.update(table["error_type"].drop_null().to_pylist())
-        ok = table.filter(pc.equal(table["status"], "ok"))
-        for method in pc.unique(ok["method"]).to_pylist():
-            part = ok.filter(pc.equal(ok["method"], method))
-            methods[method]["images"] += part.num_rows
-            methods[method]["refinements"] += pc.sum(part["num_refinements"]).as_py() or 0
-            methods[method]["neglected"] += pc.sum(part["neglected"]).as_py() or 0
+        ok = table.filter(pc.field("status") == "ok").group_by("method")
+        counts = ok.aggregate([([], "count_all"), ("num_refinements", "sum"), ("neglected", "sum")])
+        for row in counts.to_pylist():
+            methods[row["method"]] += Counter(
+                images=row["count_all"],
+                refinements=row["num_refinements_sum"] or 0,
+                neglected=row["neglected_sum"] or 0,
+            )
     images = sum(counts["images"] for counts in methods.values())
     return {
         "rows": images + sum(failures.values()),
@@ -219,13 +173,6 @@ def earlier_failures(dataset: Dataset) -> Counter[str]:
     return Counter() if record is None else Counter(record["failures"])
 
 
-def versions() -> dict[str, str]:
-    """Of Python, this package, and those that results depend on."""
-    packages = ("torch", "diffusers", "transformers", "ray")
-    found = {"python": platform.python_version(), "aae_batch": aae_batch.__version__}
-    return found | {package: version(package) for package in packages}
-
-
 def begin(storage: Storage, run: Mapping[str, Any]) -> None:
     """Write `run.json`, by which the output is ours from now on.
 
@@ -235,7 +182,3 @@ def begin(storage: Storage, run: Mapping[str, Any]) -> None:
     record = as_json(sealed(run))
     if not storage.create_bytes(layout.RUN, record) and storage.read_bytes(layout.RUN) != record:
         raise OutputError(f"Another run has begun in {storage.root}: choose another output.")
-
-
-def as_json(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()

@@ -19,9 +19,7 @@ from aae_batch.store.base import is_url
 from aae_batch.store.fetch import folder_digest
 
 SHARD_SIZE = 256
-AUTO = "auto"
 _END = 1 << 20
-_OF_SETTINGS = ("guidance", "image_format")
 
 
 def _actor_range(value: Any) -> Any:
@@ -202,20 +200,3 @@ def weights_digest(
             file.seek(max(0, size - _END))
             digest.update(file.read(_END))
     return digest.hexdigest()
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """`name: old -> new` for every value that is not the same in both."""
-    found = []
-    for name in dict.fromkeys([*old, *new]):
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(after, dict) and name in _OF_SETTINGS:
-            found += differences(before, after, f"{prefix}{name}.")
-        elif before != after:
-            found.append(f"{prefix}{name}: {_short(before)} -> {_short(after)}")
-    return found
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return f"{text[:13]}...{text[-1]}" if isinstance(value, str) and len(value) == 64 else text

@@ -1,4 +1,4 @@
-"""The actor: one model, fed with pieces of shards, whose slots stay full from one to the next."""
+"""The worker that generates: one model, whose slots stay full from one piece to the next."""
 
 from __future__ import annotations
 
@@ -6,141 +6,91 @@ import logging
 import queue
 import threading
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pyarrow.compute as pc
 
-from aae_batch.dataset.image_format import PNG, ImageFormat
-from aae_batch.dataset.layout import Layout, metadata_name
-from aae_batch.dataset.layouts import LAYOUTS
+from aae_batch.dataset.layout import metadata_name
+from aae_batch.dataset.layouts import shard_of
 from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.writer import Shard, failed
-from aae_batch.errors import ModelError, RowError
-from aae_batch.generate.records import Loaded
-from aae_batch.generate.settings import weights_digest
-from aae_batch.job.actor import Actor, Report
+from aae_batch.errors import RowError
+from aae_batch.generate.settings import JobSettings, weights_digest
 from aae_batch.job.metrics import WorkerMetrics
-from aae_batch.job.plan import Piece
 from aae_batch.job.progress import Tally
+from aae_batch.job.records import Loaded
+from aae_batch.job.worker import Task, Worker, WorkerContext
 from aae_batch.manifest.reader import Part
 from aae_batch.manifest.row import Row
 from aae_batch.request import Request, Result
-from aae_batch.sampling.config import GuidanceConfig
-from aae_batch.store.open import open_storage
 
 if TYPE_CHECKING:
     from aae_batch.sampling.engine import Batch, Engine
+
+WRITERS = 2
+"""Threads that encode and write pictures."""
 
 logger = logging.getLogger("aae_batch.worker")
 
 
 @dataclass(frozen=True)
-class WorkerSettings:
-    """What every actor of a job is told.
+class GenerateTask(Task):
+    """A piece with its part of the manifest. Rows that are wrong there are only written down.
 
     Attributes:
-        weights: the digest of the model's, as the run was begun with; None for one on the hub.
-        root: the output root.
-        lease: the token of the driver's lock on it: without that nothing is written.
-        layout, image_format: how pictures are stored.
-        threads: torch's threads; None leaves them as they are.
-        writers: threads that encode and write pictures.
-        s3_endpoint: URL of an S3-compatible store; None: as the environment says, else AWS.
+        keep: pictures are returned with the outcomes and not written, in every layout.
     """
 
-    model: str
-    revision: str | None
-    device: str
-    dtype: str
-    slots: int
-    guidance: GuidanceConfig
-    root: str
-    lease: str
-    weights: str | None = None
-    layout: Layout = "files"
-    image_format: ImageFormat = PNG
-    threads: int | None = None
-    writers: int = 2
-    s3_endpoint: str | None = None
-
-
-@dataclass(frozen=True)
-class Task:
-    """A piece with its part of the manifest. Rows that are wrong there are only written down."""
-
-    piece: Piece
     part: Part
-    fingerprint: str
-    """Of the run."""
-    commit: bool
-    """Whether the piece is a whole shard; otherwise its outcomes are returned instead."""
-    keep: bool = False
-    """Whether pictures are returned with the outcomes and not written, in every layout."""
+    keep: bool
 
 
-@dataclass
-class _Open:
-    """A piece on its way: the engine's results become outcomes one by one."""
+@dataclass(frozen=True, eq=False)
+class _Flight:
+    """A row on its way to its outcome."""
 
-    task: Task
-    missing: set[str]
-    outcomes: list[Future[Outcome]] = field(default_factory=list)
-    finished: threading.Event = field(default_factory=threading.Event)
-    tally: Tally = field(default_factory=Tally)
-    error: BaseException | None = None
+    task: GenerateTask
+    row: Row
+    outcome: Future[Outcome] = field(default_factory=Future)
 
 
-class Worker(Actor):
-    """Generates pieces of shards. Several calls may be under way at once, one thread each; the
-    engine runs in a thread of its own and takes rows from all of them in order.
-    """
+class GenerateWorker(Worker[Outcome]):
+    """Generates pieces of shards. The engine runs in a thread of its own and takes rows from all
+    pieces that are under way, in order."""
 
-    def __init__(self, settings: WorkerSettings) -> None:
-        super().__init__()
-        self.settings = settings
-        self.storage = open_storage(settings.root, settings.s3_endpoint)
-        self.storage.heed(settings.lease)
-        self._incoming: queue.SimpleQueue[tuple[_Open, Row]] = queue.SimpleQueue()
-        self._open: list[_Open] = []
-        self._lock = threading.Lock()
-        self._writing = 0
+    settings: JobSettings
+
+    def __init__(self, context: WorkerContext) -> None:
+        super().__init__(context)
+        self._incoming: queue.SimpleQueue[_Flight] = queue.SimpleQueue()
+        self._sampling: set[_Flight] = set()  # those in `_incoming`, and those that the engine has
+        # A picture waits in memory until it is written; the engine waits when too many do.
+        self._unwritten: queue.Queue[tuple[_Flight, Result]]
+        self._unwritten = queue.Queue(3 * WRITERS + self.settings.slots)
         self._broken: BaseException | None = None
 
     def load(self) -> Loaded:
-        """Load the model and start. Errors are the caller's to report."""
-        if self.settings.threads is not None:
-            import torch
-
-            torch.set_num_threads(self.settings.threads)
+        """Load the model and start."""
+        self.set_torch_threads()
         self.metrics = WorkerMetrics()
         engine = self.load_engine()
         # What the settings ask of this model is found out now, not with the first row.
         with engine.open(self.settings.guidance):
             pass
-        # A picture waits in memory until it is written; the engine waits when too many do.
-        self._writers = ThreadPoolExecutor(self.settings.writers, thread_name_prefix="writer")
-        self._unwritten = threading.BoundedSemaphore(
-            4 * self.settings.writers + self.settings.slots
-        )
-        threading.Thread(target=self._run, args=(engine,), name="engine", daemon=True).start()
-        return self.loaded(engine)
-
-    def loaded(self, engine: Engine) -> Loaded:
-        model = engine.model
-        return Loaded(str(model.device.type), str(model.dtype).removeprefix("torch."))
+        threading.Thread(target=self._sample, args=(engine,), name="engine", daemon=True).start()
+        for _ in range(WRITERS):
+            threading.Thread(target=self._write, name="writer", daemon=True).start()
+        return Loaded.of(engine.model)
 
     def load_engine(self) -> Engine:
         from aae_batch.sampling.engine import Engine
 
         s = self.settings
-        if s.weights != weights_digest(s.model, s.s3_endpoint):
-            raise ModelError(
-                f"The model {s.model} is another one on this machine than the run was begun with; "
-                "give every machine the same, or name one in an object store."
-            )
+        begun_with = self.context.run["settings"]["weights"]
+        self.refuse_other_weights(s.model, weights_digest(s.model, s.s3_endpoint), begun_with)
         return Engine.from_pretrained(
             s.model,
             s.slots,
@@ -150,74 +100,57 @@ class Worker(Actor):
             s3_endpoint=s.s3_endpoint,
         )
 
-    def perform(self, task: Task) -> Report[Outcome]:
-        return self.generate(task)
-
-    def generate(self, task: Task) -> Report[Outcome]:
-        """Generate a piece; commit it if it is a shard. One that is committed, by an actor that died before
-        it could say so, is only counted.
-
-        Raises:
-            OutputError: something cannot be written.
-            Exception: whatever else stopped the engine, which is then of no more use.
-        """
+    def work(self, task: GenerateTask) -> list[Outcome]:
+        """Generate a piece; commit it if it is a shard. One that is committed, by a worker that died
+        before it could say so, is only counted."""
         if task.commit and self.storage.exists(metadata_name(task.piece.shard)):
-            return Report(self._counted(task.piece.shard), [])
+            self.count(task.piece, self._committed(task.piece.shard))
+            return []
         rows = task.part.rows()
-        good = [row for row in rows if row.error is None]
-        piece = _Open(task, missing={row.id for row in good})
         bad = [failed(row, self.settings.guidance) for row in rows if row.error is not None]
-        piece.tally = Tally(len(bad), failures=Counter(one.metadata["error_type"] for one in bad))
+        failures = Counter(outcome.metadata["error_type"] for outcome in bad)
+        self.count(task.piece, Tally(len(bad), failures=failures))
+        flights = [_Flight(task, row) for row in rows if row.error is None]
         with self._lock:
             if self._broken is not None:
                 raise self._broken
-            self._open.append(piece)
-            for row in good:
-                self._incoming.put((piece, row))
-            if not good:
-                piece.finished.set()
-        try:
-            piece.finished.wait()
-            if piece.error is not None:
-                raise piece.error
-            outcomes = bad + [outcome.result() for outcome in piece.outcomes]
-            if task.commit:
-                self._shard(task).commit(outcomes, task.part.extras)
-            logger.info("shard=%d rows=%d done", task.piece.shard, len(rows))
-            return Report(piece.tally, [] if task.commit else outcomes)
-        finally:
-            with self._lock:
-                self._open.remove(piece)
+            self._sampling.update(flights)
+            for flight in flights:
+                self._incoming.put(flight)
+        wait([flight.outcome for flight in flights])
+        outcomes = bad + [flight.outcome.result() for flight in flights]
+        if task.commit:
+            self._shard(task).commit(outcomes, task.part.extras)
+        return outcomes
 
-    def _counted(self, shard: int) -> Tally:
+    def _committed(self, shard: int) -> Tally:
         table = Dataset(self.storage).table(shard, ["error_type", "num_refinements"])
         failures = Counter(table["error_type"].drop_null().to_pylist())
         return Tally(len(table), pc.sum(table["num_refinements"]).as_py() or 0, failures)
 
-    def progress(self) -> dict[Piece, Tally]:
-        """What is finished of each piece that is under way."""
-        with self._lock:
-            return {piece.task.piece: piece.tally for piece in self._open}
-
-    def _run(self, engine: Engine) -> None:
+    def _sample(self, engine: Engine) -> None:
         try:
             with engine.open(self.settings.guidance) as batch:
-                flying: dict[str, tuple[_Open, Row]] = {}
+                flying: dict[str, _Flight] = {}
                 while True:
                     while batch.free and (not flying or not self._incoming.empty()):
-                        piece, row = self._incoming.get()
-                        flying[row.id] = (piece, row)
+                        flight = self._incoming.get()
                         try:
-                            self.admit(batch, row.request)
+                            self.admit(batch, flight.row.request)
                         except RowError as error:
-                            self._finish(*flying.pop(row.id), Result(row.request, error=error))
+                            self._finish(flight, Result(flight.row.request, error=error))
+                        else:
+                            flying[flight.row.id] = flight
                     for result in batch.step():
-                        self._finish(*flying.pop(result.request.name), result)
+                        self._finish(flying.pop(result.request.name), result)
                     self.metrics.totals(batch.seconds)
-                    waiting = sum(len(piece.missing) for piece in self._open) - len(flying)
-                    self.metrics.load(batch.slots, len(batch), waiting, self._writing)
+                    waiting, unwritten = self._incoming.qsize(), self._unwritten.qsize()
+                    self.metrics.load(batch.slots, len(batch), waiting, unwritten)
         except BaseException as error:
-            self._break(error)
+            with self._lock:
+                self._broken = error
+                for flight in self._sampling:
+                    flight.outcome.set_exception(error)
 
     def admit(self, batch: Batch, request: Request) -> None:
         """Give `request` a slot.
@@ -227,44 +160,34 @@ class Worker(Actor):
         """
         batch.add(request)
 
-    def _finish(self, piece: _Open, row: Row, result: Result) -> None:
-        self._unwritten.acquire()
+    def _finish(self, flight: _Flight, result: Result) -> None:
+        self._unwritten.put((flight, result))
         with self._lock:
-            self._writing += 1
-        future = self._writers.submit(self._write, piece, row, result)
-        with self._lock:
-            piece.outcomes.append(future)
-            piece.missing.remove(row.id)
-            if not piece.missing:
-                piece.finished.set()
+            self._sampling.remove(flight)
 
-    def _write(self, piece: _Open, row: Row, result: Result) -> Outcome:
-        try:
-            outcome = self._shard(piece.task).write_image(
-                row, result, self.settings.guidance, piece.task.keep, self.metrics.spent
-            )
-        finally:
-            self._unwritten.release()
-            with self._lock:
-                self._writing -= 1
+    def _write(self) -> None:
+        while True:
+            flight, result = self._unwritten.get()
+            try:
+                flight.outcome.set_result(self._outcome(flight, result))
+            except BaseException as error:
+                flight.outcome.set_exception(error)
+
+    def _outcome(self, flight: _Flight, result: Result) -> Outcome:
+        task, row = flight.task, flight.row
+        outcome = self._shard(task).write_image(
+            row, result, self.settings.guidance, task.keep, self.metrics.spent
+        )
         said = outcome.metadata
         refinements = said.get("num_refinements", 0)
         failures = Counter([said["error_type"]] if outcome.failed else [])
-        with self._lock:
-            piece.tally += Tally(1, refinements, failures)
+        self.count(task.piece, Tally(1, refinements, failures))
         self.metrics.row(said["status"], refinements)
         if outcome.failed:
-            shard = piece.task.piece.shard
-            logger.warning("shard=%d row=%s failed %s: %s", shard, row.id, *failures, said["error"])
+            shard, reason = task.piece.shard, said["error"]
+            logger.warning("shard=%d row=%s failed %s: %s", shard, row.id, *failures, reason)
         return outcome
 
-    def _shard(self, task: Task) -> Shard:
-        kind, image_format = LAYOUTS[self.settings.layout], self.settings.image_format
-        return kind(self.storage, task.piece.shard, task.fingerprint, image_format)
-
-    def _break(self, error: BaseException) -> None:
-        with self._lock:
-            self._broken = error
-            for piece in self._open:
-                piece.error = error
-                piece.finished.set()
+    def _shard(self, task: GenerateTask) -> Shard:
+        run = {**self.context.run, "fingerprint": task.fingerprint}
+        return shard_of(run, self.storage, task.piece.shard)

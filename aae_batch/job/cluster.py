@@ -1,4 +1,4 @@
-"""Ray, and what each actor gets of a machine."""
+"""Ray, and what each worker gets of a machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 from aae_batch.errors import JobError
 from aae_batch.generate.settings import ActorSettings
 
+QUIET = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
+
 
 @dataclass(frozen=True)
-class ActorPlan:
-    """How many actors, and what of a machine each takes.
+class WorkerPlan:
+    """How many workers, and what of a machine each takes.
 
     Attributes:
         least: asked for even where the cluster has no room, which makes one that scales grow.
@@ -40,52 +42,36 @@ class ActorPlan:
     threads: int | None
 
     @classmethod
-    def of(cls, wanted: tuple[int, int] | None, gpus_per_actor: float, cores: int) -> ActorPlan:
-        """One actor per GPU; without GPUs one actor with all cores, or as many as are wanted, which
+    def of(cls, wanted: tuple[int, int] | None, gpus_per_worker: float, cores: int) -> WorkerPlan:
+        """One worker per GPU; without GPUs one worker with all cores, or as many as are wanted, which
         share the cores."""
-        if gpus_per_actor:
+        if gpus_per_worker:
             least, most = wanted or (1, None)
-            return cls(least, most, cpus=1, gpus=gpus_per_actor, threads=None)
+            return cls(least, most, cpus=1, gpus=gpus_per_worker, threads=None)
         least, most = wanted or (1, 1)
         return cls(least, most, cpus=1, gpus=0, threads=max(1, cores // most))
 
 
 @contextmanager
-def cluster(settings: ActorSettings) -> Iterator[ActorPlan]:
+def cluster(settings: ActorSettings) -> Iterator[WorkerPlan]:
     """Join the cluster, or one that is already joined, or start one on this machine."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     ours = not ray.is_initialized()
     if ours:
-        local = settings.ray_address is None
         close_token_file()
         logging.getLogger("ray").setLevel(logging.ERROR)
-        ray_settings = {
-            "logging_level": logging.ERROR,
-            "log_to_driver": False,
-            "configure_logging": False,
-        }
-        if local:
-            # Every actor asks for one CPU; more of them than cores is a person's own choice.
-            most = settings.actors[1] if settings.actors else 1
-            start_ray(num_cpus=max(cores, most), **ray_settings)
+        if settings.ray_address is not None:
+            _join(settings.ray_address)
         else:
-            try:
-                ray.init(address=settings.ray_address, **ray_settings)
-            except Exception as error:  # Ray raises bare ones, too
-                if "AuthenticationError" in f"{error!r} {error.__cause__}":
-                    raise JobError(
-                        f"Ray at {settings.ray_address} asks for another token: set "
-                        "RAY_AUTH_MODE=token, with its token in ~/.ray/auth_token or RAY_AUTH_TOKEN."
-                    ) from error
-                raise JobError(f"No Ray at {settings.ray_address}: {in_words(error)}") from error
+            # Every worker asks for one CPU; more of them than cores is a person's own choice.
+            most = settings.actors[1] if settings.actors else 1
+            start_ray(num_cpus=max(cores, most), **QUIET)
     try:
-        plan = ActorPlan.of(settings.actors, _gpus_per_actor(settings), cores)
-        asked = os.environ.get("OMP_NUM_THREADS", "")
-        if (
-            plan.threads is not None and asked.isdigit()
-        ):  # inside the actors, Ray sets one of its own
+        plan = WorkerPlan.of(settings.actors, _gpus_per_worker(settings), cores)
+        asked = os.environ.get("OMP_NUM_THREADS", "")  # inside the workers, Ray sets one of its own
+        if plan.threads is not None and asked.isdigit():
             plan = replace(plan, threads=min(plan.threads, max(1, int(asked))))
         yield plan
     finally:
@@ -93,7 +79,19 @@ def cluster(settings: ActorSettings) -> Iterator[ActorPlan]:
             stop_ray()
 
 
-def _gpus_per_actor(settings: ActorSettings) -> float:
+def _join(address: str) -> None:
+    try:
+        ray.init(address=address, **QUIET)
+    except Exception as error:  # Ray raises bare ones, too
+        if "AuthenticationError" in f"{error!r} {error.__cause__}":
+            raise JobError(
+                f"Ray at {address} asks for another token: set RAY_AUTH_MODE=token, with its token in "
+                "~/.ray/auth_token or RAY_AUTH_TOKEN."
+            ) from error
+        raise JobError(f"No Ray at {address}: {in_words(error)}") from error
+
+
+def _gpus_per_worker(settings: ActorSettings) -> float:
     """As was said; else one, where the device can be a GPU and the cluster has or will have any."""
     if settings.gpus_per_actor is not None:
         return settings.gpus_per_actor
@@ -103,7 +101,7 @@ def _gpus_per_actor(settings: ActorSettings) -> float:
 
 
 def start_ray(attempts: int = 3, **ray_settings: Any) -> None:
-    """Start Ray on this machine, for this process and its actors alone: every port of it is on the
+    """Start Ray on this machine, for this process and its workers alone: every port of it is on the
     loopback interface, and asks for a token that no file holds. To be ended by `stop_ray`.
 
     Where the machine is very busy, Ray's own processes may wait for each other in vain, so it is
@@ -159,31 +157,25 @@ def _private_to_this_process() -> Iterator[None]:
 def close_token_file() -> None:
     """Ray writes `~/.ray/auth_token` readable by everybody: leave it to its owner alone."""
     path = Path.home() / ".ray" / "auth_token"
-    try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if mode & 0o077:
+    with suppress(OSError):  # there is none, or it is not ours
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
             path.chmod(0o600)
-    except OSError:  # there is none, or it is not ours
-        return
 
 
+@dataclass
 class Stop:
-    """Whether the job was told to stop, and since when."""
+    """Whether the job was told to stop, and when, by the monotonic clock."""
 
-    def __init__(self) -> None:
-        self._since: float | None = None
+    since: float | None = None
 
     @property
     def requested(self) -> bool:
-        return self._since is not None
+        return self.since is not None
 
     @property
     def seconds(self) -> float:
-        """Since it was first told."""
-        return time.monotonic() - self._since if self._since is not None else 0.0
-
-    def request(self) -> None:
-        self._since = self._since or time.monotonic()
+        """Since it was told."""
+        return 0.0 if self.since is None else time.monotonic() - self.since
 
 
 @contextmanager
@@ -191,19 +183,18 @@ def stop_on_signals(grace: float) -> Iterator[Stop]:
     """Ctrl-C, and SIGTERM, a scheduler's polite end of a job, ask the job to stop; the second of them
     interrupts it. To be entered when Ray has started, which puts handlers of its own there."""
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
 
     def ask(*_: object) -> None:
         if stop.requested:
             raise KeyboardInterrupt
-        stop.request()
+        stop.since = time.monotonic()
         logging.getLogger("aae_batch.job").warning(
             "stopping: shards under way have %.0f s to finish; a second signal stops at once", grace
         )
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if ours else ()
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield stop
     finally:

@@ -5,10 +5,10 @@
 | `aae_batch_rows` | counter, by `status` | rows that are finished, `ok` or `failed` |
 | `aae_batch_refinements` | counter | latent updates of iterative refinement |
 | `aae_batch_seconds` | counter, by `phase` | excite, denoise, decode, encode, upload |
-| `aae_batch_slots` | gauge | samples that an actor takes at a time |
+| `aae_batch_slots` | gauge | samples that a worker takes at a time |
 | `aae_batch_slots_in_use` | gauge | of these, those that are on their way |
-| `aae_batch_queue` | gauge | rows of an actor that wait for a slot |
-| `aae_batch_unwritten` | gauge | pictures of an actor that wait to be encoded and written |
+| `aae_batch_queue` | gauge | rows of a worker that wait for a slot |
+| `aae_batch_unwritten` | gauge | pictures of a worker that wait to be encoded and written |
 | `aae_batch_images_per_second` | gauge | of the whole job, from the driver |
 """
 
@@ -21,7 +21,7 @@ from ray.util.metrics import Counter, Gauge
 
 
 class WorkerMetrics:
-    """An actor's share of the figures. Ray adds which actor and which node it is."""
+    """A worker's share of the figures. Ray adds which actor and which node it is."""
 
     def __init__(self) -> None:
         self._rows = Counter("aae_batch_rows", "Rows that are finished.", tag_keys=("status",))
@@ -53,13 +53,3 @@ class WorkerMetrics:
         self._in_use.set(in_use)
         self._queue.set(queue)
         self._unwritten.set(unwritten)
-
-
-class DriverMetrics:
-    """The figures of the whole job."""
-
-    def __init__(self) -> None:
-        self._speed = Gauge("aae_batch_images_per_second", "Of the whole job.")
-
-    def speed(self, images_per_second: float) -> None:
-        self._speed.set(images_per_second)

@@ -1,18 +1,19 @@
-"""Which rows are still to do, and who gets them next. Pure: no Ray, no disk, no clock."""
+"""What is still to do, and who gets it next. Pure: no Ray, no disk, no clock."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows `start` up to `stop` of the manifest, all of one shard: what an actor is given at once."""
+    """Rows `start` up to `stop` of the manifest, all of one shard: what a worker is given at once."""
 
     shard: int
     start: int
@@ -45,11 +46,11 @@ def runs(shard: int, rows: Collection[int]) -> list[Piece]:
 
 @dataclass
 class Ledger(Generic[T]):
-    """The shards still to do, what is out with actors, and what has killed actors.
+    """The shards still to do, what is out with workers, and what has crashed workers.
 
-    A piece that killed an actor is suspect: it is given out alone, so that its next kill is surely
-    its own. A shard that has killed twice is halved, and so are its parts at every further kill,
-    until a single row has killed twice: that row is given up. The other parts' results are
+    A piece that crashed its worker is suspect: it is given out alone, so that the next crash is surely
+    its own. A shard that crashes its worker twice is bisected, and so are its parts at every further
+    crash, until a single row has crashed twice: that row is given up. The other parts' results are
     kept here until the shard is whole.
     """
 
@@ -91,14 +92,14 @@ class Ledger(Generic[T]):
         return sum(self._left.values())
 
     def is_whole(self, piece: Piece) -> bool:
-        """It is a whole shard, which its actor commits; the driver commits those that come in parts."""
+        """It is a whole shard, which its worker commits; the driver commits those that come in parts."""
         return piece in self._whole
 
     def is_suspect(self, piece: Piece) -> bool:
         return piece in self._kills or piece not in self._planned
 
     def take(self, busy: bool) -> Piece | None:
-        """The next piece for an actor; one that is busy is given nothing suspect."""
+        """The next piece for a worker; one that is busy is given nothing suspect."""
         for place, piece in enumerate(self.todo):  # what is suspect is few, and stands first
             if not busy or not self.is_suspect(piece):
                 del self.todo[place]
@@ -106,7 +107,7 @@ class Ledger(Generic[T]):
         return None
 
     def committed(self, piece: Piece) -> None:
-        """An actor has committed this shard."""
+        """A worker has committed this shard."""
         del self._left[piece.shard]
 
     def returned(self, piece: Piece, results: list[T]) -> list[T] | None:
@@ -124,16 +125,36 @@ class Ledger(Generic[T]):
         self.todo.appendleft(piece)
 
     def killed(self, piece: Piece) -> bool:
-        """Its actor died. Returns True where the piece is a single row to give up; otherwise it is
+        """Its worker died. Returns True where the piece is a single row to give up; otherwise it is
         queued again, in halves if need be."""
         self._kills[piece] += 1
         twice = self._kills[piece] >= 2
-        if len(piece) == 1:
-            if twice:
-                return True
-            self.requeue(piece)
-        elif twice or piece not in self._planned:
+        if len(piece) == 1 and twice:
+            return True
+        if len(piece) > 1 and (twice or piece not in self._planned):
             self.todo.extendleft(reversed(piece.halves()))
         else:
             self.requeue(piece)
         return False
+
+
+@dataclass(frozen=True)
+class JobPlan(ABC, Generic[T]):
+    """What a job comes to, given what is there already.
+
+    Attributes:
+        run: what the job's `run.json` says or is going to say.
+        begun: it is there, and shards of this run may be.
+    """
+
+    run: dict[str, Any]
+    begun: bool
+
+    @property
+    @abstractmethod
+    def rows(self) -> int:
+        """Of all shards, those that earlier runs finished included."""
+
+    @abstractmethod
+    def ledger(self) -> Ledger[T]:
+        """What there is to do."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 
 
@@ -22,13 +21,6 @@ class Tally:
     def __add__(self, other: Tally) -> Tally:
         return Tally(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Tally)))
 
-    @classmethod
-    def sum(cls, tallies: Iterable[Tally]) -> Tally:
-        total = cls()
-        for tally in tallies:
-            total = total + tally
-        return total
-
 
 @dataclass(frozen=True)
 class Progress:
@@ -38,7 +30,7 @@ class Progress:
         total: the manifest's rows.
         before: rows that earlier runs finished.
         now: what this run has finished.
-        seconds: since the first actor was ready.
+        seconds: since the first worker was ready.
     """
 
     total: int
@@ -48,7 +40,7 @@ class Progress:
 
     @property
     def started(self) -> bool:
-        """An actor has been ready."""
+        """A worker has been ready."""
         return self.seconds > 0
 
     @property

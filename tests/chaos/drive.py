@@ -46,9 +46,9 @@ def _hire_for_evaluate() -> None:
         return
     from aae_batch.evaluate import driver as score
     from aae_batch.evaluate.settings import ScoreSettings
-    from tests.chaos.fake_scorer import MinedScorer, SeeingMetric
+    from tests.chaos.fake_scorer import MinedScoreWorker, SeeingMetric
 
-    score.score = partial(score.score, actor_class=MinedScorer)
+    score.score = partial(score.score, worker_class=MinedScoreWorker)
     named = ScoreSettings.metric_for
 
     def metric_for(self, run):

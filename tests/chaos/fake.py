@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from aae_batch.errors import NonFiniteError
-from aae_batch.generate.worker import Worker
+from aae_batch.generate.worker import GenerateWorker
 from aae_batch.request import Request, Result
 from tests.chaos import mines
 from tests.chaos.picture import SIDE, pixels
@@ -29,18 +29,17 @@ UNLUCKY = "unlucky"
 """While a file of this name lies among the mines, every fourth row fails."""
 
 
-class MinedWorker(Worker):
+class MinedWorker(GenerateWorker):
     """The real one, in a field of mines."""
 
-    def __init__(self, settings: Any) -> None:
-        mines.watch("actor", settings.root)
-        super().__init__(settings)
+    def __init__(self, context: Any) -> None:
+        mines.watch("actor", context.root)
+        super().__init__(context)
 
 
 class FakeWorker(MinedWorker):
     def load(self) -> Any:
-        if getattr(self.settings, "threads", None) is not None:  # they are torch's
-            self.settings = dataclasses.replace(self.settings, threads=None)
+        self.context = dataclasses.replace(self.context, threads=None)  # they are torch's
         return super().load()
 
     def load_engine(self) -> Any:

@@ -6,15 +6,15 @@ import time
 from typing import Any
 
 from aae_batch.evaluate.attention import AttentionMetric
-from aae_batch.evaluate.worker import Scorer
+from aae_batch.evaluate.worker import ScoreWorker
 from tests.chaos import mines
 from tests.chaos.fake import PACE
 
 
-class MinedScorer(Scorer):
-    def __init__(self, settings: Any) -> None:
-        mines.watch("actor", settings.root)
-        super().__init__(settings)
+class MinedScoreWorker(ScoreWorker):
+    def __init__(self, context: Any) -> None:
+        mines.watch("actor", context.root)
+        super().__init__(context)
 
 
 class SeeingMetric(AttentionMetric):

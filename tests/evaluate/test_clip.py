@@ -10,8 +10,8 @@ import torch
 from aae_batch.errors import ModelError, SettingsError
 from aae_batch.evaluate.captions import CaptionsMetric
 from aae_batch.evaluate.clip import ClipMetric
-from aae_batch.evaluate.metric import Loaded
 from aae_batch.evaluate.templates import IMAGENET_TEMPLATES, ensemble, filled
+from aae_batch.job.records import Loaded
 from tests.evaluate.conftest import drawn, row
 
 PROMPT = "a red circle and a blue square"

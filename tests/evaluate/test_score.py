@@ -31,7 +31,7 @@ from aae_batch.evaluate.driver import plan_scores, score
 from aae_batch.evaluate.metric import score_rows
 from aae_batch.evaluate.records import begin_scores
 from aae_batch.evaluate.settings import ScoreSettings, weights_of
-from aae_batch.evaluate.worker import Scorer, ScorerSettings
+from aae_batch.evaluate.worker import ScoreContext, ScoreWorker
 from aae_batch.generate.records import make_plan
 from aae_batch.generate.settings import JobSettings
 from aae_batch.manifest.reader import open_manifest
@@ -348,14 +348,14 @@ def test_other_settings_are_refused_unless_all_is_scored_again(copied, settings)
 
 
 def test_scoring_anew_loses_nothing_when_its_judge_cannot_be_loaded(copied, settings, judges):
-    class Unloadable(Scorer):
+    class Unloadable(ScoreWorker):
         def load(self):
             raise ModelError("it does not fit")
 
     root = copied.storage.root
     before, run_before = all_scores(copied, "clip"), copied.metric_run("clip")
     with pytest.raises(ModelError, match="does not fit"):
-        score(settings(root, model=judges.captioner, again=True), actor_class=Unloadable)
+        score(settings(root, model=judges.captioner, again=True), worker_class=Unloadable)
     assert all_scores(copied, "clip").equals(before)
     assert copied.metric_run("clip") == run_before
     assert score(settings(root)).kept == 3
@@ -415,9 +415,11 @@ def test_pickled_weights_count_among_a_judges(judges, tmp_path):
 
 def test_an_actor_refuses_another_model_than_the_run_was_begun_with(output, judges):
     metric = ClipMetric(judges.clip)
-    told = ScorerSettings(output, "", "clip", metric, {judges.clip: "0" * 64}, "cpu", "float32", 1)
+    run = {"settings": {f"weights of {judges.clip}": "0" * 64}}
+    job = ScoreSettings(output=output, metric="clip", model=judges.clip)
+    told = ScoreContext(output, lease="", settings=job, run=run, threads=None, metric=metric)
     with pytest.raises(ModelError, match="another one on this machine"):
-        Scorer(told).load()
+        ScoreWorker(told).load()
 
 
 def test_automatic_precision_is_recorded_as_it_was_found(scored, settings):
@@ -488,22 +490,22 @@ def test_a_dry_run_says_what_would_be_scored_and_writes_nothing(output):
 def test_a_picture_that_kills_its_judge_has_no_score_and_costs_no_other(
     scored, output, ray_here, settings, monkeypatch
 ):
-    monkeypatch.setattr("aae_batch.job.crew.NODE_LOSS_SECONDS", 0.1)  # no node is lost here
+    monkeypatch.setattr("aae_batch.job.pool.NODE_LOSS_SECONDS", 0.1)  # no node is lost here
 
-    class Deadly(Scorer):
+    class Deadly(ScoreWorker):
         def load(self) -> str:
             where = super().load()
-            judge_all = self.settings.metric.score
+            judge_all = self.context.metric.score
 
             def judge_some(rows, images, attention):
                 if any(row["id"] == "a11" for row in rows):
                     os.kill(os.getpid(), signal.SIGKILL)
                 return judge_all(rows, images, attention)
 
-            self.settings.metric.score = judge_some
+            self.context.metric.score = judge_some
             return where
 
-    done = score(settings(output, "detector", batch_size=1, actors=2), actor_class=Deadly)
+    done = score(settings(output, "detector", batch_size=1, actors=2), worker_class=Deadly)
     assert done.unscored == 1
     expected = all_scores(scored[0], "detector").to_pylist()
     for one, other in zip(

@@ -28,9 +28,10 @@ from aae_batch.errors import (
     SubjectError,
 )
 from aae_batch.generate.driver import run_job
-from aae_batch.generate.records import Loaded
-from aae_batch.generate.worker import Worker, WorkerSettings
-from aae_batch.job.cluster import ActorPlan
+from aae_batch.generate.worker import GenerateWorker
+from aae_batch.job.cluster import WorkerPlan
+from aae_batch.job.records import Loaded
+from aae_batch.job.worker import WorkerContext
 from aae_batch.manifest.reader import open_manifest
 from aae_batch.store.open import open_storage
 from tests.chaos.fake import FakeWorker
@@ -102,19 +103,14 @@ def test_actors_tell_of_their_shards_in_rays_logs(reference):
 
 def test_an_actor_whose_machine_has_another_model_refuses_it(settings):
     job = settings()
-    mine = WorkerSettings(
-        model=job.model,
-        revision=None,
-        device="cpu",
-        dtype="float32",
-        slots=1,
-        guidance=job.guidance,
-        root=job.output,
-        lease="",
-        weights="0" * 64,
-    )
+    run = {
+        "settings": {"weights": "0" * 64},
+        "layout": "files",
+        "image_format": {"kind": "png", "level": 1},
+    }
+    mine = WorkerContext(job.output, lease="", settings=job, run=run, threads=None)
     with pytest.raises(ModelError, match="another one on this machine"):
-        Worker(mine).load_engine()
+        GenerateWorker(mine).load_engine()
 
 
 def test_the_same_command_changes_nothing_when_all_is_done(reference):
@@ -139,17 +135,17 @@ def test_a_lost_shard_is_made_again_and_nothing_else(reference):
 def test_an_actor_that_dies_between_its_commit_and_its_report_changes_nothing(
     settings, tmp_path, layout, ray_here, monkeypatch
 ):
-    monkeypatch.setattr("aae_batch.job.crew.NODE_LOSS_SECONDS", 0.1)  # no node is lost here
+    monkeypatch.setattr("aae_batch.job.pool.NODE_LOSS_SECONDS", 0.1)  # no node is lost here
     died = tmp_path / "died"
 
     class Hasty(FakeWorker):
-        def generate(self, task):
-            report = super().generate(task)
+        def work(self, task):
+            outcomes = super().work(task)
             if not died.exists():
                 committed = Path(self.storage.place(f"metadata/{task.piece.shard:05d}.parquet"))
                 died.write_text(f"{committed.name} {committed.stat().st_mtime_ns}")
                 os.kill(os.getpid(), signal.SIGKILL)
-            return report
+            return outcomes
 
     job = settings(layout=layout)
     summary = run_job(job, worker_class=Hasty)
@@ -216,7 +212,7 @@ def test_a_kill_while_failed_rows_are_rewritten_is_healed_by_the_plain_command(
 
 
 def test_nothing_is_written_before_an_actor_has_loaded_the_model(settings, ray_here):
-    class Unready(Worker):
+    class Unready(GenerateWorker):
         def load(self):
             raise ModelError("it is not there.")
 
@@ -246,7 +242,7 @@ def test_a_killed_actor_costs_one_shard_at_most(
     pids = tmp_path / "pids"
     pids.mkdir()
 
-    class Known(Worker):
+    class Known(GenerateWorker):
         def load(self):
             (pids / str(os.getpid())).touch()
             return super().load()
@@ -271,7 +267,7 @@ def test_a_killed_actor_costs_one_shard_at_most(
 
 
 def test_a_row_that_kills_its_process_fails_alone(settings, ray_here, monkeypatch):
-    monkeypatch.setattr("aae_batch.job.crew.NODE_LOSS_SECONDS", 0.1)  # no node is lost here
+    monkeypatch.setattr("aae_batch.job.pool.NODE_LOSS_SECONDS", 0.1)  # no node is lost here
 
     class Deadly(FakeWorker):
         def admit(self, batch, request) -> None:
@@ -293,11 +289,11 @@ def test_a_row_that_kills_its_process_fails_alone(settings, ray_here, monkeypatc
 
 
 def test_actors_that_only_die_stop_the_job(settings, ray_here):
-    class Hopeless(Worker):
+    class Hopeless(GenerateWorker):
         def load(self):
             return Loaded("cpu", "float32")
 
-        def generate(self, task):
+        def work(self, task):
             raise ValueError("nothing works")
 
     with pytest.raises(JobError, match=r"3 actors died one after another.*nothing works"):
@@ -341,11 +337,11 @@ def test_a_job_of_which_no_picture_would_come_does_not_begin(settings, tmp_path)
 
 
 def test_a_full_disk_stops_the_job_with_its_own_words(settings, ray_here):
-    class Full(Worker):
+    class Full(GenerateWorker):
         def load(self):
             return Loaded("cpu", "float32")
 
-        def generate(self, task):
+        def work(self, task):
             raise OutputError("Cannot write images/00000/a.png: No space left on device.")
 
     with pytest.raises(JobError, match="No space left"):
@@ -361,7 +357,7 @@ def test_a_full_disk_stops_the_job_with_its_own_words(settings, ray_here):
     ],
 )
 def test_an_actor_that_cannot_start_stops_the_job_at_once(settings, ray_here, error, raised, said):
-    class Unready(Worker):
+    class Unready(GenerateWorker):
         def load(self):
             if error is None:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -422,15 +418,15 @@ def test_another_manifest_is_refused(reference, tmp_path):
 @pytest.mark.parametrize(
     ("wanted", "gpus", "cores", "plan"),
     [
-        (None, 0, 8, ActorPlan(1, 1, cpus=1, gpus=0, threads=8)),
-        ((2, 2), 0, 8, ActorPlan(2, 2, cpus=1, gpus=0, threads=4)),
-        ((4, 4), 0, 2, ActorPlan(4, 4, cpus=1, gpus=0, threads=1)),
-        (None, 1, 64, ActorPlan(1, None, cpus=1, gpus=1, threads=None)),
-        ((2, 16), 0.5, 64, ActorPlan(2, 16, cpus=1, gpus=0.5, threads=None)),
+        (None, 0, 8, WorkerPlan(1, 1, cpus=1, gpus=0, threads=8)),
+        ((2, 2), 0, 8, WorkerPlan(2, 2, cpus=1, gpus=0, threads=4)),
+        ((4, 4), 0, 2, WorkerPlan(4, 4, cpus=1, gpus=0, threads=1)),
+        (None, 1, 64, WorkerPlan(1, None, cpus=1, gpus=1, threads=None)),
+        ((2, 16), 0.5, 64, WorkerPlan(2, 16, cpus=1, gpus=0.5, threads=None)),
     ],
 )
 def test_actors_share_what_the_machine_has(wanted, gpus, cores, plan):
-    assert ActorPlan.of(wanted, gpus, cores) == plan
+    assert WorkerPlan.of(wanted, gpus, cores) == plan
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.verify import verify
 from aae_batch.errors import NonFiniteError
 from aae_batch.generate.driver import run_job
-from aae_batch.generate.worker import Worker
+from aae_batch.generate.worker import GenerateWorker
 from aae_batch.job.cluster import start_ray, stop_ray
 from aae_batch.manifest.reader import open_manifest
 from aae_batch.store.open import open_storage
@@ -101,7 +101,7 @@ def test_the_job_shows_at_rays_metrics_port(settings, bucket, ray_with_credentia
 
 
 def test_failed_rows_are_made_again_in_a_bucket(settings, manifest, bucket, ray_with_credentials):
-    class Unlucky(Worker):
+    class Unlucky(GenerateWorker):
         def admit(self, batch, request) -> None:
             if request.id in ("row-01", "row-02", "row-11"):
                 raise NonFiniteError(request.id, "out of luck")

@@ -10,17 +10,14 @@ import pytest
 from aae_batch.dataset.reader import Dataset
 from aae_batch.errors import JobError, OutputError, SettingsError
 from aae_batch.generate.records import (
-    Loaded,
-    as_json,
     begin,
-    check_loaded,
     earlier_failures,
     make_plan,
     progress_record,
-    resolved,
 )
 from aae_batch.generate.settings import JobSettings
 from aae_batch.job.progress import Progress, Tally
+from aae_batch.job.records import Loaded, as_json, check_loaded, resolved
 from aae_batch.manifest.reader import open_manifest
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.store.open import open_storage

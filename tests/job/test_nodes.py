@@ -14,8 +14,8 @@ from ray.cluster_utils import Cluster
 
 from aae_batch.dataset.reader import Dataset
 from aae_batch.generate.driver import run_job
-from aae_batch.generate.worker import Worker
-from aae_batch.job.crew import RayCrew
+from aae_batch.generate.worker import GenerateWorker
+from aae_batch.job.pool import Pool
 from tests.small_job import assert_same_dataset
 
 RAY = (sys.executable, "-m", "ray.scripts.scripts")
@@ -69,15 +69,15 @@ def settings_on_gpus(settings):
     return make
 
 
-class Noting(Worker):
+class Noting(GenerateWorker):
     """Leaves a file for each piece and node, in the folder that the root's name gives."""
 
-    def generate(self, task):
-        report = super().generate(task)
-        folder = Path(f"{self.settings.root}-nodes") / self.node()
+    def work(self, task):
+        outcomes = super().work(task)
+        folder = Path(f"{self.context.root}-nodes") / self.node()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / str(task.piece.start)).touch()
-        return report
+        return outcomes
 
 
 class Patient(Noting):
@@ -85,13 +85,13 @@ class Patient(Noting):
 
     def load(self):
         said = super().load()
-        ready = Path(f"{self.settings.root}-ready")
+        ready = Path(f"{self.context.root}-ready")
         ready.mkdir(exist_ok=True)
         (ready / self.node()).touch()
         return said
 
     def admit(self, batch, request) -> None:
-        ready = Path(f"{self.settings.root}-ready")
+        ready = Path(f"{self.context.root}-ready")
         while request.id > "row-05" and len(list(ready.iterdir())) < 2:
             time.sleep(0.1)
         super().admit(batch, request)
@@ -105,7 +105,7 @@ class Holding(Noting):
 
     def admit(self, batch, request) -> None:
         if request.id > "row-05":
-            begun, lost = (Path(f"{self.settings.root}-{name}") for name in ("begun", "lost"))
+            begun, lost = (Path(f"{self.context.root}-{name}") for name in ("begun", "lost"))
             begun.mkdir(exist_ok=True)
             (begun / self.node()).touch()
             while not lost.exists() or lost.read_text() in ("", self.node()):
@@ -147,7 +147,7 @@ def test_a_node_that_is_about_to_end_finishes_what_it_has_and_is_given_nothing(
     job = settings_on_gpus(actors="1:2")
     begun, lost = Path(f"{job.output}-begun"), Path(f"{job.output}-lost")
     told, had, given = [], [], []
-    heed, give = RayCrew.heed_notices, RayCrew.give
+    heed, give = Pool.heed_notices, Pool.give
 
     def tell_a_node(progress) -> None:
         if not told and len(list(begun.glob("*"))) == 2:
@@ -156,19 +156,19 @@ def test_a_node_that_is_about_to_end_finishes_what_it_has_and_is_given_nothing(
             where = ("--address", nodes.address, "--node-id", leaving.node_id)
             subprocess.run([*RAY, "drain-node", *where, *why], check=True)
 
-    def heed_and_go_on(crew) -> None:
-        heed(crew)
-        if not had and any(member.leaving for member in crew.members):
-            had.extend(p for m in crew.members if m.node == leaving.node_id for p in m.pieces)
+    def heed_and_go_on(pool) -> None:
+        heed(pool)
+        if not had and any(worker.leaving for worker in pool.workers):
+            had.extend(p for w in pool.workers if w.node == leaving.node_id for p in w.pieces)
             lost.write_text("none, but one was told")
 
-    def note(crew, member, task) -> None:
+    def note(pool, worker, task) -> None:
         if had:
-            given.append(member.node)
-        give(crew, member, task)
+            given.append(worker.node)
+        give(pool, worker, task)
 
-    monkeypatch.setattr(RayCrew, "heed_notices", heed_and_go_on)
-    monkeypatch.setattr(RayCrew, "give", note)
+    monkeypatch.setattr(Pool, "heed_notices", heed_and_go_on)
+    monkeypatch.setattr(Pool, "give", note)
     with caplog.at_level(logging.WARNING, "aae_batch.job"):
         run_job(job, tell_a_node, worker_class=Holding)
     assert had, "it was at work"

@@ -1,0 +1,281 @@
+"""The driver's loop: pieces of shards to workers, results to tallies, deaths to new workers.
+
+What the pieces are for, a client says in its `Job`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from aae_batch.dataset.layout import PROGRESS_SECONDS
+from aae_batch.dataset.reader import Dataset
+from aae_batch.errors import JobError
+from aae_batch.generate.settings import ActorSettings
+from aae_batch.job.cluster import Stop, cluster, stop_on_signals
+from aae_batch.job.plan import JobPlan, Piece
+from aae_batch.job.pool import Died, Done, Event, Pool, Ready
+from aae_batch.job.progress import Progress, Tally
+from aae_batch.job.records import Loaded, check_loaded, resolved
+from aae_batch.job.worker import PIECES_AT_ONCE, Task, Worker, WorkerContext
+from aae_batch.store.lock import Lock
+
+T = TypeVar("T")
+OnProgress = Callable[[Progress], None]
+
+POLL_SECONDS = 1.0
+
+GAVE_UP = "ActorDied"
+"""`error_type` of a row that has ended its process twice while it was alone."""
+
+logger = logging.getLogger("aae_batch.job")
+
+
+class Job(ABC, Generic[T]):
+    """What a client of the driver brings.
+
+    Attributes:
+        model: what the workers load, in words.
+        run: the record of the run, as far as it is known: what the settings leave open, the first
+            worker finds out.
+        begun: the record is written.
+    """
+
+    settings: ActorSettings
+    plan: JobPlan[T]
+    model: str
+    progress_class: type[Progress] = Progress
+
+    def __init__(
+        self,
+        settings: ActorSettings,
+        plan: JobPlan[T],
+        dataset: Dataset,
+        worker_class: type[Worker[T]],
+    ) -> None:
+        self.settings = settings
+        self.plan = plan
+        self.dataset = dataset
+        self.storage = dataset.storage
+        self.worker_class = worker_class
+        self.run = plan.run
+        self.begun = plan.begun
+
+    @abstractmethod
+    def write_run(self, loaded: Loaded) -> None:
+        """Write the record of the run."""
+
+    @abstractmethod
+    def task(self, piece: Piece, commit: bool) -> Task:
+        """What a worker is given of a piece."""
+
+    @abstractmethod
+    def commit(self, shard: int, outcomes: list[T]) -> None:
+        """Commit a shard that came in parts; the outcomes are in no order."""
+
+    @abstractmethod
+    def give_up(self, piece: Piece, words: str) -> list[T]:
+        """The outcome of a row that has ended its process twice while it was alone."""
+
+    def context(self, lease: str, threads: int | None) -> WorkerContext:
+        """What each worker is made with."""
+        endpoint = {"s3_endpoint": self.settings.actors_s3_endpoint}
+        settings = self.settings.model_copy(update=endpoint)
+        return WorkerContext(self.storage.root, lease, settings, self.run, threads)
+
+    def begin(self, loaded: Loaded) -> None:
+        """A worker has loaded the model. With the first one the run begins.
+
+        Raises:
+            JobError: the model was loaded otherwise than in this run so far.
+        """
+        if not self.begun:
+            self.run = resolved(self.run, loaded)
+            self.write_run(loaded)
+            self.begun = True
+        check_loaded(self.run, loaded)
+
+    def publish(self, progress: Progress) -> None:
+        """Say how far the job is to whoever is not here; called every 15 s, and at the end."""
+
+    def judge(self, progress: Progress) -> None:
+        """Raise where what has come back so far makes the job hopeless."""
+
+
+def run_on_workers(job: Job[T], lock: Lock, on_progress: OnProgress) -> Progress:
+    """Do what is left of a job. Returns what came of it; raises as `Driver.run`."""
+    with cluster(job.settings) as plan, stop_on_signals(job.settings.grace) as stop:
+        pool = Pool(job.worker_class, job.context(lock.token, plan.threads), plan)
+        return Driver(job, pool, stop, lock, on_progress).run()
+
+
+class Driver(Generic[T]):
+    """Keeps a pool at work until every piece is done.
+
+    Args:
+        stop: whether a person or a scheduler wants the job to end.
+        on_progress: is told about once a second how far the job is.
+    """
+
+    def __init__(
+        self, job: Job[T], pool: Pool, stop: Stop, lock: Lock, on_progress: OnProgress
+    ) -> None:
+        self.job = job
+        self.pool = pool
+        self.stop = stop
+        self.lock = lock
+        self.on_progress = on_progress
+        self.ledger = job.plan.ledger()
+        self.before = job.plan.rows - self.ledger.rows_left
+        self.finished = Tally()
+        self.deaths_in_a_row = 0
+        self.deaths_while_loading = 0
+        self.started: float | None = None
+        self._looked_at = self._published_at = -math.inf
+
+    def run(self) -> Progress:
+        """Returns what came of it.
+
+        Raises:
+            JobError: the job is hopeless.
+            KeyboardInterrupt: it was told to stop, and what was under way is finished or dropped.
+        """
+        try:
+            while not self.ledger.finished:
+                if self._is_over():
+                    raise KeyboardInterrupt
+                if time.monotonic() - self._looked_at > POLL_SECONDS:
+                    self._look_around()
+                if not self.stop.requested:
+                    self._assign()
+                for event in self.pool.events(POLL_SECONDS):
+                    self._hear(event)
+                progress = self.progress()
+                self.job.judge(progress)
+                self.on_progress(progress)
+        finally:
+            for worker in list(self.pool.workers):
+                self.pool.dismiss(worker)
+            self.job.publish(self.progress())
+        return self.progress()
+
+    def progress(self) -> Progress:
+        under_way = (tally for worker in self.pool.workers for tally in worker.tallies.values())
+        now = sum(under_way, start=self.finished)
+        seconds = time.monotonic() - self.started if self.started is not None else 0.0
+        return self.job.progress_class(self.job.plan.rows, self.before, now, seconds)
+
+    def _look_around(self) -> None:
+        self._looked_at = time.monotonic()
+        self.lock.check()
+        if self._looked_at - self._published_at > PROGRESS_SECONDS:
+            self._published_at = self._looked_at
+            self.job.publish(self.progress())
+        if not self.stop.requested:
+            self._staff()
+        for worker in list(self.pool.workers):
+            if not worker.pieces:
+                continue
+            still = time.monotonic() - worker.moved
+            if still > self.job.settings.row_timeout:
+                self.pool.dismiss(worker)
+                self._died(Died(worker, f"it finished no row in {still:.0f} s (row_timeout)"))
+            else:
+                self.pool.ask(worker)
+
+    def _staff(self) -> None:
+        """As many workers as the pool has places and the job has pieces for."""
+        self.pool.heed_notices()
+        for worker in list(self.pool.workers):
+            if worker.leaving and not worker.pieces:
+                self.pool.dismiss(worker)
+        staying = [worker for worker in self.pool.workers if not worker.leaving]
+        places = self.pool.places()
+        pieces = len(self.ledger.todo) + sum(len(worker.pieces) for worker in staying)
+        for _ in range(min(places, pieces) - len(staying)):
+            self.pool.hire()
+        # Of those that a lost node leaves without a place, none is waited for.
+        idle = [worker for worker in staying if not worker.ready]
+        for worker in idle[: max(0, len(staying) - places)]:
+            self.pool.dismiss(worker)
+
+    def _is_over(self) -> bool:
+        """The job was told to stop, and nothing is under way or the time for it is up."""
+        if not self.stop.requested:
+            return False
+        at_work = any(worker.pieces for worker in self.pool.workers)
+        return not at_work or self.stop.seconds > self.job.settings.grace
+
+    def _assign(self) -> None:
+        """First one piece to every worker that is ready, then the next one, for its free slots."""
+        for others in range(PIECES_AT_ONCE):
+            for worker in self.pool.workers:
+                if not self.ledger.todo:
+                    return
+                if not worker.ready or worker.leaving or len(worker.pieces) != others:
+                    continue
+                if any(self.ledger.is_suspect(piece) for piece in worker.pieces):
+                    continue
+                piece = self.ledger.take(busy=others > 0)
+                if piece is not None:
+                    task = self.job.task(piece, commit=self.ledger.is_whole(piece))
+                    self.pool.give(worker, task)
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, Ready):
+            self.job.begin(event.loaded)
+            self.started = self.started or time.monotonic()
+        elif isinstance(event, Died):
+            self._died(event)
+        else:
+            self._done(event)
+
+    def _done(self, done: Done) -> None:
+        piece = done.piece
+        self.deaths_in_a_row = 0
+        self.finished += done.tally
+        logger.info("shard=%d rows=%d-%d done", piece.shard, piece.start, piece.stop - 1)
+        if self.ledger.is_whole(piece):
+            self.ledger.committed(piece)
+        else:
+            self._returned(piece, done.outcomes)
+
+    def _returned(self, piece: Piece, outcomes: list[T]) -> None:
+        """Take in a part of a shard; commit the shard with its last part."""
+        whole = self.ledger.returned(piece, outcomes)
+        if whole is not None:
+            self.job.commit(piece.shard, whole)
+
+    def _died(self, death: Died) -> None:
+        """Queue again what the worker had, and give up the row that has ended it for the second time."""
+        if not death.worker.ready and self.started is None and not death.node_lost:
+            self.deaths_while_loading += 1
+            if self.deaths_while_loading > 1:
+                raise JobError(
+                    f"Actors died twice while they loaded {self.job.model} and none has loaded "
+                    f"it yet, the last with: {death.words}"
+                )
+        pieces = list(reversed(death.worker.pieces))
+        shards = ",".join(str(piece.shard) for piece in pieces) or "none"
+        if death.node_lost:
+            logger.warning("shards=%s a node was lost; others take over", shards)
+            for piece in pieces:
+                self.ledger.requeue(piece)
+            return
+        logger.warning("shards=%s an actor died (%s); another takes over", shards, death.words)
+        self.deaths_in_a_row += 1
+        if self.deaths_in_a_row > self.job.settings.max_deaths:
+            raise JobError(
+                f"{self.deaths_in_a_row} actors died one after another without finishing anything, "
+                f"the last with: {death.words}"
+            )
+        for piece in pieces:
+            if self.ledger.killed(piece):
+                outcomes = self.job.give_up(piece, death.words)
+                self.finished += Tally(1, failures=Counter([GAVE_UP] * len(outcomes)))
+                self._returned(piece, outcomes)

@@ -1,0 +1,276 @@
+"""The workers as the driver sees them: it hires them, hands them pieces, and hears what becomes of them.
+
+Everything that the driver says to Ray while it works is said here.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray._private.worker import global_worker
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
+
+from aae_batch.errors import AaeBatchError, JobError, ModelError
+from aae_batch.job.cluster import WorkerPlan, in_words
+from aae_batch.job.plan import Piece
+from aae_batch.job.progress import Tally
+from aae_batch.job.records import Loaded
+from aae_batch.job.worker import CONCURRENCY, Task, Worker, WorkerContext
+
+NODE_LOSS_SECONDS = 2.0
+"""How long Ray may take to notice that a node is gone after it has given up the actors on it: only then
+is it known whether a death was the worker's own."""
+
+VERDICT_SECONDS = 60.0
+"""How long a worker that cannot be reached may be neither dead nor alive."""
+
+
+@dataclass(eq=False)
+class WorkerHandle:
+    """A worker, as the driver sees it.
+
+    Attributes:
+        actor: Ray's handle of it.
+        calls: what it has been asked and has not answered: the name of a method, or a piece.
+        tallies: how far it last said its pieces were.
+        node: where it runs, once that is known.
+        ready: its model is loaded.
+        leaving: its machine is about to end: it finishes what it has, and is given nothing.
+        moved: when it last finished anything, or was given something while it had nothing.
+    """
+
+    actor: Any = None
+    calls: dict[Any, str | Piece] = field(default_factory=dict)
+    tallies: dict[Piece, Tally] = field(default_factory=dict)
+    node: str | None = None
+    ready: bool = False
+    leaving: bool = False
+    moved: float = field(default_factory=time.monotonic)
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """What it is working on."""
+        return [call for call in self.calls.values() if isinstance(call, Piece)]
+
+    def call(self, method: str) -> None:
+        self.calls[getattr(self.actor, method).remote()] = method
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker has loaded its model."""
+
+    worker: WorkerHandle
+    loaded: Loaded
+
+
+@dataclass(frozen=True)
+class Done:
+    """A worker has finished a piece; see `Worker.perform`."""
+
+    worker: WorkerHandle
+    piece: Piece
+    tally: Tally
+    outcomes: list[Any]
+
+
+@dataclass(frozen=True)
+class Died:
+    """A worker is gone, or of no more use. `node_lost`: because its machine is gone."""
+
+    worker: WorkerHandle
+    words: str
+    node_lost: bool = False
+
+
+Event = Ready | Done | Died
+
+
+@dataclass(eq=False)
+class _Lost:
+    """A worker that ended or cannot be reached, while it is not known why.
+
+    Attributes:
+        probe: a call that Ray answers when it knows whether the worker is alive.
+    """
+
+    worker: WorkerHandle
+    words: str
+    deadline: float
+    probe: Any = None
+
+
+def _answer(ref: Any) -> Any:
+    """What a call came to: its value, or the error that it ended with."""
+    try:
+        return ray.get(ref)
+    except RayError as error:
+        return error
+
+
+class Pool:
+    """Workers as Ray actors. Ray does not restart them: the driver hires new ones."""
+
+    def __init__(
+        self, worker_class: type[Worker[Any]], context: WorkerContext, plan: WorkerPlan
+    ) -> None:
+        self.workers: list[WorkerHandle] = []
+        self._context = context
+        self._plan = plan
+        self._actor_class = ray.remote(worker_class)
+        self._lost: list[_Lost] = []
+        self._draining: set[str] = set()
+        self._own_node = ray.get_runtime_context().get_node_id()
+
+    def places(self) -> int:
+        """How many workers there should be: as many as the cluster has room for, those that are there
+        and stay included, between the least and the most that are wanted.
+
+        Raises:
+            JobError: there will never be one again.
+        """
+        plan = self._plan
+        resource, each = ("GPU", plan.gpus) if plan.gpus else ("CPU", plan.cpus)
+        alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        if self._own_node not in alive:  # Ray gives a driver without its node no actor any more
+            raise JobError("The Ray node that the driver was on is lost.")
+        staying = [has for node, has in alive.items() if node not in self._draining]
+        room = math.floor(sum(has.get(resource, 0) for has in staying) / each + 1e-6)
+        wanted = max(room, plan.least)
+        return wanted if plan.most is None else min(wanted, plan.most)
+
+    def heed_notices(self) -> None:
+        """Mark the workers whose machine is about to end as leaving."""
+        # What `ray drain-node` and Ray's autoscaler say of a node, which Ray has no public call for.
+        self._draining = set(global_worker.gcs_client.get_draining_nodes())
+        for worker in self.workers:
+            worker.leaving = worker.node in self._draining
+
+    def hire(self) -> None:
+        """Ask for one more worker. It is in `workers` from now on, and ready later."""
+        options = self._actor_class.options(
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=CONCURRENCY,
+            num_cpus=self._plan.cpus,
+            num_gpus=self._plan.gpus,
+        )
+        worker = WorkerHandle(options.remote(self._context))
+        worker.call("node")
+        worker.call("load")
+        self.workers.append(worker)
+
+    def give(self, worker: WorkerHandle, task: Task) -> None:
+        """Hand a piece to a worker."""
+        if not worker.pieces:
+            worker.moved = time.monotonic()
+        worker.calls[worker.actor.perform.remote(task)] = task.piece
+
+    def ask(self, worker: WorkerHandle) -> None:
+        """Ask a worker how far it is, unless it has been asked and has not answered."""
+        if "progress" not in worker.calls.values():
+            worker.call("progress")
+
+    def dismiss(self, worker: WorkerHandle) -> None:
+        """End a worker at once."""
+        if worker in self.workers:
+            self.workers.remove(worker)
+        ray.kill(worker.actor)
+
+    def events(self, seconds: float) -> Iterator[Event]:
+        """What has happened; waits up to so many seconds for the first thing to happen.
+
+        Raises:
+            AaeBatchError: a worker met an error that no other worker can avoid.
+        """
+        waiting = {ref: worker for worker in self.workers for ref in worker.calls}
+        if self._lost:
+            seconds = min(seconds, 0.2)
+        done: list[Any] = []
+        if waiting:
+            done, _ = ray.wait(list(waiting), num_returns=1, timeout=seconds)
+        else:
+            time.sleep(seconds)
+        if done:
+            done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
+        answers = [(waiting[ref], ref, _answer(ref)) for ref in done]
+        answers.sort(key=lambda heard: isinstance(heard[2], RayError))  # a death comes last
+        for worker, ref, answer in answers:
+            if worker in self.workers:
+                hear = self._failed if isinstance(answer, RayError) else self._answered
+                event = hear(worker, ref, answer)
+                if event is not None:
+                    yield event
+        yield from self._deaths()
+
+    def _answered(self, worker: WorkerHandle, ref: Any, answer: Any) -> Event | None:
+        call = worker.calls.pop(ref)
+        if call == "node":
+            worker.node = answer
+        elif call == "load":
+            worker.ready = True
+            return Ready(worker, answer)
+        elif call == "progress":  # some of these pieces may have come back since
+            tallies = {piece: answer[piece] for piece in worker.pieces if piece in answer}
+            if tallies != worker.tallies:
+                worker.tallies, worker.moved = tallies, time.monotonic()
+        else:
+            assert isinstance(call, Piece)
+            worker.tallies.pop(call, None)
+            worker.moved = time.monotonic()
+            return Done(worker, call, *answer)
+        return None
+
+    def _failed(self, worker: WorkerHandle, ref: Any, error: RayError) -> Event | None:
+        words = in_words(error)
+        if isinstance(error, ActorUnavailableError):
+            # Not ended yet, or Ray would blame us for the end of an actor whose node is gone.
+            self.workers.remove(worker)
+            probe = worker.actor.node.remote()
+            self._lost.append(_Lost(worker, words, time.monotonic() + VERDICT_SECONDS, probe))
+            return None
+        self.dismiss(worker)  # it may only be of no more use
+        if getattr(error, "preempted", False):
+            return Died(worker, words, node_lost=True)
+        if not isinstance(error, RayTaskError):  # its process ended, or its answer is lost
+            self._lost.append(_Lost(worker, words, time.monotonic() + NODE_LOSS_SECONDS))
+            return None
+        cause = error.cause
+        if isinstance(cause, AaeBatchError):
+            raise JobError(str(cause)) if worker.ready else cause
+        if worker.calls[ref] == "load":
+            raise ModelError(f"An actor could not load the model: {in_words(cause)}")
+        return Died(worker, in_words(cause))
+
+    def _deaths(self) -> Iterator[Died]:
+        """The deaths whose cause is known by now."""
+        if not self._lost:
+            return
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        for lost in list(self._lost):
+            self._look_at(lost)
+            node_lost = lost.worker.node is not None and lost.worker.node not in alive
+            if node_lost or time.monotonic() > lost.deadline:
+                ray.kill(lost.worker.actor)
+                self._lost.remove(lost)
+                yield Died(lost.worker, lost.words, node_lost)
+
+    def _look_at(self, lost: _Lost) -> None:
+        """Has Ray found out about a worker that could not be reached?"""
+        if lost.probe is None or not ray.wait([lost.probe], timeout=0)[0]:
+            return
+        answer = _answer(lost.probe)
+        if isinstance(answer, ActorUnavailableError):
+            lost.probe = lost.worker.actor.node.remote()
+            return
+        lost.probe = None
+        if isinstance(answer, RayError):
+            lost.words = in_words(answer)
+            lost.deadline = time.monotonic() + NODE_LOSS_SECONDS
+        else:
+            lost.deadline = 0.0  # it lives, but what it had is lost
