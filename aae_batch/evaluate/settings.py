@@ -13,7 +13,8 @@ from aae_batch.evaluate.clip import ClipMetric
 from aae_batch.evaluate.detector import SHAPES, OpenVocabularyDetector, ShapesDetector
 from aae_batch.evaluate.metric import Metric, MetricName
 from aae_batch.evaluate.models import JUDGE_FILES, refuse_missing_folder
-from aae_batch.generate.settings import ActorSettings, weights_digest
+from aae_batch.generate.settings import weights_digest
+from aae_batch.job.settings import ActorSettings
 from aae_batch.sampling.model.loading import EMBEDDED
 
 CLIP = "openai/clip-vit-base-patch16"

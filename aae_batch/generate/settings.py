@@ -8,12 +8,13 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field
 
 from aae_batch.dataset.image_format import ImageFormat, ImageKind
 from aae_batch.dataset.layout import Layout
-from aae_batch.errors import ModelError, OutputError, SettingsError
-from aae_batch.sampling.config import GuidanceConfig, in_a_sentence
+from aae_batch.errors import ModelError, OutputError
+from aae_batch.job.settings import ActorSettings
+from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.model.loading import MODEL_FILES, source_of
 from aae_batch.store.base import is_url
 from aae_batch.store.fetch import folder_digest
@@ -24,16 +25,6 @@ _END = 1 << 20
 _OF_SETTINGS = ("guidance", "image_format")
 
 
-def _actor_range(value: Any) -> Any:
-    """`(least, most)` from 4, "4" or "1:8"."""
-    if isinstance(value, (int, str)):
-        parts = [int(part) for part in str(value).split(":")]
-        value = (parts[0], parts[-1]) if len(parts) <= 2 else value
-    if isinstance(value, tuple) and not 1 <= value[0] <= value[1]:
-        raise ValueError("give a number, or MIN:MAX with 1 <= MIN <= MAX, e.g. 1:8")
-    return value
-
-
 def _failures(value: Any) -> Any:
     """A count as int, a share as float below 1."""
     if isinstance(value, str):
@@ -41,56 +32,6 @@ def _failures(value: Any) -> Any:
     if isinstance(value, (int, float)) and (value < 0 or (isinstance(value, float) and value > 1)):
         raise ValueError("give a number of rows, or a share such as 5%")
     return value
-
-
-ActorRange = Annotated[tuple[int, int], BeforeValidator(_actor_range)]
-
-
-class ActorSettings(BaseModel):
-    """Where the actors of a job run, and when they are given up.
-
-    Raises:
-        SettingsError: a value is unknown or out of range.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    device: str = Field("auto", description="Torch device of each actor.")
-    dtype: str = Field("auto", description="Precision of the weights.")
-    actors: ActorRange | None = Field(
-        None, description="A number, or MIN:MAX. Default: one per GPU as they come, else one."
-    )
-    gpus_per_actor: float | None = Field(
-        None, ge=0, description="May be a fraction. Default: one where there are GPUs, else none."
-    )
-    row_timeout: float = Field(
-        1800, gt=0, description="Seconds without a finished row after which an actor is given up."
-    )
-    grace: float = Field(
-        30, ge=0, description="Seconds that shards under way are given once a stop is asked for."
-    )
-    max_deaths: int = Field(
-        20, ge=1, description="Stop after more deaths than this with nothing finished between."
-    )
-    ray_address: str | None = Field(None, description="A running cluster; default: this machine.")
-    s3_endpoint: str | None = Field(
-        None,
-        description="URL of an S3-compatible store; default: as the environment says, else AWS.",
-    )
-
-    def __init__(self, **values) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise SettingsError(in_a_sentence(error)) from None
-
-    @property
-    def actors_s3_endpoint(self) -> str | None:
-        """As this machine's environment has it, if nothing else is said: theirs may not. One that
-        holds credentials stays here."""
-        names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-        given = [self.s3_endpoint, *(os.environ.get(name) for name in names)]
-        return next((endpoint for endpoint in given if endpoint and "@" not in endpoint), None)
 
 
 class JobSettings(ActorSettings):

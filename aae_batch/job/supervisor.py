@@ -14,12 +14,12 @@ from typing import Any, Generic, TypeVar
 
 from aae_batch.dataset.layout import PROGRESS_SECONDS
 from aae_batch.errors import JobError
-from aae_batch.generate.settings import ActorSettings
 from aae_batch.job.actor import PIECES_AT_ONCE, Assignment, Report
 from aae_batch.job.cluster import ActorPlan, Stop
 from aae_batch.job.crew import Crew, Died, Done, Failed, Member, Ready, Told
 from aae_batch.job.plan import Ledger, Piece
 from aae_batch.job.progress import Progress, Tally
+from aae_batch.job.settings import ActorSettings
 from aae_batch.store.lock import Lock
 
 T = TypeVar("T")

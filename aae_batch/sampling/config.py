@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from aae_batch.errors import SettingsError
 from aae_batch.request import Method
+from aae_batch.settings import Settings
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
@@ -19,15 +19,13 @@ SCHEDULERS = {
 """Short names of schedulers; any other of diffusers' class names is taken as it is."""
 
 
-class GuidanceConfig(BaseModel):
+class GuidanceConfig(Settings):
     """How to sample. Names and defaults are those of diffusers' `StableDiffusionAttendAndExcitePipeline`
     and of the paper (Chefer et al. 2023, arXiv 2301.13826, section 4).
 
     Raises:
         SettingsError: a value is unknown or out of range.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Method = Field(
         "attend-and-excite",
@@ -78,12 +76,6 @@ class GuidanceConfig(BaseModel):
         "default: for Stable Diffusion 2.x, as the official code does.",
     )
 
-    def __init__(self, **values) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise SettingsError(in_a_sentence(error)) from None
-
     @field_validator("thresholds")
     @classmethod
     def _shares(cls, thresholds: dict[int, float]) -> dict[int, float]:
@@ -95,12 +87,3 @@ class GuidanceConfig(BaseModel):
     def updated(self, **values) -> GuidanceConfig:
         """A copy with some values changed, checked like the original."""
         return GuidanceConfig(**{**self.model_dump(), **values})
-
-
-def in_a_sentence(error: ValidationError, what: str = "setting") -> str:
-    """What is wrong with the values that a person has given."""
-    parts = []
-    for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"])
-        parts.append(f"{name}: {problem['msg']} (got {problem['input']!r})")
-    return f"Invalid {what}: {'; '.join(parts)}."
