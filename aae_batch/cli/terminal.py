@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,11 +22,6 @@ def progress_reporter() -> Iterator[Callable[[Progress], None]]:
             yield report
     else:
         yield lines(lambda text: print(text, file=sys.stderr, flush=True))
-
-
-def shard_reporter() -> AbstractContextManager[Callable[[int, int], None]]:
-    """What to tell how many shards of how many are done, by what standard error is."""
-    return count_reporter("shards")
 
 
 @contextmanager

@@ -6,14 +6,16 @@ from typing import Annotated
 
 import typer
 
-from aae_batch.cli.common import Model, Revision, S3Endpoint, errors_in_a_sentence
+from aae_batch.cli.common import errors_in_a_sentence
+from aae_batch.cli.options import settings_command
 
 
+@settings_command()
 def tokens(
     prompt: Annotated[str, typer.Argument(help="The text.")],
-    model: Model = "shapes",
-    revision: Revision = None,
-    s3_endpoint: S3Endpoint = None,
+    model: str,
+    revision: str | None,
+    s3_endpoint: str | None,
 ) -> None:
     """Print how a model's tokenizer splits PROMPT, with the positions for token_indices."""
     with errors_in_a_sentence():

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ImageKind = Literal["png", "webp", "jpeg"]
+Layout = Literal["files", "webdataset", "parquet"]
+"""Where pictures lie: a file each, a tar per shard, or a column of the metadata table."""
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     # Level 6 takes five times as long for files a few per cent smaller.

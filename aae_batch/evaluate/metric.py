@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,9 +20,6 @@ from aae_batch.dataset import layout
 from aae_batch.dataset.reader import Dataset
 from aae_batch.errors import OutputError
 from aae_batch.store.base import Storage
-
-MetricName = Literal["clip", "captions", "detector", "attention"]
-METRICS: tuple[str, ...] = get_args(MetricName)
 
 READERS = 8
 """Pictures of a batch that are read at a time."""

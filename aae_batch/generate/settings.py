@@ -10,12 +10,11 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from aae_batch.dataset.image_format import ImageFormat, ImageKind
-from aae_batch.dataset.layout import Layout
+from aae_batch.dataset.image_format import ImageFormat, ImageKind, Layout
 from aae_batch.errors import ModelError, OutputError
 from aae_batch.job.settings import ActorSettings
 from aae_batch.sampling.config import GuidanceConfig
-from aae_batch.sampling.model.loading import MODEL_FILES, source_of
+from aae_batch.sampling.model.loading import EMBEDDED, MODEL_FILES, source_of
 from aae_batch.store.base import is_url
 from aae_batch.store.fetch import folder_digest
 
@@ -42,34 +41,67 @@ class JobSettings(ActorSettings):
     """
 
     manifest: Annotated[str, BeforeValidator(os.fspath)] = Field(
-        description="Parquet, CSV or JSONL, path or URL; one row per picture."
+        description="Parquet, CSV or JSONL, path or URL; one row per picture. Columns: prompt "
+        "(required), subjects or token_indices, seed, id, negative_prompt, guidance_scale, "
+        "num_inference_steps, height, width, method; others are carried to the metadata table."
     )
-    output: str = Field(description="The output root: a folder or a URL.")
-    model: str = Field("shapes", description="Hub id, folder, URL of one, or 'shapes'.")
-    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
-    guidance: GuidanceConfig = Field(description="How to sample.")
-    slots: int = Field(8, ge=1, description="Pictures in flight in each actor.")
+    output: str = Field(
+        description="Folder for the dataset, s3://bucket/prefix, or another URL (gs://, abfs://, "
+        "hf://). Where it is not complete, it is continued."
+    )
+    model: str = Field(
+        EMBEDDED,
+        description="Hub id, folder in diffusers' layout, URL of one (s3://bucket/folder), or "
+        "'shapes', the model in this package.",
+    )
+    revision: str | None = Field(
+        None,
+        description="Branch, tag or commit of the model on the hub.",
+        json_schema_extra={"unset": "main"},
+    )
+    slots: int = Field(
+        8, ge=1, description="Pictures in flight in each actor; memory grows with it."
+    )
     shard_size: int | None = Field(
         None,
         ge=1,
-        description=f"Rows per shard. Default: {SHARD_SIZE}, or as the output was begun.",
+        description="Rows per shard, the unit of commit and resume.",
+        json_schema_extra={"unset": f"{SHARD_SIZE}, or as the output was begun"},
     )
     layout: Layout | None = Field(
-        None, description="How pictures are stored. Default: files, or as the output was begun."
+        None,
+        description="files (a file per picture), webdataset (a tar per shard) or parquet (a column of "
+        "the metadata table). The last two hold a shard's encoded pictures in memory.",
+        json_schema_extra={"unset": "files, or as the output was begun"},
     )
     image_format: ImageKind | None = Field(
-        None, description="Default: png, or as the output was begun."
+        None,
+        description="png, webp or jpeg.",
+        json_schema_extra={"unset": "png, or as the output was begun"},
     )
-    image_quality: int | None = Field(None, description="Of JPEG, and of lossy WebP.")
-    png_level: int | None = Field(None, description="Of PNG's compression.")
-    webp_lossless: bool | None = Field(None, description="WebP that keeps every pixel.")
-    max_failures: Annotated[int | float | None, BeforeValidator(_failures)] = Field(
-        None, description="Stop when more rows have failed: a number, or a share, '5%'."
+    image_quality: int | None = Field(
+        None,
+        description="Of jpeg and lossy webp, 1 to 100.",
+        json_schema_extra={"unset": "jpeg 95, webp 90"},
     )
-    retry_failed: bool = Field(False, description="Generate again the rows that have failed.")
+    png_level: int | None = Field(
+        None, description="Compression of png, 0 to 9.", json_schema_extra={"unset": "1"}
+    )
+    webp_lossless: bool | None = Field(
+        None, description="Keep every pixel in webp.", json_schema_extra={"unset": "lossy"}
+    )
+    retry_failed: bool = Field(False, description="Generate again the rows that failed before.")
     other_versions: bool = Field(
-        False, description="Go on with a run that other versions of torch and others have begun."
+        False,
+        description="Go on with a run that other versions of aae_batch, torch, diffusers or "
+        "transformers have begun; pictures may differ.",
     )
+    max_failures: Annotated[int | float | None, BeforeValidator(_failures)] = Field(
+        None,
+        description="Stop when more rows fail: a number, or a share such as 5%.",
+        json_schema_extra={"unset": "never"},
+    )
+    guidance: GuidanceConfig = Field(description="How to sample.")
 
     def pixels(self, manifest_digest: str) -> dict[str, Any]:
         """Everything that the pictures depend on, as JSON holds it."""

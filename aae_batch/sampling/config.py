@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
+from aae_batch.errors import SettingsError
 from aae_batch.request import Method
 from aae_batch.settings import Settings
 
@@ -19,6 +20,42 @@ SCHEDULERS = {
 """Short names of schedulers; any other of diffusers' class names is taken as it is."""
 
 
+def _thresholds(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if value.strip().lower() == "none":
+        return {}
+    try:
+        pairs = [part.split(":") for part in value.split(",")]
+        return {int(step): float(share) for step, share in pairs}
+    except ValueError:
+        raise SettingsError(
+            f"--thresholds {value!r} is not a list of step:threshold; write e.g. '0:0.05,10:0.5'."
+        ) from None
+
+
+def _scale_range(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        first, last = (float(part) for part in value.split(":"))
+    except ValueError:
+        raise SettingsError(
+            f"--scale-range {value!r} is not a range; write e.g. '1:0.5'."
+        ) from None
+    return first, last
+
+
+def _attn_res(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        height, width = (int(part) for part in value.lower().split("x"))
+    except ValueError:
+        raise SettingsError(f"--attn-res {value!r} is not a size; write e.g. '16x16'.") from None
+    return height, width
+
+
 class GuidanceConfig(Settings):
     """How to sample. Names and defaults are those of diffusers' `StableDiffusionAttendAndExcitePipeline`
     and of the paper (Chefer et al. 2023, arXiv 2301.13826, section 4).
@@ -29,51 +66,50 @@ class GuidanceConfig(Settings):
 
     method: Method = Field(
         "attend-and-excite",
-        description="'attend-and-excite', 'stable-diffusion' for no guidance, or another way to "
-        "compose: 'composable-diffusion' or 'structure-diffusion'.",
+        description="attend-and-excite; stable-diffusion for no guidance; or, to compare with, "
+        "composable-diffusion (each part of 'a cat and a dog' by itself, scores added; a forward more "
+        "for each) or structure-diffusion (values of noun phrases in cross-attention).",
     )
     num_inference_steps: int = Field(50, ge=1, description="Denoising steps.")
     guidance_scale: float = Field(
         7.5, ge=0, description="Classifier-free guidance; 1 or less switches it off."
     )
-    negative_prompt: str | None = Field(None, description="What to move away from.")
-    height: int | None = Field(None, gt=0, description="Pixels; default: the model's own.")
-    width: int | None = Field(None, gt=0, description="Pixels; default: the model's own.")
+    negative_prompt: str | None = Field(
+        None, description="What to move away from.", json_schema_extra={"unset": "nothing"}
+    )
+    height: int | None = Field(None, gt=0, description="Pixels, a multiple of 8.")
+    width: int | None = Field(None, gt=0, description="Pixels, a multiple of 8.")
     scheduler: str | None = Field(
-        None,
-        description=f"Scheduler: {', '.join(SCHEDULERS)}, or a class name of diffusers; "
-        "default: the model's own.",
+        None, description=f"{', '.join(SCHEDULERS)}, or a class name of diffusers."
     )
-    eta: float = Field(0.0, ge=0, le=1, description="Noise added by DDIM (eta of its paper).")
-    max_iter_to_alter: int = Field(
-        25, ge=0, description="Guide the steps before this one; later ones are left alone."
-    )
-    thresholds: dict[int, float] = Field(
+    eta: float = Field(0.0, ge=0, le=1, description="Noise added by DDIM.")
+    max_iter_to_alter: int = Field(25, ge=0, description="Guide the steps before this one.")
+    thresholds: Annotated[dict[int, float], BeforeValidator(_thresholds)] = Field(
         {0: 0.05, 10: 0.5, 20: 0.8},
-        description="At these steps, refine until every subject's attention reaches the threshold.",
+        description="Refine at these steps until every subject's attention reaches the threshold, e.g. "
+        "'0:0.05,10:0.5,20:0.8'; 'none' for no refinement.",
     )
     max_refinement_steps: int = Field(20, ge=1, description="Refinements at one step, at most.")
     scale_factor: float = Field(
         20.0, ge=0, description="Length of a latent update at the first step."
     )
-    scale_range: tuple[float, float] = Field(
+    scale_range: Annotated[tuple[float, float], BeforeValidator(_scale_range)] = Field(
         (1.0, 0.5),
-        description="The update's length falls over all steps as the root of this range.",
+        description="The update's length falls over all steps as the root of this range, e.g. '1:0.5'.",
     )
-    attn_res: tuple[int, int] | None = Field(
+    attn_res: Annotated[tuple[int, int] | None, BeforeValidator(_attn_res)] = Field(
         None,
-        description="Height and width of the attention maps at the model's own size; "
-        "default: a quarter of the latents' (16 x 16 for 512 pixels).",
+        description="Height x width of the guided attention maps, e.g. 16x16.",
+        json_schema_extra={"unset": "the model's own, or a quarter of its latents"},
     )
     subject_pooling: Literal["sum", "max"] = Field(
         "sum",
-        description="How the maps of a subject's tokens become one: their sum, which is the subject's "
-        "share of attention, or their max, the strongest token at each place.",
+        description="How the maps of a subject's tokens become one: sum, or max for the strongest alone.",
     )
     normalize_eot: bool | None = Field(
         None,
-        description="Compare a subject's attention with the words up to the end token only; "
-        "default: for Stable Diffusion 2.x, as the official code does.",
+        description="Compare a subject with the words up to the end token only.",
+        json_schema_extra={"unset": "only for Stable Diffusion 2.x"},
     )
 
     @field_validator("thresholds")

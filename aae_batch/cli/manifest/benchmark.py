@@ -6,12 +6,16 @@ from typing import Annotated
 
 import typer
 
-from aae_batch.cli.common import COMPLETE, Revision, S3Endpoint, complain, errors_in_a_sentence
+from aae_batch.cli.common import COMPLETE, complain, errors_in_a_sentence
 from aae_batch.cli.manifest.common import METHODS_HELP, Force, Show, Target, TokenizerOf
+from aae_batch.cli.options import settings_command
 
 
+@settings_command()
 def benchmark(
     output: Target,
+    revision: str | None,
+    s3_endpoint: str | None,
     prompt_set: Annotated[
         str,
         typer.Option(
@@ -33,10 +37,8 @@ def benchmark(
     ] = None,
     colour_seed: Annotated[int, typer.Option(help="Draws the colours of objects.")] = 0,
     model: TokenizerOf = None,
-    revision: Revision = None,
     show: Show = 10,
     force: Force = False,
-    s3_endpoint: S3Endpoint = None,
 ) -> None:
     """Make the manifest of Attend-and-Excite's own benchmark: 276 prompts of two things each.
 

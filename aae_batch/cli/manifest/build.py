@@ -6,10 +6,12 @@ from typing import Annotated
 
 import typer
 
-from aae_batch.cli.common import COMPLETE, Revision, S3Endpoint, errors_in_a_sentence
+from aae_batch.cli.common import COMPLETE, errors_in_a_sentence
 from aae_batch.cli.manifest.common import METHODS_HELP, Force, Show, Target, TokenizerOf
+from aae_batch.cli.options import settings_command
 
 
+@settings_command()
 def build(
     source: Annotated[
         str,
@@ -20,6 +22,8 @@ def build(
         ),
     ],
     output: Target,
+    revision: str | None,
+    s3_endpoint: str | None,
     template: Annotated[
         str | None,
         typer.Option(
@@ -58,14 +62,12 @@ def build(
         typer.Option(help="Words that are never found as subjects, e.g. 'artstation;style'."),
     ] = "",
     model: TokenizerOf = None,
-    revision: Revision = None,
     show: Show = 10,
     yes: Annotated[
         bool,
         typer.Option("--yes", "-y", help="Take the subjects that were found without asking."),
     ] = False,
     force: Force = False,
-    s3_endpoint: S3Endpoint = None,
 ) -> None:
     """Make the manifest OUTPUT of the prompts in SOURCE: a row for each prompt, seed and method.
 

@@ -1,0 +1,125 @@
+"""Options made from settings: a model's field says what its option is called, takes and means."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import update_wrapper
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+
+import typer
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from aae_batch.settings import Settings
+
+OWN = "the model's own"
+"""The default of sampling settings, since a model may bring other values than `GuidanceConfig` has."""
+
+
+def job_settings() -> type[Settings]:
+    from aae_batch.generate.settings import JobSettings
+
+    return JobSettings
+
+
+class SettingsCommand:
+    """A command some of whose options are fields of settings, in the form that typer takes.
+
+    A parameter of `run` without an `Annotated` of its own is the field of its name. `**settings` are
+    all the other fields; in place of a field that holds settings itself, there are its own fields, None
+    where they are not given. The model is imported when typer asks for the signature, not before.
+
+    Args:
+        run: is called with all values by name.
+        model: returns the class of the settings.
+        arguments: fields that are arguments, not options.
+        without: fields that `**settings` leaves out.
+        defaults: in place of the model's.
+    """
+
+    def __init__(
+        self,
+        run: Callable[..., None],
+        model: Callable[[], type[Settings]] = job_settings,
+        *,
+        arguments: Sequence[str] = (),
+        without: Sequence[str] = (),
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        update_wrapper(self, run)
+        self._run, self._model = run, model
+        self._arguments, self._without, self._defaults = arguments, without, defaults or {}
+
+    def __call__(self, **given: Any) -> None:
+        self._run(**given)
+
+    def with_options_only(self, **defaults: Any) -> SettingsCommand:
+        """The same with an option in place of each argument, and with other defaults."""
+        return SettingsCommand(self._run, self._model, without=self._without, defaults=defaults)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.Signature(list(self._parameters()))
+
+    def _parameters(self) -> Iterator[inspect.Parameter]:
+        fields = {parameter.name: parameter for parameter in self._fields(self._model())}
+        own = inspect.signature(self._run, eval_str=True).parameters
+        for name, parameter in own.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                left_out = {*own, *self._without}
+                yield from (field for name, field in fields.items() if name not in left_out)
+            elif name in fields and get_origin(parameter.annotation) is not Annotated:
+                yield fields[name]
+            else:
+                yield parameter.replace(kind=parameter.KEYWORD_ONLY)
+
+    def _fields(
+        self, model: type[Settings], unset: str | None = None
+    ) -> Iterator[inspect.Parameter]:
+        inherited = getattr(model.__base__, "model_fields", {})
+        for name in sorted(model.model_fields, key=lambda name: name in inherited):
+            field = model.model_fields[name]
+            if hasattr(field.annotation, "model_fields"):
+                yield from self._fields(field.annotation, OWN)  # type: ignore[arg-type]
+            else:
+                yield self._parameter(name, field, unset)
+
+    def _parameter(self, name: str, field: FieldInfo, unset: str | None) -> inspect.Parameter:
+        extra = field.json_schema_extra
+        unset = str(extra["unset"]) if isinstance(extra, dict) else unset
+        default = (
+            inspect.Parameter.empty if field.is_required() else None if unset else field.default
+        )
+        default = self._defaults.get(name, default)
+        kind = _kind(field.annotation)
+        option: Any
+        if name in self._arguments:
+            option = typer.Argument(help=field.description)
+        elif default is False:
+            option = typer.Option(f"--{name.replace('_', '-')}", help=field.description)
+        else:
+            shown = unset if unset and default is None else True
+            option = typer.Option(help=field.description, show_default=shown)
+            kind = kind | None if default is None else kind
+        annotation = Annotated[kind, option]
+        return inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+        )
+
+
+def _kind(annotation: Any) -> Any:
+    """What typer is to make of the text: a number, a flag, or text still, which the model reads."""
+    if get_origin(annotation) is Annotated:
+        return _kind(get_args(annotation)[0])
+    given = [kind for kind in get_args(annotation) or (annotation,) if kind is not NoneType]
+    return given[0] if len(given) == 1 and given[0] in (bool, int, float) else str
+
+
+def settings_command(
+    model: Callable[[], type[Settings]] = job_settings, **how: Any
+) -> Callable[[Callable[..., None]], SettingsCommand]:
+    """Decorates a function as `SettingsCommand` takes it."""
+    return lambda run: SettingsCommand(run, model, **how)
