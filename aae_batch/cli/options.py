@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import update_wrapper
+from functools import cached_property, update_wrapper
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
+import typer.main
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -60,21 +62,20 @@ class SettingsCommand:
         """The same with an option in place of each argument, and with other defaults."""
         return SettingsCommand(self._run, self._model, without=self._without, defaults=defaults)
 
-    @property
+    @cached_property
     def __signature__(self) -> inspect.Signature:
-        return inspect.Signature(list(self._parameters()))
-
-    def _parameters(self) -> Iterator[inspect.Parameter]:
         fields = {parameter.name: parameter for parameter in self._fields(self._model())}
         own = inspect.signature(self._run, eval_str=True).parameters
+        parameters: list[inspect.Parameter] = []
         for name, parameter in own.items():
             if parameter.kind is parameter.VAR_KEYWORD:
                 left_out = {*own, *self._without}
-                yield from (field for name, field in fields.items() if name not in left_out)
+                parameters += (field for name, field in fields.items() if name not in left_out)
             elif name in fields and get_origin(parameter.annotation) is not Annotated:
-                yield fields[name]
+                parameters.append(fields[name])
             else:
-                yield parameter.replace(kind=parameter.KEYWORD_ONLY)
+                parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+        return inspect.Signature(parameters)
 
     def _fields(
         self, model: type[Settings], unset: str | None = None
@@ -104,7 +105,7 @@ class SettingsCommand:
             shown = unset if unset and default is None else True
             option = typer.Option(help=field.description, show_default=shown)
             kind = kind | None if default is None else kind
-        annotation = Annotated[kind, option]
+        annotation = Annotated[kind, option]  # type: ignore[valid-type]
         return inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
         )
@@ -121,5 +122,25 @@ def _kind(annotation: Any) -> Any:
 def settings_command(
     model: Callable[[], type[Settings]] = job_settings, **how: Any
 ) -> Callable[[Callable[..., None]], SettingsCommand]:
-    """Decorates a function as `SettingsCommand` takes it."""
+    """Decorates a function, as `SettingsCommand` takes it."""
     return lambda run: SettingsCommand(run, model, **how)
+
+
+def add_commands(app: typer.Typer, *commands: Callable[..., None]) -> None:
+    """Add commands that get their options when they are called: a list of them needs no settings."""
+    for command in commands:
+
+        def listed() -> None: ...
+
+        listed.__name__, listed.__doc__ = command.__name__, command.__doc__
+        listed.command = command  # type: ignore[attr-defined]
+        app.command(cls=_Listed)(listed)
+
+
+class _Listed(TyperCommand):
+    """A command as a list of commands shows it."""
+
+    def make_context(self, info_name: Any, args: Any, parent: Any = None, **extra: Any) -> Any:
+        app = typer.Typer(add_completion=False, rich_markup_mode=None)
+        app.command(self.name)(self.callback.command)  # type: ignore[union-attr]
+        return typer.main.get_command(app).make_context(info_name, args, parent, **extra)

@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from aae_batch.evaluate.models import JUDGE_FILES, refuse_missing_folder
-from aae_batch.generate.settings import weights_digest
 from aae_batch.job.settings import ActorSettings, Dtype
-from aae_batch.sampling.model.loading import EMBEDDED
 
 if TYPE_CHECKING:
     from aae_batch.evaluate.metric import Metric
@@ -76,6 +73,7 @@ class ScoreSettings(ActorSettings):
         from aae_batch.evaluate.captions import CaptionsMetric
         from aae_batch.evaluate.clip import ClipMetric
         from aae_batch.evaluate.detector import SHAPES, OpenVocabularyDetector, ShapesDetector
+        from aae_batch.sampling.model.loading import EMBEDDED
 
         endpoint, made_by = self.actors_s3_endpoint, run["settings"]
         if self.metric == "clip":
@@ -109,6 +107,9 @@ def weights_of(metric: Metric, s3_endpoint: str | None) -> dict[str, str | None]
     Raises:
         ModelError: a folder or an object store has no such model, or cannot be read.
     """
+    from aae_batch.evaluate.models import JUDGE_FILES, refuse_missing_folder
+    from aae_batch.sampling.model.weights import weights_digest
+
     for model in metric.models:
         refuse_missing_folder(model)
     return {model: weights_digest(model, s3_endpoint, JUDGE_FILES) for model in metric.models}

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from aae_batch.dataset.image_format import ImageFormat, ImageKind, Layout
-from aae_batch.errors import ModelError, OutputError
 from aae_batch.job.settings import ActorSettings
 from aae_batch.sampling.config import GuidanceConfig
-from aae_batch.sampling.model.loading import EMBEDDED, MODEL_FILES, source_of
-from aae_batch.store.base import is_url
-from aae_batch.store.fetch import folder_digest
 
 SHARD_SIZE = 256
 AUTO = "auto"
-_END = 1 << 20
 _OF_SETTINGS = ("guidance", "image_format")
 
 
@@ -50,7 +43,7 @@ class JobSettings(ActorSettings):
         "hf://). Where it is not complete, it is continued."
     )
     model: str = Field(
-        EMBEDDED,
+        "shapes",
         description="Hub id, folder in diffusers' layout, URL of one (s3://bucket/folder), or "
         "'shapes', the model in this package.",
     )
@@ -105,6 +98,8 @@ class JobSettings(ActorSettings):
 
     def pixels(self, manifest_digest: str) -> dict[str, Any]:
         """Everything that the pictures depend on, as JSON holds it."""
+        from aae_batch.sampling.model.weights import weights_digest
+
         return {
             "model": self.model,
             "revision": self.revision,
@@ -140,41 +135,6 @@ class JobSettings(ActorSettings):
         if (kind, lossless) == (begun.get("kind"), begun.get("lossless")):
             given |= {name: value for name, value in begun.items() if given[name] is None}
         return ImageFormat(**given)
-
-
-def weights_digest(
-    model: str, s3_endpoint: str | None = None, endings: tuple[str, ...] = MODEL_FILES
-) -> str | None:
-    """SHA-256 over the files of a model on this machine, or over the listing of one in an object
-    store; None for one on the hub.
-
-    Of a large file only the two ends are read: other weights differ there as everywhere.
-
-    Args:
-        endings: of the names of files that count.
-
-    Raises:
-        ModelError: the object store has no such model, or cannot be read.
-    """
-    if is_url(model):
-        try:
-            return folder_digest(model, lambda name: name.endswith(endings), s3_endpoint)
-        except OutputError as error:
-            raise ModelError(str(error)) from None
-    folder = Path(source_of(model))
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.suffix not in endings:
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_END))
-            file.seek(max(0, size - _END))
-            digest.update(file.read(_END))
-    return digest.hexdigest()
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -18,7 +18,6 @@ from aae_batch.dataset.layout import Layout, metadata_name
 from aae_batch.dataset.reader import Dataset
 from aae_batch.errors import ModelError, RowError
 from aae_batch.generate.records import Loaded
-from aae_batch.generate.settings import weights_digest
 from aae_batch.job.actor import Actor, Report
 from aae_batch.job.metrics import WorkerMetrics
 from aae_batch.job.plan import Piece
@@ -27,6 +26,7 @@ from aae_batch.manifest.reader import Part
 from aae_batch.manifest.row import Row
 from aae_batch.request import Request, Result
 from aae_batch.sampling.config import GuidanceConfig
+from aae_batch.sampling.model.weights import weights_digest
 from aae_batch.store.open import open_storage
 
 if TYPE_CHECKING:
