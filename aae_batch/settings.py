@@ -1,8 +1,8 @@
 """What every model of settings shares: its values come from a person or a file, and are checked.
 
 A setting is said once, as a field: its name, type, limits, default and description are also those of
-its option on the command line (`aae_batch.cli.options`). Where a default of None stands for something,
-`json_schema_extra={"unset": ...}` says for what.
+its option on the command line (`aae_batch.cli.options`). What a default of None stands for is said at
+the end of the description, after "Default: ".
 """
 
 from __future__ import annotations

@@ -43,8 +43,7 @@ def evaluate(
         ),
     ] = None,
     dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Say what would be scored; no model is loaded."),
+        bool, typer.Option("--dry-run", help="Say what would be scored; no model is loaded.")
     ] = False,
     csv: Annotated[
         Path | None, typer.Option(help="Write the table to this file, a line for each cell.")

@@ -77,34 +77,27 @@ class SettingsCommand:
                 parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
         return inspect.Signature(parameters)
 
-    def _fields(
-        self, model: type[Settings], unset: str | None = None
-    ) -> Iterator[inspect.Parameter]:
+    def _fields(self, model: type[Settings], own: str = "") -> Iterator[inspect.Parameter]:
         inherited = getattr(model.__base__, "model_fields", {})
         for name in sorted(model.model_fields, key=lambda name: name in inherited):
             field = model.model_fields[name]
             if hasattr(field.annotation, "model_fields"):
                 yield from self._fields(field.annotation, OWN)  # type: ignore[arg-type]
             else:
-                yield self._parameter(name, field, unset)
+                yield self._parameter(name, field, own)
 
-    def _parameter(self, name: str, field: FieldInfo, unset: str | None) -> inspect.Parameter:
-        extra = field.json_schema_extra
-        unset = str(extra["unset"]) if isinstance(extra, dict) else unset
-        default = (
-            inspect.Parameter.empty if field.is_required() else None if unset else field.default
-        )
-        default = self._defaults.get(name, default)
-        kind = _kind(field.annotation)
-        option: Any
+    def _parameter(self, name: str, field: FieldInfo, own: str) -> inspect.Parameter:
+        text, _, unset = (field.description or "").partition(" Default: ")
+        unset = unset.rstrip(".") or own
+        default = inspect.Parameter.empty if field.is_required() else field.default
+        default = self._defaults.get(name, None if unset else default)
+        kind, option = _kind(field.annotation), typer.Option(help=text)
         if name in self._arguments:
-            option = typer.Argument(help=field.description)
+            option = typer.Argument(help=text)
         elif default is False:
-            option = typer.Option(f"--{name.replace('_', '-')}", help=field.description)
-        else:
-            shown = unset if unset and default is None else True
-            option = typer.Option(help=field.description, show_default=shown)
-            kind = kind | None if default is None else kind
+            option = typer.Option(f"--{name.replace('_', '-')}", help=text)
+        elif default is None:
+            kind, option = kind | None, typer.Option(help=text, show_default=unset)
         annotation = Annotated[kind, option]  # type: ignore[valid-type]
         return inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
@@ -119,11 +112,9 @@ def _kind(annotation: Any) -> Any:
     return given[0] if len(given) == 1 and given[0] in (bool, int, float) else str
 
 
-def settings_command(
-    model: Callable[[], type[Settings]] = job_settings, **how: Any
-) -> Callable[[Callable[..., None]], SettingsCommand]:
+def settings_command(*models: Callable[[], type[Settings]], **how: Any) -> Any:
     """Decorates a function, as `SettingsCommand` takes it."""
-    return lambda run: SettingsCommand(run, model, **how)
+    return lambda run: SettingsCommand(run, *models, **how)
 
 
 def add_commands(app: typer.Typer, *commands: Callable[..., None]) -> None:

@@ -47,8 +47,8 @@ class ScoreSettings(ActorSettings):
     detector: Place | None = Field(
         None,
         description="shapes, the embedded model's detector, or an OWL-type model: hub id, folder, or "
-        "URL of one.",
-        json_schema_extra={"unset": f"shapes for pictures of the embedded model, else {DETECTOR}"},
+        "URL of one. Default: shapes for pictures of the embedded model, else "
+        f"{DETECTOR}.",
     )
     detector_threshold: float = Field(
         0.1,

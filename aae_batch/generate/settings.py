@@ -48,9 +48,7 @@ class JobSettings(ActorSettings):
         "'shapes', the model in this package.",
     )
     revision: str | None = Field(
-        None,
-        description="Branch, tag or commit of the model on the hub.",
-        json_schema_extra={"unset": "main"},
+        None, description="Branch, tag or commit of the model on the hub. Default: main."
     )
     slots: int = Field(
         8, ge=1, description="Pictures in flight in each actor; memory grows with it."
@@ -58,30 +56,24 @@ class JobSettings(ActorSettings):
     shard_size: int | None = Field(
         None,
         ge=1,
-        description="Rows per shard, the unit of commit and resume.",
-        json_schema_extra={"unset": f"{SHARD_SIZE}, or as the output was begun"},
+        description=f"Rows per shard, the unit of commit and resume. Default: {SHARD_SIZE}, or as the "
+        "output was begun.",
     )
     layout: Layout | None = Field(
         None,
-        description="files (a file per picture), webdataset (a tar per shard) or parquet (a column of "
-        "the metadata table). The last two hold a shard's encoded pictures in memory.",
-        json_schema_extra={"unset": "files, or as the output was begun"},
+        description="files (a file per picture), webdataset (a tar per shard) or parquet (a column "
+        "of the metadata table). The last two hold a shard's encoded pictures in memory. "
+        "Default: files, or as the output was begun.",
     )
     image_format: ImageKind | None = Field(
-        None,
-        description="png, webp or jpeg.",
-        json_schema_extra={"unset": "png, or as the output was begun"},
+        None, description="png, webp or jpeg. Default: png, or as the output was begun."
     )
     image_quality: int | None = Field(
-        None,
-        description="Of jpeg and lossy webp, 1 to 100.",
-        json_schema_extra={"unset": "jpeg 95, webp 90"},
+        None, description="Of jpeg and lossy webp, 1 to 100. Default: jpeg 95, webp 90."
     )
-    png_level: int | None = Field(
-        None, description="Compression of png, 0 to 9.", json_schema_extra={"unset": "1"}
-    )
+    png_level: int | None = Field(None, description="Compression of png, 0 to 9. Default: 1.")
     webp_lossless: bool | None = Field(
-        None, description="Keep every pixel in webp.", json_schema_extra={"unset": "lossy"}
+        None, description="Keep every pixel in webp. Default: lossy."
     )
     retry_failed: bool = Field(False, description="Generate again the rows that failed before.")
     other_versions: bool = Field(
@@ -91,8 +83,7 @@ class JobSettings(ActorSettings):
     )
     max_failures: Annotated[int | float | None, BeforeValidator(_failures)] = Field(
         None,
-        description="Stop when more rows fail: a number, or a share such as 5%.",
-        json_schema_extra={"unset": "never"},
+        description="Stop when more rows fail: a number, or a share such as 5%. Default: never.",
     )
     guidance: GuidanceConfig = Field(description="How to sample.")
 

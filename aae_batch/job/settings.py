@@ -39,24 +39,22 @@ class ActorSettings(Settings):
 
     actors: ActorRange | None = Field(
         None,
-        description="Processes that hold a model each: a number, or MIN:MAX to use what a cluster has "
-        "room for. MIN are asked for in any case, which makes a cluster that scales grow.",
-        json_schema_extra={"unset": "one per GPU as they come, else one"},
+        description="Processes that hold a model each: a number, or MIN:MAX to use what a cluster "
+        "has room for. MIN are asked for in any case, which makes a cluster that scales "
+        "grow. Default: one per GPU as they come, else one.",
     )
     gpus_per_actor: float | None = Field(
         None,
         ge=0,
-        description="Share of a GPU that an actor takes, e.g. 0.5 for two on each.",
-        json_schema_extra={"unset": "1 where there are GPUs, else 0"},
+        description="Share of a GPU that an actor takes, e.g. 0.5 for two on each. Default: 1 where "
+        "there are GPUs, else 0.",
     )
     device: str = Field(
         "auto", description="Torch device of each actor; auto is CUDA, else MPS, else CPU."
     )
     dtype: Dtype = "auto"
     ray_address: str | None = Field(
-        None,
-        description="Ray cluster to join, e.g. 'auto'.",
-        json_schema_extra={"unset": "one on this machine"},
+        None, description="Ray cluster to join, e.g. 'auto'. Default: one on this machine."
     )
     grace: float = Field(
         30.0,
@@ -73,9 +71,7 @@ class ActorSettings(Settings):
         description="Stop after more actor deaths than this with nothing finished between.",
     )
     s3_endpoint: str | None = Field(
-        None,
-        description="URL of an S3-compatible store.",
-        json_schema_extra={"unset": "AWS_ENDPOINT_URL, or AWS"},
+        None, description="URL of an S3-compatible store. Default: AWS_ENDPOINT_URL, or AWS."
     )
 
     @property

@@ -75,7 +75,7 @@ class GuidanceConfig(Settings):
         7.5, ge=0, description="Classifier-free guidance; 1 or less switches it off."
     )
     negative_prompt: str | None = Field(
-        None, description="What to move away from.", json_schema_extra={"unset": "nothing"}
+        None, description="What to move away from. Default: nothing."
     )
     height: int | None = Field(None, gt=0, description="Pixels, a multiple of 8.")
     width: int | None = Field(None, gt=0, description="Pixels, a multiple of 8.")
@@ -99,8 +99,8 @@ class GuidanceConfig(Settings):
     )
     attn_res: Annotated[tuple[int, int] | None, BeforeValidator(_attn_res)] = Field(
         None,
-        description="Height x width of the guided attention maps, e.g. 16x16.",
-        json_schema_extra={"unset": "the model's own, or a quarter of its latents"},
+        description="Height x width of the guided attention maps, e.g. 16x16. Default: the model's "
+        "own, or a quarter of its latents.",
     )
     subject_pooling: Literal["sum", "max"] = Field(
         "sum",
@@ -108,8 +108,8 @@ class GuidanceConfig(Settings):
     )
     normalize_eot: bool | None = Field(
         None,
-        description="Compare a subject with the words up to the end token only.",
-        json_schema_extra={"unset": "only for Stable Diffusion 2.x"},
+        description="Compare a subject with the words up to the end token only. Default: only for "
+        "Stable Diffusion 2.x.",
     )
 
     @field_validator("thresholds")

@@ -58,14 +58,12 @@ def build(
         ),
     ] = None,
     ignore: Annotated[
-        str,
-        typer.Option(help="Words that are never found as subjects, e.g. 'artstation;style'."),
+        str, typer.Option(help="Words that are never found as subjects, e.g. 'artstation;style'.")
     ] = "",
     model: TokenizerOf = None,
     show: Show = 10,
     yes: Annotated[
-        bool,
-        typer.Option("--yes", "-y", help="Take the subjects that were found without asking."),
+        bool, typer.Option("--yes", "-y", help="Take the subjects that were found without asking.")
     ] = False,
     force: Force = False,
 ) -> None:
