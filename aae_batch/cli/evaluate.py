@@ -66,9 +66,10 @@ def evaluate(
             raise SettingsError("--dry-run says what would be scored: name a --metric, too.")
         endpoint = settings["s3_endpoint"]
         outputs = _each_once(outputs, endpoint)
+        names = [name.strip() for text in metric or () for name in text.split(",")]
         jobs = [
             ScoreSettings(**settings, output=output, metric=name)
-            for name in _metrics(metric)
+            for name in dict.fromkeys(names)
             for output in outputs
         ]
         if dry_run:
@@ -84,12 +85,6 @@ def evaluate(
             raise typer.Exit(USAGE)
         _print(table, csv, latex)
         raise typer.Exit(WITH_FAILURES if unscored else COMPLETE)
-
-
-def _metrics(given: list[str] | None) -> list[str]:
-    """Each once, in the order given."""
-    names = [name.strip() for text in given or () for name in text.split(",")]
-    return list(dict.fromkeys(names))
 
 
 def _each_once(outputs: list[str], endpoint: str | None) -> list[str]:

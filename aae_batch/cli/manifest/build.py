@@ -98,12 +98,12 @@ def build(
         prompts = read_prompts(source, template, _listed(subjects), s3_endpoint)
         found = naming.Found(prompts, ())
         if find_subjects is not False:
-            with count_reporter("prompts looked through for subjects") as report:
+            with count_reporter("prompts looked through for subjects") as on_progress:
                 found = naming.find_subjects(
                     prompts,
                     lambda: Nouns(_listed(ignore)),
                     lambda prompt: find_subjects or naming.may_be_guided(prompt, wanted_methods),
-                    report,
+                    on_progress,
                 )
             prompts = found.prompts
         if model:
