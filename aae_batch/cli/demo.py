@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aae_batch.cli.common import errors_in_a_sentence
+from aae_batch.cli.options import settings_command
 from aae_batch.cli.terminal import progress_reporter
 
 if TYPE_CHECKING:
@@ -26,13 +26,13 @@ MANIFEST = "manifest.jsonl"
 SHEET = "contact_sheet.png"
 
 
+@settings_command()
 def demo(
     output: Annotated[Path, typer.Argument(help="Folder for the pictures.")] = Path("demo-output"),
-) -> None:
+) -> int:
     """Make a small dataset with the embedded model, plain and guided from the same noise, and a
     page to look at both."""
-    with errors_in_a_sentence():
-        raise typer.Exit(run_demo(output))
+    return run_demo(output)
 
 
 def run_demo(

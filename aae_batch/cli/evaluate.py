@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aae_batch.cli.common import COMPLETE, USAGE, WITH_FAILURES, complain, errors_in_a_sentence
+from aae_batch.cli.common import COMPLETE, USAGE, WITH_FAILURES, complain
 from aae_batch.cli.options import settings_command
 from aae_batch.errors import SettingsError
 
@@ -52,7 +52,7 @@ def evaluate(
         Path | None, typer.Option(help="Write the table to this file, for LaTeX with booktabs.")
     ] = None,
     **settings: Any,
-) -> None:
+) -> int:
     """Score the pictures of OUTPUTS, and compare their methods in a table.
 
     Scores lie beside each dataset, in metrics/. What is scored already is kept: run the same command
@@ -61,30 +61,27 @@ def evaluate(
     """
     from aae_batch.evaluate.settings import ScoreSettings
 
-    with errors_in_a_sentence():
-        if dry_run and not metric:
-            raise SettingsError("--dry-run says what would be scored: name a --metric, too.")
-        endpoint = settings["s3_endpoint"]
-        outputs = _each_once(outputs, endpoint)
-        names = [name.strip() for text in metric or () for name in text.split(",")]
-        jobs = [
-            ScoreSettings(**settings, output=output, metric=name)
-            for name in dict.fromkeys(names)
-            for output in outputs
-        ]
-        if dry_run:
-            for job in jobs:
-                _say_plan(job)
-            raise typer.Exit(COMPLETE)
-        unscored = sum(_score(job) for job in jobs)
-        table = _table(outputs, endpoint)
-        if not table.lines:
-            complain(
-                " ".join(table.notes) or "Nothing is scored in these outputs: name a --metric."
-            )
-            raise typer.Exit(USAGE)
-        _print(table, csv, latex)
-        raise typer.Exit(WITH_FAILURES if unscored else COMPLETE)
+    if dry_run and not metric:
+        raise SettingsError("--dry-run says what would be scored: name a --metric, too.")
+    endpoint = settings["s3_endpoint"]
+    outputs = _each_once(outputs, endpoint)
+    names = [name.strip() for text in metric or () for name in text.split(",")]
+    jobs = [
+        ScoreSettings(**settings, output=output, metric=name)
+        for name in dict.fromkeys(names)
+        for output in outputs
+    ]
+    if dry_run:
+        for job in jobs:
+            _say_plan(job)
+        return COMPLETE
+    unscored = sum(_score(job) for job in jobs)
+    table = _table(outputs, endpoint)
+    if not table.lines:
+        complain(" ".join(table.notes) or "Nothing is scored in these outputs: name a --metric.")
+        return USAGE
+    _print(table, csv, latex)
+    return WITH_FAILURES if unscored else COMPLETE
 
 
 def _each_once(outputs: list[str], endpoint: str | None) -> list[str]:

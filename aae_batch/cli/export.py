@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from aae_batch.cli.common import Output, complain, errors_in_a_sentence
+from aae_batch.cli.common import Output, complain
 from aae_batch.cli.options import settings_command
 from aae_batch.errors import SettingsError
 
@@ -79,34 +79,31 @@ def export(
 
     Exit codes: 0 written, 2 wrong command or input, 3 stopped on the way; the same command starts over.
     """
-    with errors_in_a_sentence():
-        if select not in (None, BEST):
-            raise SettingsError(f"--select {select}: there is only {BEST}.")
-        if of is not None and select is None:
-            raise SettingsError(
-                f"--of {of} says among how many to choose: give --select {BEST}, too."
-            )
-        from aae_batch.cli.terminal import count_reporter
-        from aae_batch.dataset.reader import Dataset
-        from aae_batch.export.condition import Condition
-        from aae_batch.export.export import ExportSettings
-        from aae_batch.export.export import export as write
-        from aae_batch.export.selection import Best
-        from aae_batch.store.open import open_storage
+    if select not in (None, BEST):
+        raise SettingsError(f"--select {select}: there is only {BEST}.")
+    if of is not None and select is None:
+        raise SettingsError(f"--of {of} says among how many to choose: give --select {BEST}, too.")
+    from aae_batch.cli.terminal import count_reporter
+    from aae_batch.dataset.reader import Dataset
+    from aae_batch.export.condition import Condition
+    from aae_batch.export.export import ExportSettings
+    from aae_batch.export.export import export as write
+    from aae_batch.export.selection import Best
+    from aae_batch.store.open import open_storage
 
-        settings = ExportSettings(
-            format=format,
-            where=None if where is None else Condition(where),
-            best=None if select is None else Best(of),
-            partial=partial,
-            force=force,
-            license=license,
-            rows_per_file=rows_per_file,
-        )
-        dataset = Dataset(open_storage(output, s3_endpoint))
-        to = open_storage(destination, s3_endpoint)
-        with count_reporter("shards") as on_progress:
-            written = write(dataset, to, settings, on_progress, on_progress)
+    settings = ExportSettings(
+        format=format,
+        where=None if where is None else Condition(where),
+        best=None if select is None else Best(of),
+        partial=partial,
+        force=force,
+        license=license,
+        rows_per_file=rows_per_file,
+    )
+    dataset = Dataset(open_storage(output, s3_endpoint))
+    to = open_storage(destination, s3_endpoint)
+    with count_reporter("shards") as on_progress:
+        written = write(dataset, to, settings, on_progress, on_progress)
     for note in written.notes:
         complain(note)
     left_out = [

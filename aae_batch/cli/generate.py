@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aae_batch.cli.common import COMPLETE, WITH_FAILURES, errors_in_a_sentence
+from aae_batch.cli.common import COMPLETE, WITH_FAILURES
 from aae_batch.cli.options import settings_command
 
 if TYPE_CHECKING:
@@ -23,15 +23,14 @@ def generate(
         ),
     ] = False,
     **settings: Any,
-) -> None:
+) -> int:
     """Generate the pictures of MANIFEST into OUTPUT, with attention statistics and metadata.
 
     What is already there is kept: run the same command again to go on after a stop.
     Exit codes: 0 complete, 1 complete with failed rows, 2 wrong command or input, 3 stopped.
     """
-    with errors_in_a_sentence():
-        job = _job(settings)
-        raise typer.Exit(_dry_run(job) if dry_run else _generate(job))
+    job = _job(settings)
+    return _dry_run(job) if dry_run else _generate(job)
 
 
 def _job(given: dict[str, Any]) -> JobSettings:

@@ -12,6 +12,8 @@ import typer
 import typer.main
 from typer.core import TyperCommand
 
+from aae_batch.cli.common import COMPLETE, errors_in_a_sentence
+
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
@@ -35,7 +37,7 @@ class SettingsCommand:
     where they are not given. The model is imported when typer asks for the signature, not before.
 
     Args:
-        run: is called with all values by name.
+        run: is called with all values by name, and returns the exit code.
         model: returns the class of the settings.
         arguments: fields that are arguments, not options.
         without: fields that `**settings` leaves out.
@@ -44,7 +46,7 @@ class SettingsCommand:
 
     def __init__(
         self,
-        run: Callable[..., None],
+        run: Callable[..., int | None],
         model: Callable[[], type[Settings]] = job_settings,
         *,
         arguments: Sequence[str] = (),
@@ -56,7 +58,8 @@ class SettingsCommand:
         self._arguments, self._without, self._defaults = arguments, without, defaults or {}
 
     def __call__(self, **given: Any) -> None:
-        self._run(**given)
+        with errors_in_a_sentence():
+            raise typer.Exit(self._run(**given) or COMPLETE)
 
     def with_options_only(self, **defaults: Any) -> SettingsCommand:
         """The same with an option in place of each argument, and with other defaults."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from aae_batch.cli.common import Output, errors_in_a_sentence
+from aae_batch.cli.common import Output
 from aae_batch.cli.options import settings_command
 from aae_batch.errors import SettingsError
 
@@ -52,26 +52,25 @@ def report(
     picture and step by step, scores of `aae-batch evaluate`, filters, sorting, and figures. It needs
     no server and no network.
     """
-    with errors_in_a_sentence():
-        from aae_batch.cli.terminal import count_reporter
-        from aae_batch.report.write import write_report
-        from aae_batch.store.base import is_url
-        from aae_batch.store.open import open_storage
+    from aae_batch.cli.terminal import count_reporter
+    from aae_batch.report.write import write_report
+    from aae_batch.store.base import is_url
+    from aae_batch.store.open import open_storage
 
-        if open_page and html is None and is_url(output):
-            raise SettingsError(
-                f"--open needs a page on this machine, and this one would be in {output}: add "
-                "--html report.html."
-            )
-        if html is not None and is_url(html):
-            raise SettingsError(
-                "--html takes a file of this machine, not a URL: leave it out to have the page in "
-                "OUTPUT, or write it to a file and copy that."
-            )
-        page = None if html is None else Path(html)
-        storage = open_storage(output, s3_endpoint)
-        with count_reporter("shards") as on_progress:
-            place = write_report(storage, page, limit, embed, thumbnail, on_progress)
-        print(place)
-        if open_page:
-            typer.launch(place)
+    if open_page and html is None and is_url(output):
+        raise SettingsError(
+            f"--open needs a page on this machine, and this one would be in {output}: add "
+            "--html report.html."
+        )
+    if html is not None and is_url(html):
+        raise SettingsError(
+            "--html takes a file of this machine, not a URL: leave it out to have the page in "
+            "OUTPUT, or write it to a file and copy that."
+        )
+    page = None if html is None else Path(html)
+    storage = open_storage(output, s3_endpoint)
+    with count_reporter("shards") as on_progress:
+        place = write_report(storage, page, limit, embed, thumbnail, on_progress)
+    print(place)
+    if open_page:
+        typer.launch(place)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aae_batch.cli.common import Output, errors_in_a_sentence
+from aae_batch.cli.common import Output
 from aae_batch.cli.options import settings_command
 from aae_batch.errors import OutputError
 
@@ -10,18 +10,15 @@ from aae_batch.errors import OutputError
 @settings_command()
 def status(output: Output, s3_endpoint: str | None) -> None:
     """Say how far OUTPUT is, while its job runs or afterwards."""
-    with errors_in_a_sentence():
-        import time
+    import time
 
-        from aae_batch.dataset import status as progress
-        from aae_batch.dataset.reader import Dataset
-        from aae_batch.store.open import open_storage
+    from aae_batch.dataset import status as progress
+    from aae_batch.dataset.reader import Dataset
+    from aae_batch.store.open import open_storage
 
-        dataset = Dataset(open_storage(output, s3_endpoint))
-        run = dataset.run
-        if run is None:
-            raise OutputError(
-                f"There is no run in {output}: check the path, or wait until it begins."
-            )
-        shards = dataset.shards()
-        print(progress.status(run, shards, dataset.progress, dataset.summary, time.time()))
+    dataset = Dataset(open_storage(output, s3_endpoint))
+    run = dataset.run
+    if run is None:
+        raise OutputError(f"There is no run in {output}: check the path, or wait until it begins.")
+    shards = dataset.shards()
+    print(progress.status(run, shards, dataset.progress, dataset.summary, time.time()))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aae_batch.cli.common import COMPLETE, WITH_FAILURES, Output, errors_in_a_sentence
+from aae_batch.cli.common import COMPLETE, WITH_FAILURES, Output
 from aae_batch.cli.options import settings_command
 
 if TYPE_CHECKING:
@@ -33,20 +33,20 @@ def verify(
         ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Repair without asking.")] = False,
-) -> None:
+) -> int:
     """Prove that OUTPUT has every row once, with its picture and statistics, undamaged.
 
     Exit codes: 0 proved, 1 something is missing or wrong, 2 wrong command or input.
     """
-    with errors_in_a_sentence(), ExitStack() as stack:
-        from aae_batch.cli.terminal import count_reporter
-        from aae_batch.dataset import verify as proof
-        from aae_batch.dataset.reader import Dataset
-        from aae_batch.dataset.rewriting import writing
-        from aae_batch.manifest.reader import open_manifest
-        from aae_batch.store.open import open_storage
+    from aae_batch.cli.terminal import count_reporter
+    from aae_batch.dataset import verify as proof
+    from aae_batch.dataset.reader import Dataset
+    from aae_batch.dataset.rewriting import writing
+    from aae_batch.manifest.reader import open_manifest
+    from aae_batch.store.open import open_storage
 
-        storage = open_storage(output, s3_endpoint)
+    storage = open_storage(output, s3_endpoint)
+    with ExitStack() as stack:
         if repair and Dataset(storage).run is not None:  # nothing is deleted in what is not ours
             stack.enter_context(writing(storage))
         rows = stack.enter_context(open_manifest(manifest, s3_endpoint)) if manifest else None
@@ -59,7 +59,7 @@ def verify(
             print(f"  and {len(found.problems) - PROBLEMS_SHOWN} more problems")
         if repair:
             _delete(storage, proof.to_delete(storage, found), yes)
-        raise typer.Exit(COMPLETE if found.proved else WITH_FAILURES)
+    return COMPLETE if found.proved else WITH_FAILURES
 
 
 def _delete(storage: Storage, names: list[str], yes: bool) -> None:
