@@ -129,6 +129,7 @@ def _score(job: ScoreSettings) -> int:
 
 
 def _table(outputs: list[str], endpoint: str | None) -> Table:
+    """Each output is called by the last part of its path, where that tells it from the others."""
     from aae_batch.dataset.reader import Dataset
     from aae_batch.errors import OutputError
     from aae_batch.evaluate.pictures import read_pictures
@@ -136,19 +137,15 @@ def _table(outputs: list[str], endpoint: str | None) -> Table:
     from aae_batch.evaluate.table import make_table
     from aae_batch.store.open import open_storage
 
+    lasts = [output.rstrip("/").rpartition("/")[2] for output in outputs]
+    names = lasts if len(set(lasts)) == len(lasts) else outputs
     datasets = {}
-    for output, name in _short_names(outputs).items():
+    for output, name in zip(outputs, names, strict=True):
         datasets[name] = Dataset(open_storage(output, endpoint))
         if datasets[name].run is None:
             raise OutputError(f"There is no dataset in {output}: check the path.")
     left_out = differing_judges(datasets)
     return make_table(read_pictures(datasets, without=left_out), [*left_out.values()])
-
-
-def _short_names(outputs: list[str]) -> dict[str, str]:
-    """What the table calls each output: its last part, where that tells it from the others."""
-    lasts = {output: output.rstrip("/").rpartition("/")[2] for output in outputs}
-    return lasts if len(set(lasts.values())) == len(lasts) else {o: o for o in outputs}
 
 
 def _print(table: Table, csv: Path | None, latex: Path | None) -> None:

@@ -100,7 +100,7 @@ class SettingsCommand:
         elif default is False:
             option = typer.Option(f"--{name.replace('_', '-')}", help=text)
         elif default is None:
-            kind, option = kind | None, typer.Option(help=text, show_default=unset)
+            kind, option = kind | None, typer.Option(help=text, show_default=unset or True)
         annotation = Annotated[kind, option]  # type: ignore[valid-type]
         return inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
@@ -20,40 +21,40 @@ SCHEDULERS = {
 """Short names of schedulers; any other of diffusers' class names is taken as it is."""
 
 
-def _thresholds(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    if value.strip().lower() == "none":
+def _text(option: str, kind: str, example: str, parse: Callable[[str], Any]) -> BeforeValidator:
+    """Also takes the value as a person writes it on the command line."""
+
+    def read(value: Any) -> Any:
+        try:
+            return parse(value) if isinstance(value, str) else value
+        except ValueError:
+            raise SettingsError(
+                f"{option} {value!r} is not a {kind}; write e.g. {example!r}."
+            ) from None
+
+    return BeforeValidator(read)
+
+
+def _thresholds(text: str) -> dict[int, float]:
+    if text.strip().lower() == "none":
         return {}
-    try:
-        pairs = [part.split(":") for part in value.split(",")]
-        return {int(step): float(share) for step, share in pairs}
-    except ValueError:
-        raise SettingsError(
-            f"--thresholds {value!r} is not a list of step:threshold; write e.g. '0:0.05,10:0.5'."
-        ) from None
+    pairs = [part.split(":") for part in text.split(",")]
+    return {int(step): float(share) for step, share in pairs}
 
 
-def _scale_range(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        first, last = (float(part) for part in value.split(":"))
-    except ValueError:
-        raise SettingsError(
-            f"--scale-range {value!r} is not a range; write e.g. '1:0.5'."
-        ) from None
-    return first, last
+def _scale_range(text: str) -> tuple[float, float]:
+    first, last = text.split(":")
+    return float(first), float(last)
 
 
-def _attn_res(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        height, width = (int(part) for part in value.lower().split("x"))
-    except ValueError:
-        raise SettingsError(f"--attn-res {value!r} is not a size; write e.g. '16x16'.") from None
-    return height, width
+def _attn_res(text: str) -> tuple[int, int]:
+    height, width = text.lower().split("x")
+    return int(height), int(width)
+
+
+_THRESHOLDS = _text("--thresholds", "list of step:threshold", "0:0.05,10:0.5", _thresholds)
+_SCALE_RANGE = _text("--scale-range", "range", "1:0.5", _scale_range)
+_ATTN_RES = _text("--attn-res", "size", "16x16", _attn_res)
 
 
 class GuidanceConfig(Settings):
@@ -84,7 +85,7 @@ class GuidanceConfig(Settings):
     )
     eta: float = Field(0.0, ge=0, le=1, description="Noise added by DDIM.")
     max_iter_to_alter: int = Field(25, ge=0, description="Guide the steps before this one.")
-    thresholds: Annotated[dict[int, float], BeforeValidator(_thresholds)] = Field(
+    thresholds: Annotated[dict[int, float], _THRESHOLDS] = Field(
         {0: 0.05, 10: 0.5, 20: 0.8},
         description="Refine at these steps until every subject's attention reaches the threshold, e.g. "
         "'0:0.05,10:0.5,20:0.8'; 'none' for no refinement.",
@@ -93,11 +94,11 @@ class GuidanceConfig(Settings):
     scale_factor: float = Field(
         20.0, ge=0, description="Length of a latent update at the first step."
     )
-    scale_range: Annotated[tuple[float, float], BeforeValidator(_scale_range)] = Field(
+    scale_range: Annotated[tuple[float, float], _SCALE_RANGE] = Field(
         (1.0, 0.5),
         description="The update's length falls over all steps as the root of this range, e.g. '1:0.5'.",
     )
-    attn_res: Annotated[tuple[int, int] | None, BeforeValidator(_attn_res)] = Field(
+    attn_res: Annotated[tuple[int, int] | None, _ATTN_RES] = Field(
         None,
         description="Height x width of the guided attention maps, e.g. 16x16. Default: the model's "
         "own, or a quarter of its latents.",
