@@ -20,10 +20,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from aae_batch import Engine, GuidanceConfig, Request
 from aae_batch.sampling.model.loading import default_guidance, load_pipeline
+from aae_batch.shapes.splits import SPLITS
 from aae_batch.shapes.world import caption
 from benchmarks.flops import sd14_unet
 from training import networks
-from training.score import SPLITS
 
 Latents = dict[int, Tensor]
 

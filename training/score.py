@@ -12,7 +12,6 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from random import Random
 
 import numpy as np
 import torch
@@ -22,44 +21,8 @@ from aae_batch.request import METHODS
 from aae_batch.sampling.engine import Batch
 from aae_batch.sampling.sample import Sample
 from aae_batch.shapes.detector import judge
-from aae_batch.shapes.world import PAIRS, THINGS, Thing, caption
-
-Pair = tuple[Thing, Thing]
-
-
-@dataclass(frozen=True)
-class Split:
-    """Prompts of two things, each with noises of its own: prompt i has the seeds from
-    `first_seed + i * seeds` on. No split shares a prompt or a seed with another."""
-
-    pairs: tuple[Pair, ...]
-    seeds: int
-    first_seed: int
-
-    def seeds_of(self, prompt: int) -> range:
-        start = self.first_seed + prompt * self.seeds
-        return range(start, start + self.seeds)
-
-    def head(self, prompts: int | None) -> Split:
-        """The same with only the first prompts."""
-        return replace(self, pairs=self.pairs[:prompts])
-
-    def requests(self) -> list[Request]:
-        return requests_for([(pair, self.seeds_of(i)) for i, pair in enumerate(self.pairs)])
-
-
-def _shuffled() -> tuple[Pair, ...]:
-    shuffled = list(PAIRS)
-    Random("aae_batch prompts").shuffle(shuffled)
-    return tuple(shuffled)
-
-
-SPLITS = {
-    "report": Split(_shuffled()[:60], seeds=8, first_seed=10_000),
-    "tuning": Split(_shuffled()[60:100], seeds=4, first_seed=20_000),
-    "test": Split(_shuffled()[100:120], seeds=6, first_seed=30_000),
-}
-"""What is reported; what settings are chosen with; what the tests run."""
+from aae_batch.shapes.splits import SPLITS, Split
+from aae_batch.shapes.world import THINGS, Thing, caption
 
 SINGLES = tuple((thing,) for thing in THINGS)
 
@@ -128,6 +91,10 @@ def requests_for(wanted: Iterable[tuple[Sequence[Thing], Iterable[int]]]) -> lis
     ]
 
 
+def requests_of(split: Split) -> list[Request]:
+    return requests_for((pair, split.seeds_of(i)) for i, pair in enumerate(split.pairs))
+
+
 def score_results(
     results: Iterator[Result], things: dict[str, Sequence[Thing]], thresholds: dict[int, float]
 ) -> list[Score]:
@@ -161,7 +128,7 @@ def compare(
 ) -> dict[str, list[Score]]:
     """Score each of `ways` on the same prompts and seeds: plain, guided, control, or a method's name."""
     things: dict[str, Sequence[Thing]] = {caption(pair): pair for pair in split.pairs}
-    requests = split.requests()
+    requests = requests_of(split)
     goals = config.thresholds
     scores = {}
     if "plain" in ways:
@@ -271,7 +238,7 @@ def main() -> None:
     scores = {}
     if "single" in ways:
         scores["single"] = score_singles(engine, config, split)
-    scores |= compare(engine, config, split.head(options.prompts), ways)
+    scores |= compare(engine, config, replace(split, pairs=split.pairs[: options.prompts]), ways)
     print(table(scores))
 
 

@@ -16,6 +16,7 @@ from aae_batch.cli.evaluate import evaluate
 from aae_batch.cli.export import export
 from aae_batch.cli.generate import generate
 from aae_batch.cli.manifest import manifest
+from aae_batch.cli.options import add_commands
 from aae_batch.cli.report import report
 from aae_batch.cli.status import status
 from aae_batch.cli.tokens import tokens
@@ -29,8 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for command in (generate, verify, status, report, evaluate, export, tokens, demo):
-    app.command()(command)
+add_commands(app, generate, verify, status, report, evaluate, export, tokens, demo)
 app.add_typer(manifest, name="manifest")
 
 

@@ -15,6 +15,7 @@ COMPLETE, WITH_FAILURES, USAGE, STOPPED = 0, 1, 2, 3
 """Exit codes: all rows have pictures; some failed; the command or its input is wrong; stopped on the
 way, and the same command goes on."""
 
+# To go when `manifest validate` takes them from the settings, as the other commands do.
 Model = Annotated[
     str,
     typer.Option(
@@ -29,49 +30,6 @@ Revision = Annotated[
 S3Endpoint = Annotated[
     str | None,
     typer.Option(help="URL of an S3-compatible store.", show_default="AWS_ENDPOINT_URL, or AWS"),
-]
-Actors = Annotated[
-    str | None,
-    typer.Option(
-        help="Processes that hold a model each: a number, or MIN:MAX to use what a cluster has room "
-        "for. MIN are asked for in any case, which makes a cluster that scales grow.",
-        show_default="one per GPU as they come, else one",
-    ),
-]
-GpusPerActor = Annotated[
-    float | None,
-    typer.Option(
-        help="Share of a GPU that an actor takes, e.g. 0.5 for two on each.",
-        show_default="1 where there are GPUs, else 0",
-    ),
-]
-Device = Annotated[
-    str, typer.Option(help="Torch device of each actor; auto is CUDA, else MPS, else CPU.")
-]
-Dtype = Annotated[
-    str,
-    typer.Option(
-        help="auto (bfloat16 or float16 on CUDA, else float32), float32, float16, bfloat16, float64."
-    ),
-]
-RayAddress = Annotated[
-    str | None,
-    typer.Option(help="Ray cluster to join, e.g. 'auto'.", show_default="one on this machine"),
-]
-Grace = Annotated[
-    float,
-    typer.Option(
-        help="Seconds that shards under way are given after SIGTERM or Ctrl-C; what is not done by "
-        "then is dropped, to be made again. A second signal stops at once."
-    ),
-]
-RowTimeout = Annotated[
-    float,
-    typer.Option(help="Seconds without a finished row after which an actor is given up."),
-]
-MaxDeaths = Annotated[
-    int,
-    typer.Option(help="Stop after more actor deaths than this with nothing finished between."),
 ]
 Output = Annotated[str, typer.Argument(help="The dataset's root: a folder, or a URL.")]
 

@@ -8,29 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aae_batch.cli.common import (
-    COMPLETE,
-    USAGE,
-    WITH_FAILURES,
-    Actors,
-    Device,
-    Dtype,
-    GpusPerActor,
-    Grace,
-    MaxDeaths,
-    RayAddress,
-    RowTimeout,
-    S3Endpoint,
-    complain,
-    errors_in_a_sentence,
-)
+from aae_batch.cli.common import COMPLETE, USAGE, WITH_FAILURES, complain
+from aae_batch.cli.options import settings_command
 from aae_batch.errors import SettingsError
 
 if TYPE_CHECKING:
     from aae_batch.evaluate.settings import ScoreSettings
     from aae_batch.evaluate.table import Table
+    from aae_batch.settings import Settings
 
 
+def _score_settings() -> type[Settings]:
+    from aae_batch.evaluate.settings import ScoreSettings
+
+    return ScoreSettings
+
+
+@settings_command(_score_settings, without=("output",))
 def evaluate(
     outputs: Annotated[
         list[str],
@@ -48,100 +42,46 @@ def evaluate(
             show_default="none: print the table of what is scored",
         ),
     ] = None,
-    # What judges
-    model: Annotated[
-        str,
-        typer.Option(help="CLIP model for clip and captions: hub id, folder, or URL of one."),
-    ] = "openai/clip-vit-base-patch16",
-    caption_model: Annotated[
-        str, typer.Option(help="Model that writes captions: hub id, folder, or URL of one.")
-    ] = "Salesforce/blip-image-captioning-base",
-    caption_prefix: Annotated[
-        str,
-        typer.Option(
-            help="Words that captions are made to begin with, as BLIP was trained to; they are cut "
-            "off again. Give '' for a captioner that begins by itself."
-        ),
-    ] = "a picture of ",
-    detector: Annotated[
-        str | None,
-        typer.Option(
-            help="shapes, the embedded model's detector, or an OWL-type model: hub id, folder, or "
-            "URL of one.",
-            show_default="shapes for pictures of the embedded model, else "
-            "google/owlv2-base-patch16-ensemble",
-        ),
-    ] = None,
-    detector_threshold: Annotated[
-        float,
-        typer.Option(help="Score from which an OWL-type detector has found a subject, 0 to 1."),
-    ] = 0.1,
-    # The job
-    batch_size: Annotated[int, typer.Option(help="Pictures that a model takes at a time.")] = 16,
-    actors: Actors = None,
-    gpus_per_actor: GpusPerActor = None,
-    device: Device = "auto",
-    dtype: Dtype = "float32",
-    ray_address: RayAddress = None,
-    grace: Grace = 30.0,
-    row_timeout: RowTimeout = 1800.0,
-    max_deaths: MaxDeaths = 20,
-    s3_endpoint: S3Endpoint = None,
-    again: Annotated[
-        bool,
-        typer.Option(
-            "--again",
-            help="Score everything anew, also what other settings scored. To go on after a stop, "
-            "leave it off.",
-        ),
-    ] = False,
-    retry_failed: Annotated[
-        bool,
-        typer.Option("--retry-failed", help="Try the pictures again that could not be scored."),
-    ] = False,
     dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Say what would be scored; no model is loaded."),
+        bool, typer.Option("--dry-run", help="Say what would be scored; no model is loaded.")
     ] = False,
-    # The table
     csv: Annotated[
         Path | None, typer.Option(help="Write the table to this file, a line for each cell.")
     ] = None,
     latex: Annotated[
         Path | None, typer.Option(help="Write the table to this file, for LaTeX with booktabs.")
     ] = None,
-) -> None:
+    **settings: Any,
+) -> int:
     """Score the pictures of OUTPUTS, and compare their methods in a table.
 
     Scores lie beside each dataset, in metrics/. What is scored already is kept: run the same command
     again to go on after a stop, or when more pictures are there.
     Exit codes: 0 complete, 1 some pictures could not be scored, 2 wrong command or input, 3 stopped.
     """
-    given = dict(locals())
-    with errors_in_a_sentence():
-        if dry_run and not metric:
-            raise SettingsError("--dry-run says what would be scored: name a --metric, too.")
-        outputs = _each_once(outputs, s3_endpoint)
-        jobs = [_settings(given, output, name) for name in _metrics(metric) for output in outputs]
-        if dry_run:
-            for job in jobs:
-                _say_plan(job)
-            raise typer.Exit(COMPLETE)
-        unscored = sum(_score(job) for job in jobs)
-        table = _table(outputs, s3_endpoint)
-        if not table.lines:
-            complain(
-                " ".join(table.notes) or "Nothing is scored in these outputs: name a --metric."
-            )
-            raise typer.Exit(USAGE)
-        _print(table, csv, latex)
-        raise typer.Exit(WITH_FAILURES if unscored else COMPLETE)
+    from aae_batch.evaluate.settings import ScoreSettings
 
-
-def _metrics(given: list[str] | None) -> list[str]:
-    """Each once, in the order given."""
-    names = [name.strip() for text in given or () for name in text.split(",")]
-    return list(dict.fromkeys(names))
+    if dry_run and not metric:
+        raise SettingsError("--dry-run says what would be scored: name a --metric, too.")
+    endpoint = settings["s3_endpoint"]
+    outputs = _each_once(outputs, endpoint)
+    names = [name.strip() for text in metric or () for name in text.split(",")]
+    jobs = [
+        ScoreSettings(**settings, output=output, metric=name)
+        for name in dict.fromkeys(names)
+        for output in outputs
+    ]
+    if dry_run:
+        for job in jobs:
+            _say_plan(job)
+        return COMPLETE
+    unscored = sum(_score(job) for job in jobs)
+    table = _table(outputs, endpoint)
+    if not table.lines:
+        complain(" ".join(table.notes) or "Nothing is scored in these outputs: name a --metric.")
+        return USAGE
+    _print(table, csv, latex)
+    return WITH_FAILURES if unscored else COMPLETE
 
 
 def _each_once(outputs: list[str], endpoint: str | None) -> list[str]:
@@ -152,13 +92,6 @@ def _each_once(outputs: list[str], endpoint: str | None) -> list[str]:
     for output in map(os.path.expanduser, outputs):
         found.setdefault(open_storage(output, endpoint).root, output)
     return list(found.values())
-
-
-def _settings(given: dict[str, Any], output: str, metric: str) -> ScoreSettings:
-    from aae_batch.evaluate.settings import ScoreSettings
-
-    own = {name: given[name] for name in ScoreSettings.model_fields if name in given}
-    return ScoreSettings(**{**own, "output": output, "metric": metric})
 
 
 def _say_plan(job: ScoreSettings) -> None:
@@ -179,8 +112,8 @@ def _score(job: ScoreSettings) -> int:
     from aae_batch.cli.terminal import progress_reporter
     from aae_batch.evaluate.driver import score
 
-    with progress_reporter() as report:
-        scored = score(job, report)
+    with progress_reporter() as on_progress:
+        scored = score(job, on_progress)
     print(f"{job.metric} of {job.output}: {scored.rows} rows scored, {scored.kept} shards kept")
     if scored.missing:
         complain(
@@ -196,6 +129,7 @@ def _score(job: ScoreSettings) -> int:
 
 
 def _table(outputs: list[str], endpoint: str | None) -> Table:
+    """Each output is called by the last part of its path, where that tells it from the others."""
     from aae_batch.dataset.reader import Dataset
     from aae_batch.errors import OutputError
     from aae_batch.evaluate.pictures import read_pictures
@@ -203,19 +137,15 @@ def _table(outputs: list[str], endpoint: str | None) -> Table:
     from aae_batch.evaluate.table import make_table
     from aae_batch.store.open import open_storage
 
+    lasts = [output.rstrip("/").rpartition("/")[2] for output in outputs]
+    names = lasts if len(set(lasts)) == len(lasts) else outputs
     datasets = {}
-    for output, name in _short_names(outputs).items():
+    for output, name in zip(outputs, names, strict=True):
         datasets[name] = Dataset(open_storage(output, endpoint))
         if datasets[name].run is None:
             raise OutputError(f"There is no dataset in {output}: check the path.")
     left_out = differing_judges(datasets)
     return make_table(read_pictures(datasets, without=left_out), [*left_out.values()])
-
-
-def _short_names(outputs: list[str]) -> dict[str, str]:
-    """What the table calls each output: its last part, where that tells it from the others."""
-    lasts = {output: output.rstrip("/").rpartition("/")[2] for output in outputs}
-    return lasts if len(set(lasts.values())) == len(lasts) else {o: o for o in outputs}
 
 
 def _print(table: Table, csv: Path | None, latex: Path | None) -> None:

@@ -6,14 +6,17 @@ from typing import Annotated
 
 import typer
 
-from aae_batch.cli.common import Output, S3Endpoint, complain, errors_in_a_sentence
+from aae_batch.cli.common import Output, complain
+from aae_batch.cli.options import settings_command
 from aae_batch.errors import SettingsError
 
 BEST = "best-attention"
 
 
+@settings_command()
 def export(
     output: Output,
+    s3_endpoint: str | None,
     destination: Annotated[
         str,
         typer.Argument(
@@ -70,41 +73,37 @@ def export(
             help="Of a Parquet file or a tar; memory holds so many pictures up to two and a half times."
         ),
     ] = 1000,
-    s3_endpoint: S3Endpoint = None,
 ) -> None:
     """Write the pictures of OUTPUT and what is known of them to DEST, in a format that other tools
     load, with a dataset card and a page of samples.
 
-    Exit codes: 0 written, 2 wrong command or input, 3 stopped on the way; the same command begins anew.
+    Exit codes: 0 written, 2 wrong command or input, 3 stopped on the way; the same command starts over.
     """
-    with errors_in_a_sentence():
-        if select not in (None, BEST):
-            raise SettingsError(f"--select {select}: there is only {BEST}.")
-        if of is not None and select is None:
-            raise SettingsError(
-                f"--of {of} says among how many to choose: give --select {BEST}, too."
-            )
-        from aae_batch.cli.terminal import shard_reporter
-        from aae_batch.dataset.reader import Dataset
-        from aae_batch.export.condition import Condition
-        from aae_batch.export.export import ExportSettings
-        from aae_batch.export.export import export as write
-        from aae_batch.export.selection import Best
-        from aae_batch.store.open import open_storage
+    if select not in (None, BEST):
+        raise SettingsError(f"--select {select}: there is only {BEST}.")
+    if of is not None and select is None:
+        raise SettingsError(f"--of {of} says among how many to choose: give --select {BEST}, too.")
+    from aae_batch.cli.terminal import count_reporter
+    from aae_batch.dataset.reader import Dataset
+    from aae_batch.export.condition import Condition
+    from aae_batch.export.export import ExportSettings
+    from aae_batch.export.export import export as write
+    from aae_batch.export.selection import Best
+    from aae_batch.store.open import open_storage
 
-        settings = ExportSettings(
-            format=format,
-            where=None if where is None else Condition(where),
-            best=None if select is None else Best(of),
-            partial=partial,
-            force=force,
-            license=license,
-            rows_per_file=rows_per_file,
-        )
-        dataset = Dataset(open_storage(output, s3_endpoint))
-        to = open_storage(destination, s3_endpoint)
-        with shard_reporter() as report:
-            written = write(dataset, to, settings, report, report)
+    settings = ExportSettings(
+        format=format,
+        where=None if where is None else Condition(where),
+        best=None if select is None else Best(of),
+        partial=partial,
+        force=force,
+        license=license,
+        rows_per_file=rows_per_file,
+    )
+    dataset = Dataset(open_storage(output, s3_endpoint))
+    to = open_storage(destination, s3_endpoint)
+    with count_reporter("shards") as on_progress:
+        written = write(dataset, to, settings, on_progress, on_progress)
     for note in written.notes:
         complain(note)
     left_out = [

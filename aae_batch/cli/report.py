@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from aae_batch.cli.common import Output, S3Endpoint, errors_in_a_sentence
+from aae_batch.cli.common import Output
+from aae_batch.cli.options import settings_command
+from aae_batch.errors import SettingsError
 
 
+@settings_command()
 def report(
     output: Output,
+    s3_endpoint: str | None,
     html: Annotated[
         str | None,
         typer.Option(
@@ -40,7 +45,6 @@ def report(
         int, typer.Option(min=16, max=2048, help="Longer side of an embedded picture, in pixels.")
     ] = 256,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
-    s3_endpoint: S3Endpoint = None,
 ) -> None:
     """Make a page to look at OUTPUT by, while its job runs or afterwards.
 
@@ -48,31 +52,12 @@ def report(
     picture and step by step, scores of `aae-batch evaluate`, filters, sorting, and figures. It needs
     no server and no network.
     """
-    with errors_in_a_sentence():
-        place = _report(output, html, limit, embed, thumbnail, open_page, s3_endpoint)
-        print(place)
-        if open_page:
-            typer.launch(place)
-
-
-def _report(
-    output: str,
-    html: str | None,
-    limit: int | None,
-    embed: bool,
-    side: int,
-    to_open: bool,
-    endpoint: str | None,
-) -> str:
-    from pathlib import Path
-
-    from aae_batch.cli.terminal import shard_reporter
-    from aae_batch.errors import SettingsError
+    from aae_batch.cli.terminal import count_reporter
     from aae_batch.report.write import write_report
     from aae_batch.store.base import is_url
     from aae_batch.store.open import open_storage
 
-    if to_open and html is None and is_url(output):
+    if open_page and html is None and is_url(output):
         raise SettingsError(
             f"--open needs a page on this machine, and this one would be in {output}: add "
             "--html report.html."
@@ -83,5 +68,9 @@ def _report(
             "OUTPUT, or write it to a file and copy that."
         )
     page = None if html is None else Path(html)
-    with shard_reporter() as tell:
-        return write_report(open_storage(output, endpoint), page, limit, embed, side, tell)
+    storage = open_storage(output, s3_endpoint)
+    with count_reporter("shards") as on_progress:
+        place = write_report(storage, page, limit, embed, thumbnail, on_progress)
+    print(place)
+    if open_page:
+        typer.launch(place)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,22 +16,29 @@ LINE_SECONDS = 15.0
 
 @contextmanager
 def progress_reporter() -> Iterator[Callable[[Progress], None]]:
-    """What to tell of a job's progress, by what standard error is."""
-    if sys.stderr.isatty():
-        with _bar() as report:
-            yield report
-    else:
-        yield lines(lambda text: print(text, file=sys.stderr, flush=True))
+    """A callback for a job's progress, by what standard error is."""
+    if not sys.stderr.isatty():
+        yield lines(_print)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
 
+    columns = (BarColumn(bar_width=30), TextColumn("{task.description}"))
+    with Bar(*columns, console=Console(stderr=True), transient=False) as bar:
+        task = bar.add_task("starting", total=None)
 
-def shard_reporter() -> AbstractContextManager[Callable[[int, int], None]]:
-    """What to tell how many shards of how many are done, by what standard error is."""
-    return count_reporter("shards")
+        def on_progress(progress: Progress) -> None:
+            loading = f"loading the model, {progress.done} rows done"
+            text = str(progress) if progress.started else loading
+            bar.update(task, completed=progress.done, total=progress.total, description=text)
+
+        yield on_progress
 
 
 @contextmanager
 def count_reporter(things: str) -> Iterator[Callable[[int, int], None]]:
-    """What to tell how many things of how many are done, by what standard error is."""
+    """A callback for how many of how many things are done, by what standard error is."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import Progress as Bar
@@ -42,34 +49,13 @@ def count_reporter(things: str) -> Iterator[Callable[[int, int], None]]:
     else:
         last = time.monotonic()
 
-        def report(done: int, total: int) -> None:
+        def on_progress(done: int, total: int) -> None:
             nonlocal last
             if time.monotonic() - last >= LINE_SECONDS:
                 last = time.monotonic()
-                print(f"{done}/{total} {things}", file=sys.stderr, flush=True)
+                _print(f"{done}/{total} {things}")
 
-        yield report
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[Progress], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as Bar
-
-    columns = (BarColumn(bar_width=30), TextColumn("{task.description}"))
-    with Bar(*columns, console=Console(stderr=True), transient=False) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def report(progress: Progress) -> None:
-            text = (
-                str(progress)
-                if progress.started
-                else f"loading the model, {progress.done} rows done"
-            )
-            bar.update(task, completed=progress.done, total=progress.total, description=text)
-
-        yield report
+        yield on_progress
 
 
 def lines(
@@ -78,12 +64,15 @@ def lines(
     """Write one line at once, one every 15 seconds, and one at the end."""
     last = -LINE_SECONDS
 
-    def report(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         nonlocal last
-        if not progress.started:
-            return
-        if clock() - last >= LINE_SECONDS or progress.done == progress.total:
+        is_due = clock() - last >= LINE_SECONDS or progress.done == progress.total
+        if progress.started and is_due:
             last = clock()
             write(str(progress))
 
-    return report
+    return on_progress
+
+
+def _print(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

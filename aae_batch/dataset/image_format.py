@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from aae_batch.errors import SettingsError
-from aae_batch.sampling.config import in_a_sentence
+from aae_batch.settings import Settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 ImageKind = Literal["png", "webp", "jpeg"]
+Layout = Literal["files", "webdataset", "parquet"]
+"""Where pictures lie: a file each, a tar per shard, or a column of the metadata table."""
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     # Level 6 takes five times as long for files a few per cent smaller.
@@ -25,25 +27,19 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 _SUFFIXES = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
 
 
-class ImageFormat(BaseModel):
+class ImageFormat(Settings):
     """A file format with those of its settings that apply; the others are None.
 
     Raises:
         SettingsError: a value is unknown, out of range, or none of this format's settings.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    what: ClassVar[str] = "image format"
 
     kind: ImageKind = Field("png", description="The file format.")
     level: int | None = Field(None, ge=0, le=9, description="Of PNG's compression.")
     quality: int | None = Field(None, ge=1, le=100, description="Of JPEG, and of lossy WebP.")
     lossless: bool | None = Field(None, description="WebP that keeps every pixel.")
-
-    def __init__(self, **values) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise SettingsError(in_a_sentence(error, "image format")) from None
 
     @model_validator(mode="before")
     @classmethod

@@ -20,13 +20,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 import pyarrow as pa
 
+from aae_batch.dataset.image_format import Layout
 from aae_batch.request import METHODS
-
-Layout = Literal["files", "webdataset", "parquet"]
 
 RUN = "run.json"
 PROGRESS = "progress.json"

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,10 +19,6 @@ from aae_batch.dataset.pictures import checked_bytes, read_pictures
 from aae_batch.dataset.reader import Dataset
 from aae_batch.job.records import Loaded
 from aae_batch.store.base import Storage
-
-MetricName = Literal["clip", "captions", "detector", "attention"]
-METRICS: tuple[str, ...] = get_args(MetricName)
-
 
 MetadataRow = Mapping[str, Any]
 Attention = Mapping[str, Sequence[Mapping[str, Any]]]

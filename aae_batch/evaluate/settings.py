@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from aae_batch.evaluate.attention import AttentionMetric
-from aae_batch.evaluate.captions import PREFIX, CaptionsMetric
-from aae_batch.evaluate.clip import ClipMetric
-from aae_batch.evaluate.detector import SHAPES, OpenVocabularyDetector, ShapesDetector
-from aae_batch.evaluate.metric import Metric, MetricName
-from aae_batch.evaluate.models import JUDGE_FILES, refuse_missing_folder
-from aae_batch.generate.settings import ActorSettings, weights_digest
-from aae_batch.sampling.model.loading import EMBEDDED
+from aae_batch.job.settings import ActorSettings, Dtype
+
+if TYPE_CHECKING:
+    from aae_batch.evaluate.metric import Metric
 
 CLIP = "openai/clip-vit-base-patch16"
 CAPTIONER = "Salesforce/blip-image-captioning-base"
@@ -23,7 +19,7 @@ DETECTOR = "google/owlv2-base-patch16-ensemble"
 OF_OUTPUT = "output"
 """Among what scores depend on: the dataset's fingerprint, where all else is of the judge."""
 
-
+MetricName = Literal["clip", "captions", "detector", "attention"]
 Place = Annotated[str, AfterValidator(os.path.expanduser)]
 """A folder, which may begin with ~, or a URL, or a hub id."""
 
@@ -35,25 +31,50 @@ class ScoreSettings(ActorSettings):
         SettingsError: a value is unknown or out of range.
     """
 
-    output: Place = Field(description="The output root: a folder or a URL.")
+    output: Place = Field(description="The dataset's root: a folder, or a URL.")
     metric: MetricName = Field(description="What to score by.")
-    model: Place = Field(CLIP, description="CLIP model: hub id, folder, or URL of one.")
-    caption_model: Place = Field(CAPTIONER, description="Captioning model, of BLIP's kind.")
-    caption_prefix: str = Field(PREFIX, description="What captions are made to begin with.")
+    model: Place = Field(
+        CLIP, description="CLIP model for clip and captions: hub id, folder, or URL of one."
+    )
+    caption_model: Place = Field(
+        CAPTIONER, description="Model that writes captions: hub id, folder, or URL of one."
+    )
+    caption_prefix: str = Field(
+        "a picture of ",
+        description="Words that captions are made to begin with, as BLIP was trained to; they are cut "
+        "off again. Give '' for a captioner that begins by itself.",
+    )
     detector: Place | None = Field(
         None,
-        description=f"'{SHAPES}', or an OWL-type model. Default: by the model that drew.",
+        description="shapes, the embedded model's detector, or an OWL-type model: hub id, folder, or "
+        "URL of one. Default: shapes for pictures of the embedded model, else "
+        f"{DETECTOR}.",
     )
     detector_threshold: float = Field(
-        0.1, ge=0, le=1, description="Score from which an open-vocabulary detector has found it."
+        0.1,
+        ge=0,
+        le=1,
+        description="Score from which an OWL-type detector has found a subject, 0 to 1.",
     )
     batch_size: int = Field(16, ge=1, description="Pictures that a model takes at a time.")
-    dtype: str = Field("float32", description="Precision of the weights.")
-    again: bool = Field(False, description="Score everything anew, whatever is there.")
-    retry_failed: bool = Field(False, description="Try again what could not be scored.")
+    dtype: Dtype = "float32"
+    again: bool = Field(
+        False,
+        description="Score everything again, also what other settings scored. To go on after a stop, "
+        "leave it off.",
+    )
+    retry_failed: bool = Field(
+        False, description="Try the pictures again that could not be scored."
+    )
 
     def metric_for(self, run: dict[str, Any]) -> Metric:
         """The metric, for a dataset whose `run.json` says `run`."""
+        from aae_batch.evaluate.attention import AttentionMetric
+        from aae_batch.evaluate.captions import CaptionsMetric
+        from aae_batch.evaluate.clip import ClipMetric
+        from aae_batch.evaluate.detector import SHAPES, OpenVocabularyDetector, ShapesDetector
+        from aae_batch.sampling.model.loading import EMBEDDED
+
         endpoint, made_by = self.actors_s3_endpoint, run["settings"]
         if self.metric == "clip":
             return ClipMetric(self.model, endpoint)
@@ -86,6 +107,9 @@ def weights_of(metric: Metric, s3_endpoint: str | None) -> dict[str, str | None]
     Raises:
         ModelError: a folder or an object store has no such model, or cannot be read.
     """
+    from aae_batch.evaluate.models import JUDGE_FILES, refuse_missing_folder
+    from aae_batch.sampling.model.weights import weights_digest
+
     for model in metric.models:
         refuse_missing_folder(model)
     return {model: weights_digest(model, s3_endpoint, JUDGE_FILES) for model in metric.models}

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field
 
-from aae_batch.dataset.image_format import ImageFormat, ImageKind
-from aae_batch.dataset.layout import Layout
-from aae_batch.errors import ModelError, OutputError, SettingsError
-from aae_batch.sampling.config import GuidanceConfig, in_a_sentence
-from aae_batch.sampling.model.loading import MODEL_FILES, source_of
-from aae_batch.store.base import is_url
-from aae_batch.store.fetch import folder_digest
+from aae_batch.dataset.image_format import ImageFormat, ImageKind, Layout
+from aae_batch.job.settings import ActorSettings
+from aae_batch.sampling.config import GuidanceConfig
 
 SHARD_SIZE = 256
-_END = 1 << 20
-
-
-def _actor_range(value: Any) -> Any:
-    """`(least, most)` from 4, "4" or "1:8"."""
-    if isinstance(value, (int, str)):
-        parts = [int(part) for part in str(value).split(":")]
-        value = (parts[0], parts[-1]) if len(parts) <= 2 else value
-    if isinstance(value, tuple) and not 1 <= value[0] <= value[1]:
-        raise ValueError("give a number, or MIN:MAX with 1 <= MIN <= MAX, e.g. 1:8")
-    return value
 
 
 def _failures(value: Any) -> Any:
@@ -41,56 +24,6 @@ def _failures(value: Any) -> Any:
     return value
 
 
-ActorRange = Annotated[tuple[int, int], BeforeValidator(_actor_range)]
-
-
-class ActorSettings(BaseModel):
-    """Where the actors of a job run, and when they are given up.
-
-    Raises:
-        SettingsError: a value is unknown or out of range.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    device: str = Field("auto", description="Torch device of each actor.")
-    dtype: str = Field("auto", description="Precision of the weights.")
-    actors: ActorRange | None = Field(
-        None, description="A number, or MIN:MAX. Default: one per GPU as they come, else one."
-    )
-    gpus_per_actor: float | None = Field(
-        None, ge=0, description="May be a fraction. Default: one where there are GPUs, else none."
-    )
-    row_timeout: float = Field(
-        1800, gt=0, description="Seconds without a finished row after which an actor is given up."
-    )
-    grace: float = Field(
-        30, ge=0, description="Seconds that shards under way are given once a stop is asked for."
-    )
-    max_deaths: int = Field(
-        20, ge=1, description="Stop after more deaths than this with nothing finished between."
-    )
-    ray_address: str | None = Field(None, description="A running cluster; default: this machine.")
-    s3_endpoint: str | None = Field(
-        None,
-        description="URL of an S3-compatible store; default: as the environment says, else AWS.",
-    )
-
-    def __init__(self, **values) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise SettingsError(in_a_sentence(error)) from None
-
-    @property
-    def actors_s3_endpoint(self) -> str | None:
-        """As this machine's environment has it, if nothing else is said: theirs may not. One that
-        holds credentials stays here."""
-        names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-        given = [self.s3_endpoint, *(os.environ.get(name) for name in names)]
-        return next((endpoint for endpoint in given if endpoint and "@" not in endpoint), None)
-
-
 class JobSettings(ActorSettings):
     """One job: a manifest, an output, and how to get from one to the other.
 
@@ -99,37 +32,63 @@ class JobSettings(ActorSettings):
     """
 
     manifest: Annotated[str, BeforeValidator(os.fspath)] = Field(
-        description="Parquet, CSV or JSONL, path or URL; one row per picture."
+        description="Parquet, CSV or JSONL, path or URL; one row per picture. Columns: prompt "
+        "(required), subjects or token_indices, seed, id, negative_prompt, guidance_scale, "
+        "num_inference_steps, height, width, method; others are carried to the metadata table."
     )
-    output: str = Field(description="The output root: a folder or a URL.")
-    model: str = Field("shapes", description="Hub id, folder, URL of one, or 'shapes'.")
-    revision: str | None = Field(None, description="Branch, tag or commit on the hub.")
-    guidance: GuidanceConfig = Field(description="How to sample.")
-    slots: int = Field(8, ge=1, description="Pictures in flight in each actor.")
+    output: str = Field(
+        description="Folder for the dataset, s3://bucket/prefix, or another URL (gs://, abfs://, "
+        "hf://). Where it is not complete, it is continued."
+    )
+    model: str = Field(
+        "shapes",
+        description="Hub id, folder in diffusers' layout, URL of one (s3://bucket/folder), or "
+        "'shapes', the model in this package.",
+    )
+    revision: str | None = Field(
+        None, description="Branch, tag or commit of the model on the hub. Default: main."
+    )
+    slots: int = Field(
+        8, ge=1, description="Pictures in flight in each actor; memory grows with it."
+    )
     shard_size: int | None = Field(
         None,
         ge=1,
-        description=f"Rows per shard. Default: {SHARD_SIZE}, or as the output was begun.",
+        description=f"Rows per shard, the unit of commit and resume. Default: {SHARD_SIZE}, or as the "
+        "output was begun.",
     )
     layout: Layout | None = Field(
-        None, description="How pictures are stored. Default: files, or as the output was begun."
+        None,
+        description="files (a file per picture), webdataset (a tar per shard) or parquet (a column "
+        "of the metadata table). The last two hold a shard's encoded pictures in memory. "
+        "Default: files, or as the output was begun.",
     )
     image_format: ImageKind | None = Field(
-        None, description="Default: png, or as the output was begun."
+        None, description="png, webp or jpeg. Default: png, or as the output was begun."
     )
-    image_quality: int | None = Field(None, description="Of JPEG, and of lossy WebP.")
-    png_level: int | None = Field(None, description="Of PNG's compression.")
-    webp_lossless: bool | None = Field(None, description="WebP that keeps every pixel.")
-    max_failures: Annotated[int | float | None, BeforeValidator(_failures)] = Field(
-        None, description="Stop when more rows have failed: a number, or a share, '5%'."
+    image_quality: int | None = Field(
+        None, description="Of jpeg and lossy webp, 1 to 100. Default: jpeg 95, webp 90."
     )
-    retry_failed: bool = Field(False, description="Generate again the rows that have failed.")
+    png_level: int | None = Field(None, description="Compression of png, 0 to 9. Default: 1.")
+    webp_lossless: bool | None = Field(
+        None, description="Keep every pixel in webp. Default: lossy."
+    )
+    retry_failed: bool = Field(False, description="Generate again the rows that failed before.")
     other_versions: bool = Field(
-        False, description="Go on with a run that other versions of torch and others have begun."
+        False,
+        description="Go on with a run that other versions of aae_batch, torch, diffusers or "
+        "transformers have begun; pictures may differ.",
     )
+    max_failures: Annotated[int | float | None, BeforeValidator(_failures)] = Field(
+        None,
+        description="Stop when more rows fail: a number, or a share such as 5%. Default: never.",
+    )
+    guidance: GuidanceConfig = Field(description="How to sample.")
 
     def pixels(self, manifest_digest: str) -> dict[str, Any]:
         """Everything that the pictures depend on, as JSON holds it."""
+        from aae_batch.sampling.model.weights import weights_digest
+
         return {
             "model": self.model,
             "revision": self.revision,
@@ -165,38 +124,3 @@ class JobSettings(ActorSettings):
         if (kind, lossless) == (begun.get("kind"), begun.get("lossless")):
             given |= {name: value for name, value in begun.items() if given[name] is None}
         return ImageFormat(**given)
-
-
-def weights_digest(
-    model: str, s3_endpoint: str | None = None, endings: tuple[str, ...] = MODEL_FILES
-) -> str | None:
-    """SHA-256 over the files of a model on this machine, or over the listing of one in an object
-    store; None for one on the hub.
-
-    Of a large file only the two ends are read: other weights differ there as everywhere.
-
-    Args:
-        endings: of the names of files that count.
-
-    Raises:
-        ModelError: the object store has no such model, or cannot be read.
-    """
-    if is_url(model):
-        try:
-            return folder_digest(model, lambda name: name.endswith(endings), s3_endpoint)
-        except OutputError as error:
-            raise ModelError(str(error)) from None
-    folder = Path(source_of(model))
-    if not folder.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file() or path.suffix not in endings:
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_END))
-            file.seek(max(0, size - _END))
-            digest.update(file.read(_END))
-    return digest.hexdigest()

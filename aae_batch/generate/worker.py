@@ -18,7 +18,7 @@ from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.writer import Shard, failed
 from aae_batch.errors import RowError
-from aae_batch.generate.settings import JobSettings, weights_digest
+from aae_batch.generate.settings import JobSettings
 from aae_batch.job.metrics import WorkerMetrics
 from aae_batch.job.progress import Tally
 from aae_batch.job.records import Loaded
@@ -26,6 +26,7 @@ from aae_batch.job.worker import Task, Worker, WorkerContext
 from aae_batch.manifest.reader import Part
 from aae_batch.manifest.row import Row
 from aae_batch.request import Request, Result
+from aae_batch.sampling.model.weights import weights_digest
 
 if TYPE_CHECKING:
     from aae_batch.sampling.engine import Batch, Engine

@@ -20,7 +20,7 @@ from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from aae_batch.errors import JobError
-from aae_batch.generate.settings import ActorSettings
+from aae_batch.job.settings import ActorSettings
 
 QUIET = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
 

@@ -16,12 +16,12 @@ from typing import Generic, TypeVar
 from aae_batch.dataset.layout import PROGRESS_SECONDS
 from aae_batch.dataset.reader import Dataset
 from aae_batch.errors import JobError
-from aae_batch.generate.settings import ActorSettings
 from aae_batch.job.cluster import Stop, cluster, stop_on_signals
 from aae_batch.job.plan import JobPlan, Piece
 from aae_batch.job.pool import Died, Done, Event, Pool, Ready
 from aae_batch.job.progress import Progress, Tally
 from aae_batch.job.records import Loaded, check_loaded, resolved
+from aae_batch.job.settings import ActorSettings
 from aae_batch.job.worker import PIECES_AT_ONCE, Task, Worker, WorkerContext
 from aae_batch.store.lock import Lock
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from aae_batch.errors import ModelError
-from aae_batch.generate.settings import ActorSettings
 from aae_batch.job.plan import Piece
 from aae_batch.job.progress import Tally
 from aae_batch.job.records import Loaded
+from aae_batch.job.settings import ActorSettings
 from aae_batch.store.open import open_storage
 
 T = TypeVar("T")

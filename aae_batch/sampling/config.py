@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from aae_batch.errors import SettingsError
 from aae_batch.request import Method
+from aae_batch.settings import Settings
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
@@ -19,7 +21,43 @@ SCHEDULERS = {
 """Short names of schedulers; any other of diffusers' class names is taken as it is."""
 
 
-class GuidanceConfig(BaseModel):
+def _text(option: str, kind: str, example: str, parse: Callable[[str], Any]) -> BeforeValidator:
+    """Also takes the value as a person writes it on the command line."""
+
+    def read(value: Any) -> Any:
+        try:
+            return parse(value) if isinstance(value, str) else value
+        except ValueError:
+            raise SettingsError(
+                f"{option} {value!r} is not a {kind}; write e.g. {example!r}."
+            ) from None
+
+    return BeforeValidator(read)
+
+
+def _thresholds(text: str) -> dict[int, float]:
+    if text.strip().lower() == "none":
+        return {}
+    pairs = [part.split(":") for part in text.split(",")]
+    return {int(step): float(share) for step, share in pairs}
+
+
+def _scale_range(text: str) -> tuple[float, float]:
+    first, last = text.split(":")
+    return float(first), float(last)
+
+
+def _attn_res(text: str) -> tuple[int, int]:
+    height, width = text.lower().split("x")
+    return int(height), int(width)
+
+
+_THRESHOLDS = _text("--thresholds", "list of step:threshold", "0:0.05,10:0.5", _thresholds)
+_SCALE_RANGE = _text("--scale-range", "range", "1:0.5", _scale_range)
+_ATTN_RES = _text("--attn-res", "size", "16x16", _attn_res)
+
+
+class GuidanceConfig(Settings):
     """How to sample. Names and defaults are those of diffusers' `StableDiffusionAttendAndExcitePipeline`
     and of the paper (Chefer et al. 2023, arXiv 2301.13826, section 4).
 
@@ -27,62 +65,53 @@ class GuidanceConfig(BaseModel):
         SettingsError: a value is unknown or out of range.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     method: Method = Field(
         "attend-and-excite",
-        description="'attend-and-excite', 'stable-diffusion' for no guidance, or another way to "
-        "compose: 'composable-diffusion' or 'structure-diffusion'.",
+        description="attend-and-excite; stable-diffusion for no guidance; or, to compare with, "
+        "composable-diffusion (each part of 'a cat and a dog' by itself, scores added; a forward more "
+        "for each) or structure-diffusion (values of noun phrases in cross-attention).",
     )
     num_inference_steps: int = Field(50, ge=1, description="Denoising steps.")
     guidance_scale: float = Field(
         7.5, ge=0, description="Classifier-free guidance; 1 or less switches it off."
     )
-    negative_prompt: str | None = Field(None, description="What to move away from.")
-    height: int | None = Field(None, gt=0, description="Pixels; default: the model's own.")
-    width: int | None = Field(None, gt=0, description="Pixels; default: the model's own.")
+    negative_prompt: str | None = Field(
+        None, description="What to move away from. Default: nothing."
+    )
+    height: int | None = Field(None, gt=0, description="Pixels, a multiple of 8.")
+    width: int | None = Field(None, gt=0, description="Pixels, a multiple of 8.")
     scheduler: str | None = Field(
-        None,
-        description=f"Scheduler: {', '.join(SCHEDULERS)}, or a class name of diffusers; "
-        "default: the model's own.",
+        None, description=f"{', '.join(SCHEDULERS)}, or a class name of diffusers."
     )
-    eta: float = Field(0.0, ge=0, le=1, description="Noise added by DDIM (eta of its paper).")
-    max_iter_to_alter: int = Field(
-        25, ge=0, description="Guide the steps before this one; later ones are left alone."
-    )
-    thresholds: dict[int, float] = Field(
+    eta: float = Field(0.0, ge=0, le=1, description="Noise added by DDIM.")
+    max_iter_to_alter: int = Field(25, ge=0, description="Guide the steps before this one.")
+    thresholds: Annotated[dict[int, float], _THRESHOLDS] = Field(
         {0: 0.05, 10: 0.5, 20: 0.8},
-        description="At these steps, refine until every subject's attention reaches the threshold.",
+        description="Refine at these steps until every subject's attention reaches the threshold, e.g. "
+        "'0:0.05,10:0.5,20:0.8'; 'none' for no refinement.",
     )
     max_refinement_steps: int = Field(20, ge=1, description="Refinements at one step, at most.")
     scale_factor: float = Field(
         20.0, ge=0, description="Length of a latent update at the first step."
     )
-    scale_range: tuple[float, float] = Field(
+    scale_range: Annotated[tuple[float, float], _SCALE_RANGE] = Field(
         (1.0, 0.5),
-        description="The update's length falls over all steps as the root of this range.",
+        description="The update's length falls over all steps as the root of this range, e.g. '1:0.5'.",
     )
-    attn_res: tuple[int, int] | None = Field(
+    attn_res: Annotated[tuple[int, int] | None, _ATTN_RES] = Field(
         None,
-        description="Height and width of the attention maps at the model's own size; "
-        "default: a quarter of the latents' (16 x 16 for 512 pixels).",
+        description="Height x width of the guided attention maps, e.g. 16x16. Default: the model's "
+        "own, or a quarter of its latents.",
     )
     subject_pooling: Literal["sum", "max"] = Field(
         "sum",
-        description="How the maps of a subject's tokens become one: their sum, which is the subject's "
-        "share of attention, or their max, the strongest token at each place.",
+        description="How the maps of a subject's tokens become one: sum, or max for the strongest alone.",
     )
     normalize_eot: bool | None = Field(
         None,
-        description="Compare a subject's attention with the words up to the end token only; "
-        "default: for Stable Diffusion 2.x, as the official code does.",
+        description="Compare a subject with the words up to the end token only. Default: only for "
+        "Stable Diffusion 2.x.",
     )
-
-    def __init__(self, **values) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise SettingsError(in_a_sentence(error)) from None
 
     @field_validator("thresholds")
     @classmethod
@@ -95,12 +124,3 @@ class GuidanceConfig(BaseModel):
     def updated(self, **values) -> GuidanceConfig:
         """A copy with some values changed, checked like the original."""
         return GuidanceConfig(**{**self.model_dump(), **values})
-
-
-def in_a_sentence(error: ValidationError, what: str = "setting") -> str:
-    """What is wrong with the values that a person has given."""
-    parts = []
-    for problem in error.errors():
-        name = ".".join(str(part) for part in problem["loc"])
-        parts.append(f"{name}: {problem['msg']} (got {problem['input']!r})")
-    return f"Invalid {what}: {'; '.join(parts)}."

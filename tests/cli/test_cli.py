@@ -11,7 +11,10 @@ from typer.testing import CliRunner
 
 import aae_batch
 from aae_batch import cli
-from aae_batch.cli.generate import _guidance
+from aae_batch.cli.generate import _job
+from aae_batch.evaluate.captions import PREFIX
+from aae_batch.evaluate.settings import ScoreSettings
+from aae_batch.generate.settings import JobSettings
 from aae_batch.sampling.config import GuidanceConfig
 
 
@@ -61,6 +64,18 @@ def test_every_setting_of_guidance_is_an_option_and_explained(run):
     for name in parameters:
         if name not in ("manifest", "output"):
             assert f"--{name.replace('_', '-')}" in text
+
+
+def test_defaults_and_descriptions_of_options_are_those_of_the_settings(run):
+    parameters = inspect.signature(cli.generate).parameters
+    text = " ".join(run("generate", "--help").output.split())
+    for name in ("slots", "grace", "row_timeout", "max_deaths", "device", "dtype", "model"):
+        field = JobSettings.model_fields[name]
+        assert parameters[name].default == field.default
+        assert f"{field.description} [default: {field.default}]" in text
+    for name in GuidanceConfig.model_fields:
+        assert parameters[name].default is None  # a model may bring its own
+    assert ScoreSettings.model_fields["caption_prefix"].default == PREFIX
 
 
 def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(
@@ -172,12 +187,15 @@ def test_given_settings_replace_the_model_s_own(tokenizer_folder):
     )
     given = {
         **dict.fromkeys(GuidanceConfig.model_fields),
+        "manifest": "manifest.csv",
+        "output": "out",
         "model": str(tokenizer_folder),
+        "s3_endpoint": None,
         "num_inference_steps": 10,
         "thresholds": "0:0.1,5:0.4",
         "attn_res": "8x16",
     }
-    config = _guidance(given)
+    config = _job(given).guidance
     assert (config.scale_factor, config.num_inference_steps) == (2.0, 10)
     assert config.thresholds == {0: 0.1, 5: 0.4}
     assert config.attn_res == (8, 16)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pyarrow.parquet as pq
 from PIL import Image
 
+from aae_batch.cli.demo import PROMPTS, run_demo
 from aae_batch.dataset.reader import Dataset
-from aae_batch.report.demo import PROMPTS, run_demo
 
 
 def test_the_demo_makes_pairs_from_the_same_noise_and_a_page_of_them(

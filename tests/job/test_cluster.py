@@ -53,7 +53,7 @@ JOIN = """
 import sys
 import ray
 from aae_batch.job.cluster import cluster
-from aae_batch.generate.settings import ActorSettings
+from aae_batch.job.settings import ActorSettings
 
 with cluster(ActorSettings(ray_address=sys.argv[1])):
     print(ray.cluster_resources()["CPU"], "CPUs")

@@ -10,10 +10,11 @@ import pytest
 from aae_batch import Engine, Request
 from aae_batch.sampling.model.loading import load_tokenizer
 from aae_batch.sampling.words import KNOWN_WORDS
+from aae_batch.shapes.splits import SPLITS
 from aae_batch.shapes.world import SIZE
 from training import networks
 from training.examples import check_whole
-from training.score import SPLITS, compare
+from training.score import compare, requests_of
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,6 @@ def test_guidance_draws_more_of_what_is_asked_for(engine):
 
 def test_no_split_shares_a_prompt_or_a_noise_with_another():
     pairs = [pair for split in SPLITS.values() for pair in split.pairs]
-    seeds = [request.seed for split in SPLITS.values() for request in split.requests()]
+    seeds = [request.seed for split in SPLITS.values() for request in requests_of(split)]
     assert len(set(pairs)) == len(pairs)
     assert len(set(seeds)) == len(seeds)

@@ -7,6 +7,7 @@ import typer
 from aae_batch.cli.manifest.benchmark import benchmark
 from aae_batch.cli.manifest.build import build
 from aae_batch.cli.manifest.validate import validate
+from aae_batch.cli.options import add_commands
 
 manifest = typer.Typer(
     help="Make manifests, and check them without a model's weights.",
@@ -14,5 +15,4 @@ manifest = typer.Typer(
     rich_markup_mode=None,
 )
 
-for command in (build, benchmark, validate):
-    manifest.command()(command)
+add_commands(manifest, build, benchmark, validate)

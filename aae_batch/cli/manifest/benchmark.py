@@ -6,12 +6,24 @@ from typing import Annotated
 
 import typer
 
-from aae_batch.cli.common import COMPLETE, Revision, S3Endpoint, complain, errors_in_a_sentence
-from aae_batch.cli.manifest.common import METHODS_HELP, Force, Show, Target, TokenizerOf
+from aae_batch.cli.common import complain
+from aae_batch.cli.manifest.common import (
+    METHODS_HELP,
+    Force,
+    Show,
+    Target,
+    TokenizerOf,
+    show_prompts,
+    write,
+)
+from aae_batch.cli.options import settings_command
 
 
+@settings_command()
 def benchmark(
     output: Target,
+    revision: str | None,
+    s3_endpoint: str | None,
     prompt_set: Annotated[
         str,
         typer.Option(
@@ -33,43 +45,30 @@ def benchmark(
     ] = None,
     colour_seed: Annotated[int, typer.Option(help="Draws the colours of objects.")] = 0,
     model: TokenizerOf = None,
-    revision: Revision = None,
     show: Show = 10,
     force: Force = False,
-    s3_endpoint: S3Endpoint = None,
 ) -> None:
     """Make the manifest of Attend-and-Excite's own benchmark: 276 prompts of two things each.
 
     The paper does not print the colours of its objects, drawn at random: here --colour-seed draws
     them, unless --prompts has the authors' file. A column set says of which set a row is.
     """
-    with errors_in_a_sentence():
-        from aae_batch.cli.manifest.common import show_prompts, write
-        from aae_batch.manifest.build import benchmark as paper
-        from aae_batch.manifest.build.rows import (
-            ManifestRows,
-            check_target,
-            parse_methods,
-            parse_seeds,
-        )
-        from aae_batch.manifest.build.source import read_text
-        from aae_batch.manifest.build.subjects import with_token_indices
-        from aae_batch.sampling.model.loading import load_tokenizer
+    from aae_batch.manifest.build import benchmark as paper
+    from aae_batch.manifest.build import rows as making
+    from aae_batch.manifest.build.source import read_text
+    from aae_batch.manifest.build.subjects import with_token_indices
+    from aae_batch.sampling.model.loading import load_tokenizer
 
-        check_target(output, force, s3_endpoint)
-        sets = paper.sets_of(prompt_set)
-        official = paper.read_official(read_text(prompts, s3_endpoint)) if prompts else None
-        chosen = paper.benchmark(sets, colour_seed, official)
-        if model:
-            tokenizer = load_tokenizer(model, revision=revision, s3_endpoint=s3_endpoint)
-            chosen = with_token_indices(chosen, tokenizer)
-        wanted_seeds = parse_seeds(seeds)
-        rows = ManifestRows(chosen, wanted_seeds, parse_methods(methods))
-        for name, count in paper.missing(chosen, sets).items():
-            complain(
-                f"The file of prompts has {count} of the {paper.SIZES[name]} prompts of {name}."
-            )
-        first = range(0, len(chosen), max(1, -(-len(chosen) // show))) if show else range(0)
-        show_prompts(chosen, first, f"{len(chosen)} prompts, {len(first)} of them:")
-        write(output, rows, s3_endpoint)
-        raise typer.Exit(COMPLETE)
+    making.check_target(output, force, s3_endpoint)
+    sets = paper.sets_of(prompt_set)
+    official = paper.read_official(read_text(prompts, s3_endpoint)) if prompts else None
+    chosen = paper.benchmark(sets, colour_seed, official)
+    if model:
+        tokenizer = load_tokenizer(model, revision=revision, s3_endpoint=s3_endpoint)
+        chosen = with_token_indices(chosen, tokenizer)
+    rows = making.ManifestRows(chosen, making.parse_seeds(seeds), making.parse_methods(methods))
+    for name, count in paper.missing(chosen, sets).items():
+        complain(f"The file of prompts has {count} of the {paper.SIZES[name]} prompts of {name}.")
+    first = range(0, len(chosen), max(1, -(-len(chosen) // show))) if show else range(0)
+    show_prompts(chosen, first, f"{len(chosen)} prompts, {len(first)} of them:")
+    write(output, rows, s3_endpoint)

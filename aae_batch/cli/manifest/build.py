@@ -6,10 +6,22 @@ from typing import Annotated
 
 import typer
 
-from aae_batch.cli.common import COMPLETE, Revision, S3Endpoint, errors_in_a_sentence
-from aae_batch.cli.manifest.common import METHODS_HELP, Force, Show, Target, TokenizerOf
+from aae_batch.cli.manifest.common import (
+    METHODS_HELP,
+    Force,
+    Show,
+    Target,
+    TokenizerOf,
+    ask,
+    show_found,
+    show_prompts,
+    warn_of_unguidable,
+    write,
+)
+from aae_batch.cli.options import settings_command
 
 
+@settings_command()
 def build(
     source: Annotated[
         str,
@@ -20,6 +32,8 @@ def build(
         ),
     ],
     output: Target,
+    revision: str | None,
+    s3_endpoint: str | None,
     template: Annotated[
         str | None,
         typer.Option(
@@ -54,72 +68,54 @@ def build(
         ),
     ] = None,
     ignore: Annotated[
-        str,
-        typer.Option(help="Words that are never found as subjects, e.g. 'artstation;style'."),
+        str, typer.Option(help="Words that are never found as subjects, e.g. 'artstation;style'.")
     ] = "",
     model: TokenizerOf = None,
-    revision: Revision = None,
     show: Show = 10,
     yes: Annotated[
-        bool,
-        typer.Option("--yes", "-y", help="Take the subjects that were found without asking."),
+        bool, typer.Option("--yes", "-y", help="Take the subjects that were found without asking.")
     ] = False,
     force: Force = False,
-    s3_endpoint: S3Endpoint = None,
 ) -> None:
     """Make the manifest OUTPUT of the prompts in SOURCE: a row for each prompt, seed and method.
 
     Subjects that were found are shown first, and asked about.
     Exit codes: 0 written, 1 not wanted, 2 wrong command or input.
     """
-    with errors_in_a_sentence():
-        from aae_batch.cli.manifest.common import (
-            ask,
-            show_found,
-            show_prompts,
-            warn_of_unguidable,
-            write,
-        )
-        from aae_batch.cli.terminal import count_reporter
-        from aae_batch.manifest.build import subjects as naming
-        from aae_batch.manifest.build.nouns import Nouns
-        from aae_batch.manifest.build.rows import (
-            ManifestRows,
-            check_target,
-            parse_methods,
-            parse_seeds,
-        )
-        from aae_batch.manifest.build.source import read_prompts
-        from aae_batch.sampling.model.loading import load_tokenizer
+    from aae_batch.cli.terminal import count_reporter
+    from aae_batch.manifest.build import nouns
+    from aae_batch.manifest.build import rows as making
+    from aae_batch.manifest.build import source as sources
+    from aae_batch.manifest.build import subjects as naming
+    from aae_batch.sampling.model.loading import load_tokenizer
 
-        check_target(output, force, s3_endpoint)
-        wanted_seeds = parse_seeds(seeds) if seeds else []
-        wanted_methods = parse_methods(methods) if methods else []
-        prompts = read_prompts(source, template, _listed(subjects), s3_endpoint)
-        found = naming.Found(prompts, ())
-        if find_subjects is not False:
-            with count_reporter("prompts looked through for subjects") as report:
-                found = naming.find_subjects(
-                    prompts,
-                    lambda: Nouns(_listed(ignore)),
-                    lambda prompt: find_subjects or naming.may_be_guided(prompt, wanted_methods),
-                    report,
-                )
-            prompts = found.prompts
-        if model:
-            tokenizer = load_tokenizer(model, revision=revision, s3_endpoint=s3_endpoint)
-            prompts = naming.with_token_indices(prompts, tokenizer)
-        rows = ManifestRows(prompts, wanted_seeds, wanted_methods)
-        if found.places:
-            show_found(found, show)
-            warn_of_unguidable(naming.unguidable(prompts, wanted_methods))
-            ask(f"Write {len(rows)} rows with these subjects?", yes)
-        else:
-            first = range(min(show, len(prompts)))
-            show_prompts(prompts, first, f"{len(prompts)} prompts, the first {len(first)}:")
-            warn_of_unguidable(naming.unguidable(prompts, wanted_methods))
-        write(output, rows, s3_endpoint)
-        raise typer.Exit(COMPLETE)
+    making.check_target(output, force, s3_endpoint)
+    wanted_seeds = making.parse_seeds(seeds) if seeds else []
+    wanted_methods = making.parse_methods(methods) if methods else []
+    prompts = sources.read_prompts(source, template, _listed(subjects), s3_endpoint)
+    found = naming.Found(prompts, ())
+    if find_subjects is not False:
+        with count_reporter("prompts looked through for subjects") as on_progress:
+            found = naming.find_subjects(
+                prompts,
+                lambda: nouns.Nouns(_listed(ignore)),
+                lambda prompt: find_subjects or naming.may_be_guided(prompt, wanted_methods),
+                on_progress,
+            )
+        prompts = found.prompts
+    if model:
+        tokenizer = load_tokenizer(model, revision=revision, s3_endpoint=s3_endpoint)
+        prompts = naming.with_token_indices(prompts, tokenizer)
+    rows = making.ManifestRows(prompts, wanted_seeds, wanted_methods)
+    if found.places:
+        show_found(found, show)
+    else:
+        first = range(min(show, len(prompts)))
+        show_prompts(prompts, first, f"{len(prompts)} prompts, the first {len(first)}:")
+    warn_of_unguidable(naming.unguidable(prompts, wanted_methods))
+    if found.places:
+        ask(f"Write {len(rows)} rows with these subjects?", yes)
+    write(output, rows, s3_endpoint)
 
 
 def _listed(text: str | None) -> list[str]:

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from aae_batch.manifest.build.subjects import Found
 
 Target = Annotated[
-    str,
-    typer.Argument(help="The manifest to write, .parquet, .csv or .jsonl: a path or a URL."),
+    str, typer.Argument(help="The manifest to write, .parquet, .csv or .jsonl: a path or a URL.")
 ]
 METHODS_HELP = (
     "A row for each: a comma list of methods; both, for attend-and-excite and stable-diffusion from the "

@@ -2,8 +2,8 @@
 
 Chefer et al. 2023 (arXiv 2301.13826, section 5) pair 12 animals and 12 objects: every two animals,
 every animal with every object, every two objects; 66 + 144 + 66 prompts. Objects have a colour,
-drawn at random, except where an animal wears one ("a frog with a crown"). Which colours the authors
-drew is in their file of prompts alone; here a seed draws them. The article is "a" throughout, as
+drawn at random, except where an animal wears one ("a frog with a crown"). Only the authors' file of
+prompts has the colours that they drew; here a seed draws them. The article is "a" throughout, as
 theirs is ("a elephant"). The subjects are the nouns.
 """
 
@@ -14,7 +14,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from importlib.resources import files
+from itertools import combinations, product
 from random import Random
 
 import pyarrow as pa
@@ -22,18 +23,9 @@ import pyarrow as pa
 from aae_batch.errors import ManifestError, shown
 from aae_batch.manifest.build.prompt import Prompt, Prompts
 
-ANIMALS = (
-    "cat", "dog", "bird", "bear", "lion", "horse", "elephant", "monkey", "frog", "turtle", "rabbit",
-    "mouse",
-)  # fmt: skip
-OBJECTS = (
-    "backpack", "glasses", "crown", "suitcase", "chair", "balloon", "bow", "car", "bowl", "bench",
-    "clock", "apple",
-)  # fmt: skip
-COLOURS = (
-    "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "gray", "black", "white",
-)  # fmt: skip
-WORN = ("glasses", "crown", "bow")
+_WORDS = json.loads((files(__package__) / "benchmark.json").read_text(encoding="utf-8"))
+ANIMALS, OBJECTS, COLOURS = _WORDS["animals"], _WORDS["objects"], _WORDS["colours"]
+WORN = _WORDS["worn"]
 """Objects that an animal is drawn with, in no colour."""
 
 PAPER_SETS = ("animals", "animals-objects", "objects")
@@ -43,23 +35,24 @@ SIZES = {"animals": 66, "animals-objects": 144, "objects": 66}
 
 @dataclass(frozen=True)
 class Pair:
-    """Two things in one prompt; `colours` of each, or None."""
+    """A prompt of two things of a set, each in its colour if it has one."""
 
+    set: str
     things: tuple[str, str]
-    colours: tuple[str | None, str | None]
+    colours: tuple[str | None, str | None] = (None, None)
     joined: str = "and"
 
     @property
-    def set(self) -> str:
-        animals = sum(thing in ANIMALS for thing in self.things)
-        return ("objects", "animals-objects", "animals")[animals]
+    def phrases(self) -> tuple[str, ...]:
+        named = zip(self.things, self.colours, strict=True)
+        return tuple(f"{colour} {thing}" if colour else thing for thing, colour in named)
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        return self.phrases if self.set == "coloured-shapes" else self.things
 
     def __str__(self) -> str:
-        named = (
-            f"a {colour} {thing}" if colour else f"a {thing}"
-            for thing, colour in zip(self.things, self.colours, strict=True)
-        )
-        return f" {self.joined} ".join(named)
+        return f" {self.joined} ".join(f"a {phrase}" for phrase in self.phrases)
 
 
 def sets_of(name: str) -> tuple[str, ...]:
@@ -89,21 +82,42 @@ def benchmark(
     Raises:
         ManifestError: the official prompts have none of these sets.
     """
-    pairs = list(official) if official is not None else list(_paper(Random(colour_seed)))
-    shapes = [pair for name in sets for pair in _shapes(name)]
-    by_set = [(pair.set, pair) for pair in pairs if pair.set in sets] + shapes
-    if not by_set:
+    paper = _paper(Random(colour_seed)) if official is None else official
+    pairs = [pair for pair in paper if pair.set in sets]
+    pairs += (pair for name in sets for pair in _shapes(name))
+    if not pairs:
         raise ManifestError(f"The file has no prompts of {', '.join(sets)}; take another set.")
-    things = [pair.things for _, pair in by_set]
-    colours = [pair.colours for _, pair in by_set]
+    columns = {"set": [pair.set for pair in pairs]}
+    for name, field in (("thing", "things"), ("color", "colours")):
+        for i in (0, 1):
+            columns[f"{name}_{i + 1}"] = [getattr(pair, field)[i] for pair in pairs]
     return Prompts(
-        [Prompt(str(pair), subjects=_subjects(name, pair)) for name, pair in by_set],
-        {
-            "set": pa.array([name for name, _ in by_set], pa.string()),
-            **_columns("thing", things),
-            **_columns("color", colours),
-        },
+        [Prompt(str(pair), subjects=pair.subjects) for pair in pairs],
+        {name: pa.array(values, pa.string()) for name, values in columns.items()},
     )
+
+
+def _paper(random: Random) -> Iterator[Pair]:
+    for things in combinations(ANIMALS, 2):
+        yield Pair("animals", things)
+    for animal, thing in product(ANIMALS, OBJECTS):
+        if thing in WORN:
+            yield Pair("animals-objects", (animal, thing), joined="with")
+        else:
+            yield Pair("animals-objects", (animal, thing), (None, random.choice(COLOURS)))
+    for things in combinations(OBJECTS, 2):
+        yield Pair("objects", things, (random.choice(COLOURS), random.choice(COLOURS)))
+
+
+def _shapes(name: str) -> Iterator[Pair]:
+    """What the embedded model was trained on; see `aae_batch.shapes.world`."""
+    from aae_batch.shapes.world import PAIRS, SHAPES
+
+    if name == "shapes":
+        yield from (Pair(name, things) for things in combinations(SHAPES, 2))
+    elif name == "coloured-shapes":
+        for one, other in PAIRS:
+            yield Pair(name, (one.shape, other.shape), (one.colour, other.colour))
 
 
 def read_official(text: str) -> list[Pair]:
@@ -147,48 +161,9 @@ def _parse(line: str) -> Pair:
             f"{shown(line)} is no prompt of the benchmark; they are like 'a cat and a red bowl'."
         )
     colour, thing, joined, other_colour, other = match.groups()
-    return Pair((thing, other), (colour, other_colour), joined)
-
-
-def _paper(random: Random) -> Iterator[Pair]:
-    for pair in combinations(ANIMALS, 2):
-        yield Pair(pair, (None, None))
-    for animal in ANIMALS:
-        for thing in OBJECTS:
-            if thing in WORN:
-                yield Pair((animal, thing), (None, None), "with")
-            else:
-                yield Pair((animal, thing), (None, random.choice(COLOURS)))
-    for pair in combinations(OBJECTS, 2):
-        yield Pair(pair, (random.choice(COLOURS), random.choice(COLOURS)))
-
-
-def _shapes(name: str) -> list[tuple[str, Pair]]:
-    """What the embedded model was trained on; see `aae_batch.shapes.world`."""
-    from aae_batch.shapes.world import PAIRS, SHAPES
-
-    if name == "shapes":
-        return [(name, Pair(pair, (None, None))) for pair in combinations(SHAPES, 2)]
-    if name == "coloured-shapes":
-        return [
-            (name, Pair((first.shape, second.shape), (first.colour, second.colour)))
-            for first, second in PAIRS
-        ]
-    return []
-
-
-def _subjects(name: str, pair: Pair) -> tuple[str, ...]:
-    if name != "coloured-shapes":
-        return pair.things
-    return tuple(
-        f"{colour} {thing}" for thing, colour in zip(pair.things, pair.colours, strict=True)
-    )
-
-
-def _columns(name: str, values: Sequence[tuple[str | None, str | None]]) -> dict[str, pa.Array]:
-    return {
-        f"{name}_{i + 1}": pa.array([value[i] for value in values], pa.string()) for i in (0, 1)
-    }
+    animals = sum(word in ANIMALS for word in (thing, other))
+    name = ("objects", "animals-objects", "animals")[animals]
+    return Pair(name, (thing, other), (colour, other_colour), joined)
 
 
 def missing(prompts: Prompts, sets: Sequence[str]) -> dict[str, int]:

@@ -12,19 +12,12 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.resources import files
 from typing import Any
 
 from aae_batch.errors import SettingsError
 
-NO_THINGS = frozenset(
-    {
-        "photo", "photograph", "picture", "image", "painting", "drawing", "portrait", "illustration",
-        "sketch", "render", "rendering", "depiction", "shot", "view", "close-up", "closeup",
-        "watercolor", "watercolour", "group", "pair", "couple", "bunch", "set", "number", "lot",
-        "kind", "type", "sort", "piece", "front", "back", "top", "bottom", "side", "middle", "center",
-        "centre", "edge",
-    }
-)  # fmt: skip
+NO_THINGS = frozenset((files(__package__) / "no_things.txt").read_text(encoding="utf-8").split())
 """Nouns that name nothing when "of" follows."""
 
 _WORD = re.compile(r"\w+(?:['\u2019-]\w+)*|[^\w\s]")
@@ -54,26 +47,21 @@ class Nouns:
         if not words:
             return ()
         tagged = self._tagger.tag_sent([word.group() for word in words])
-        is_noun = [
-            tag.startswith(_NOUN) and word.lower() not in self._skipped for word, _, tag in tagged
-        ]
-        subjects = []
-        i = 0
-        while i < len(words):
-            start = i
-            while i < len(words) and is_noun[i] and (i == start or _touch(words[i - 1], words[i])):
-                i += 1
-            if i == start:
-                i += 1
+        ignored = {word.lower() for word in self.ignored}
+        subjects: list[tuple[int, int]] = []
+        names_nothing = False  # the subject so far, if "of" follows
+        for word, (text, _, tag) in zip(words, tagged, strict=True):
+            if not tag.startswith(_NOUN) or text.lower() in ignored:
+                if names_nothing and text.lower() == "of":
+                    subjects.pop()
+                names_nothing = False
                 continue
-            after = words[i].group().lower() if i < len(words) else ""
-            if not (after == "of" and words[i - 1].group().lower() in NO_THINGS):
-                subjects.append(prompt[words[start].start() : words[i - 1].end()])
-        return tuple(subjects)
-
-    @cached_property
-    def _skipped(self) -> frozenset[str]:
-        return frozenset(word.lower() for word in self.ignored)
+            start, end = word.span()
+            if subjects and not prompt[subjects[-1][1] : start].strip():  # blanks alone between
+                start = subjects.pop()[0]
+            subjects.append((start, end))
+            names_nothing = text.lower() in NO_THINGS
+        return tuple(prompt[start:end] for start, end in subjects)
 
     @cached_property
     def _tagger(self) -> Any:
@@ -86,8 +74,3 @@ class Nouns:
                 '--subjects "{animal};{object}"; or leave them out with --no-find-subjects.'
             ) from None
         return HanoverTagger("morphmodel_en.pgz")
-
-
-def _touch(first: re.Match[str], second: re.Match[str]) -> bool:
-    """Nothing but blanks is between two words."""
-    return not second.string[first.end() : second.start()].strip()

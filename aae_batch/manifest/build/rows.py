@@ -6,11 +6,12 @@ Rows are in the order of prompt, seed, method, so that those of one prompt and s
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path, PurePosixPath
-from typing import Any, TextIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -21,13 +22,12 @@ from aae_batch.errors import ManifestError, OutputError, SettingsError, shown
 from aae_batch.manifest.build.prompt import Prompt, Prompts
 from aae_batch.manifest.row import is_safe_id, seed_of
 from aae_batch.request import METHODS
-from aae_batch.store.base import is_url
 from aae_batch.store.open import open_storage
 from aae_batch.store.scratch import scratch_folder
 
 MOST_SEEDS = 1_000_000
 GUIDED_AND_PLAIN = ("attend-and-excite", "stable-diffusion")
-_FIELDS = {field.name: pa.field(field.name, field.type) for field in MANIFEST_COLUMNS}
+_FIELDS = [pa.field(field.name, field.type) for field in MANIFEST_COLUMNS]
 _SLUG_LENGTH = 60
 _ROWS_AT_ONCE = 20_000
 
@@ -105,63 +105,47 @@ class ManifestRows:
                     f"The source has a column {name}; remove it, or leave --{name}s out."
                 )
         self._digits = len(str(len(prompts) - 1))
-        self._seed_digits = len(str(max(self._seeds, default=0)))
-        used = own | {"id", "prompt", "seed"}
-        if any(prompt.subjects is not None for prompt in some):
-            used.add("subjects")
-        if any(prompt.token_indices is not None for prompt in some):
-            used.add("token_indices")
-        if methods:
-            used.add("method")
-        self._names = [name for name in _FIELDS if name in used]
-        self.schema = pa.schema(
-            [_FIELDS[name] for name in self._names]
-            + [pa.field(name, column.type) for name, column in prompts.carried.items()]
-        )
+        self._seed_digits = len(str(max(seeds, default=0)))
+        used = own | {"id", "prompt", "seed"} | ({"method"} if methods else set())
+        for name in ("subjects", "token_indices"):
+            if any(getattr(prompt, name) is not None for prompt in some):
+                used.add(name)
+        self._own = pa.schema([field for field in _FIELDS if field.name in used])
+        carried = [pa.field(name, column.type) for name, column in prompts.carried.items()]
+        self.schema = pa.schema([*self._own, *carried])
         self._check_ids()
 
     def __len__(self) -> int:
-        return len(self._prompts) * self._per_prompt
-
-    @property
-    def _per_prompt(self) -> int:
-        return max(1, len(self._seeds)) * max(1, len(self._methods))
+        return len(self._prompts) * max(1, len(self._seeds)) * max(1, len(self._methods))
 
     def tables(self) -> Iterator[pa.Table]:
         """All rows, some thousand at a time."""
         records = self._records()
         while some := list(islice(records, _ROWS_AT_ONCE)):
+            own = pa.Table.from_pylist([record for _, record in some], self._own)
             place = pa.array([index for index, _ in some], pa.int64())
-            columns = [
-                pa.array([record.get(name) for _, record in some], _FIELDS[name].type)
-                for name in self._names
-            ]
             carried = [column.take(place) for column in self._prompts.carried.values()]
-            yield pa.table(columns + carried, schema=self.schema)
+            yield pa.table([*own.columns, *carried], schema=self.schema)
 
     def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """The prompt's place, and the row."""
         for index, prompt in enumerate(self._prompts.prompts):
             base = self._base(index, prompt)
-            shared = {
-                **prompt.settings,
-                "prompt": prompt.text,
-                "subjects": prompt.subjects,
-                "token_indices": prompt.token_indices,
-            }
-            seeds: list[int | None] = [*self._seeds] or [prompt.settings.get("seed")]
-            methods: list[str | None] = [*self._methods] or [prompt.settings.get("method")]
-            for seed in seeds:
-                for method in methods:
-                    yield (
-                        index,
-                        {
-                            **shared,
-                            "id": base + self._ending(seed, method),
-                            "seed": seed_of(base) if seed is None else seed,
-                            "method": method,
-                        },
-                    )
+            seeds: Sequence[int | None] = self._seeds or [prompt.settings.get("seed")]
+            methods: Sequence[str | None] = self._methods or [prompt.settings.get("method")]
+            for seed, method in product(seeds, methods):
+                yield (
+                    index,
+                    {
+                        **prompt.settings,
+                        "id": base + self._ending(seed, method),
+                        "prompt": prompt.text,
+                        "subjects": prompt.subjects,
+                        "token_indices": prompt.token_indices,
+                        "seed": seed_of(base) if seed is None else seed,
+                        "method": method,
+                    },
+                )
 
     def _base(self, index: int, prompt: Prompt) -> str:
         if prompt.name is not None:
@@ -177,9 +161,7 @@ class ManifestRows:
         last = self._seeds[-1] if self._seeds else None
         ending = self._ending(last, max(self._methods, key=len, default=None))
         for index, prompt in enumerate(self._prompts.prompts):
-            if prompt.name is None:
-                continue
-            if not is_safe_id(prompt.name + ending):
+            if prompt.name is not None and not is_safe_id(prompt.name + ending):
                 raise ManifestError(
                     f"Row {index + 1} of the source: id {shown(prompt.name)} is too long for "
                     f"{ending!r} to follow; ids have up to 120 letters."
@@ -204,8 +186,8 @@ def check_target(path: str, force: bool, s3_endpoint: str | None = None) -> None
     """
     if PurePosixPath(path).suffix.lower() not in _WRITERS:
         raise ManifestError(f"{path} is none of {', '.join(_WRITERS)}; give it such a suffix.")
-    folder, name = _split(path)
-    if not force and open_storage(folder, s3_endpoint).exists(name):
+    folder, name = os.path.split(path)
+    if not force and open_storage(folder or ".", s3_endpoint).exists(name):
         raise ManifestError(f"{path} exists; give another name, or --force to replace it.")
 
 
@@ -217,22 +199,14 @@ def write_manifest(path: str, rows: ManifestRows, s3_endpoint: str | None = None
     Raises:
         OutputError: it cannot be written there.
     """
-    folder, name = _split(path)
+    folder, name = os.path.split(path)
     with scratch_folder() as made:
         local = made / "manifest"
         try:
             _WRITERS[PurePosixPath(path).suffix.lower()](local, rows)
         except OSError as error:
             raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
-        open_storage(folder, s3_endpoint).write_bytes(name, local.read_bytes())
-
-
-def _split(path: str) -> tuple[str, str]:
-    """The folder, or the URL of it, and the name in it."""
-    if is_url(path):
-        folder, _, name = path.rpartition("/")
-        return folder, name
-    return str(Path(path).parent), Path(path).name
+        open_storage(folder or ".", s3_endpoint).write_bytes(name, local.read_bytes())
 
 
 def _write_parquet(path: Path, rows: ManifestRows) -> None:
@@ -242,20 +216,16 @@ def _write_parquet(path: Path, rows: ManifestRows) -> None:
 
 
 def _write_csv(path: Path, rows: ManifestRows) -> None:
-    flat = pa.schema([pa.field(f.name, _flat_type(f.type)) for f in rows.schema])
+    nested = [i for i, field in enumerate(rows.schema) if pa.types.is_nested(field.type)]
+    flat = rows.schema
+    for i in nested:
+        flat = flat.set(i, pa.field(flat.names[i], pa.string()))
     with pa.csv.CSVWriter(path, flat) as writer:
         for table in rows.tables():
-            columns = [
-                pa.array(map(_flat, table[field.name].to_pylist()), field.type)
-                if field.type != table.schema.field(field.name).type
-                else table[field.name]
-                for field in flat
-            ]
-            writer.write_table(pa.table(columns, schema=flat))
-
-
-def _flat_type(kind: pa.DataType) -> pa.DataType:
-    return pa.string() if pa.types.is_nested(kind) else kind
+            for i in nested:
+                texts = pa.array(map(_flat, table[i].to_pylist()), pa.string())
+                table = table.set_column(i, flat.field(i), texts)
+            writer.write_table(table)
 
 
 def _flat(value: Any) -> str | None:
@@ -270,13 +240,9 @@ def _flat(value: Any) -> str | None:
 def _write_jsonl(path: Path, rows: ManifestRows) -> None:
     with path.open("w", encoding="utf-8") as file:
         for table in rows.tables():
-            _write_lines(file, table)
-
-
-def _write_lines(file: TextIO, table: pa.Table) -> None:
-    for record in table.to_pylist():
-        given = {name: value for name, value in record.items() if value is not None}
-        file.write(json.dumps(given, ensure_ascii=False, default=str) + "\n")
+            for record in table.to_pylist():
+                given = {name: value for name, value in record.items() if value is not None}
+                file.write(json.dumps(given, ensure_ascii=False, default=str) + "\n")
 
 
 _WRITERS: dict[str, Callable[[Path, ManifestRows], None]] = {

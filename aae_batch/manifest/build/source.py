@@ -14,14 +14,15 @@ from aae_batch.errors import ManifestError, OutputError, shown
 from aae_batch.manifest.build.prompt import MOST_PROMPTS, Prompt, Prompts
 from aae_batch.manifest.build.template import expand
 from aae_batch.manifest.reader import Manifest, open_manifest
-from aae_batch.manifest.row import Row
 from aae_batch.store.base import is_url
 from aae_batch.store.fetch import fetch
 from aae_batch.store.scratch import scratch_folder
 
 TABLES = (".csv", ".jsonl", ".parquet")
 YAML = (".yaml", ".yml")
-_SETTINGS = ("negative_prompt", "guidance_scale", "num_inference_steps", "height", "width")
+_SETTINGS = (
+    "negative_prompt", "guidance_scale", "num_inference_steps", "height", "width", "seed", "method"
+)  # fmt: skip
 _ROWS_AT_ONCE = 10_000
 
 
@@ -55,9 +56,9 @@ def read_prompts(
         )
     if suffix == ".txt":
         lines = read_text(path, s3_endpoint).split("\n")  # no other: a prompt may have U+2028 in it
-        texts = [line.strip() for line in lines if line.strip()]
-        _check_number(path, len(texts))
-        return Prompts([Prompt(text) for text in texts])
+        prompts = [Prompt(line.strip()) for line in lines if line.strip()]
+        _check_number(path, len(prompts))
+        return Prompts(prompts)
     if suffix in TABLES:
         with open_manifest(path, s3_endpoint) as manifest:
             _check_number(path, len(manifest))
@@ -131,25 +132,25 @@ def _texts(path: str, name: str, value: Any) -> list[str]:
 
 
 def _from_table(manifest: Manifest) -> Prompts:
+    own = manifest.own
+    settings = [name for name in _SETTINGS if name in own]
     prompts: list[Prompt] = []
     carried: list[pa.Table] = []
     for start in range(0, len(manifest), _ROWS_AT_ONCE):
         rows, extras = manifest.read(start, min(start + _ROWS_AT_ONCE, len(manifest)))
-        prompts += [_prompt(row, manifest.path, manifest.own) for row in rows]
         carried.append(extras)
+        for row in rows:
+            if row.error is not None:
+                raise ManifestError(f"{manifest.path}, row {row.index + 1}: {row.error.reason}.")
+            asked = row.request
+            prompts.append(
+                Prompt(
+                    asked.prompt,
+                    subjects=None if asked.subjects is None else tuple(asked.subjects),
+                    token_indices=asked.token_indices,  # type: ignore[arg-type] # as read_row makes them
+                    name=asked.id if "id" in own else None,
+                    settings={name: getattr(asked, name) for name in settings},
+                )
+            )
     table = pa.concat_tables(carried)
     return Prompts(prompts, {name: table[name] for name in table.column_names})
-
-
-def _prompt(row: Row, path: str, given: frozenset[str]) -> Prompt:
-    if row.error is not None:
-        raise ManifestError(f"{path}, row {row.index + 1}: {row.error.reason}.")
-    request = row.request
-    names = [name for name in (*_SETTINGS, "seed", "method") if name in given]
-    return Prompt(
-        request.prompt,
-        subjects=None if request.subjects is None else tuple(request.subjects),
-        token_indices=request.token_indices,  # type: ignore[arg-type] # as read_row makes them
-        name=request.id if "id" in given else None,
-        settings={name: getattr(request, name) for name in names},
-    )

@@ -17,20 +17,14 @@ GUIDED = "attend-and-excite"
 
 @dataclass(frozen=True)
 class Found:
-    """Subjects that were found for prompts that had none.
-
-    Attributes:
-        prompts: all, those included in which nothing had to be found.
-        places: of those in which subjects were looked for.
-    """
+    """Prompts with the subjects that were found for those that had none, and the places of these."""
 
     prompts: Prompts
     places: tuple[int, ...]
 
     def with_fewer_than(self, number: int) -> int:
-        """In how many of the prompts fewer subjects were found."""
-        some = (self.prompts.prompts[i].subjects or () for i in self.places)
-        return sum(len(subjects) < number for subjects in some)
+        """In how many of these prompts fewer subjects were found."""
+        return sum(len(self.prompts.prompts[i].subjects or ()) < number for i in self.places)
 
 
 def may_be_guided(prompt: Prompt, methods: Sequence[str]) -> bool:
@@ -55,26 +49,21 @@ def find_subjects(
     prompts: Prompts,
     finder: Callable[[], Callable[[str], tuple[str, ...]]],
     wanted: Callable[[Prompt], bool] = lambda prompt: True,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Found:
-    """Look for subjects in the prompts of which nobody has said any. One without is left as it was.
+    """Look for subjects in the prompts that have none given. One without is left as it was.
 
     Args:
         finder: makes what finds the subjects of a text; called only if some prompt needs it.
         wanted: whether to look in such a prompt.
-        report: is told in how many prompts of how many it has looked.
     """
-    places = tuple(
-        i for i, prompt in enumerate(prompts.prompts) if not prompt.has_subjects and wanted(prompt)
-    )
-    if not places:
-        return Found(prompts, ())
-    find = cache(finder())  # a table may have a prompt in many rows
-    filled = list(prompts.prompts)
+    some = list(prompts.prompts)
+    places = tuple(i for i, p in enumerate(some) if not p.has_subjects and wanted(p))
+    find = cache(finder()) if places else None  # a table may have a prompt in many rows
     for done, i in enumerate(places, 1):
-        filled[i] = replace(filled[i], subjects=find(filled[i].text) or None)
-        report(done, len(places))
-    return Found(replace(prompts, prompts=filled), places)
+        some[i] = replace(some[i], subjects=find(some[i].text) or None)  # type: ignore[misc]
+        on_progress(done, len(places))
+    return Found(replace(prompts, prompts=some), places)
 
 
 def with_token_indices(prompts: Prompts, tokenizer: Tokenizer) -> Prompts:
@@ -83,14 +72,13 @@ def with_token_indices(prompts: Prompts, tokenizer: Tokenizer) -> Prompts:
     Raises:
         ManifestError: a subject is not in its prompt, or is cut off.
     """
-    return replace(prompts, prompts=[_with_indices(p, tokenizer) for p in prompts.prompts])
-
-
-def _with_indices(prompt: Prompt, tokenizer: Tokenizer) -> Prompt:
-    request = Request(prompt.text, prompt.subjects, prompt.token_indices)
-    try:
-        subjects = resolve_subjects(tokenizer, request)
-    except RowError as error:
-        raise ManifestError(f"Prompt {prompt.text!r}: {error.reason}.") from None
-    indices = tuple(subject.token_indices for subject in subjects)
-    return replace(prompt, token_indices=indices or None)
+    indexed = []
+    for prompt in prompts.prompts:
+        request = Request(prompt.text, prompt.subjects, prompt.token_indices)
+        try:
+            subjects = resolve_subjects(tokenizer, request)
+        except RowError as error:
+            raise ManifestError(f"Prompt {prompt.text!r}: {error.reason}.") from None
+        indices = tuple(subject.token_indices for subject in subjects)
+        indexed.append(replace(prompt, token_indices=indices or None))
+    return replace(prompts, prompts=indexed)

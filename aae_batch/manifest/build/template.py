@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations, product
+from itertools import chain, combinations, product
 from math import comb, prod
 
 import pyarrow as pa
@@ -42,12 +42,16 @@ def expand(
     gaps = {template: _gaps(template, lists) for template in templates}
     names = list(dict.fromkeys(name for some in gaps.values() for name in some))
     _check(names, lists, subjects)
-    count = sum(_count(some, lists) for some in gaps.values())
+    count = sum(
+        prod(comb(len(lists[_list_of(group[0])]), len(group)) for group in _groups(own))
+        for own in gaps.values()
+    )
     if count > MOST_PROMPTS:
         raise ManifestError(
             f"The template makes {count:,} prompts, more than {MOST_PROMPTS:,}; shorten its lists."
         )
-    prompts, columns = [], {name: [] for name in names}  # type: ignore[var-annotated]
+    prompts: list[Prompt] = []
+    columns: dict[str, list[str | None]] = {name: [] for name in names}
     for template, own in gaps.items():
         named = [subject for subject in subjects if set(_GAP.findall(subject)) <= set(own)]
         for values in _fillings(own, lists):
@@ -95,28 +99,20 @@ def _list_of(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _groups(names: Sequence[str]) -> dict[str, list[str]]:
+def _groups(names: Sequence[str]) -> list[list[str]]:
     """The gaps that are filled together: those with a number by their list, others alone."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(_list_of(name) + "." if "." in name else name, []).append(name)
-    return groups
-
-
-def _count(names: Sequence[str], lists: Mapping[str, Sequence[str]]) -> int:
-    groups = _groups(names).values()
-    return prod(comb(len(lists[_list_of(group[0])]), len(group)) for group in groups)
+    return list(groups.values())
 
 
 def _fillings(names: Sequence[str], lists: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
-    groups = list(_groups(names).values())
+    groups = _groups(names)
+    in_order = [name for group in groups for name in group]
     ways = [combinations(lists[_list_of(group[0])], len(group)) for group in groups]
     for chosen in product(*ways):
-        yield {
-            name: value
-            for group, values in zip(groups, chosen, strict=True)
-            for name, value in zip(group, values, strict=True)
-        }
+        yield dict(zip(in_order, chain(*chosen), strict=True))
 
 
 def _fill(text: str, values: Mapping[str, str]) -> str:

@@ -9,8 +9,8 @@ import torch
 
 from aae_batch import Engine, GuidanceConfig, Request
 from aae_batch.errors import ModelError, SettingsError
-from aae_batch.generate.settings import weights_digest
 from aae_batch.sampling.model.loading import default_guidance, load_pipeline, load_tokenizer
+from aae_batch.sampling.model.weights import weights_digest
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,48 @@
+"""Which weights a model has, without reading all of them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from aae_batch.errors import ModelError, OutputError
+from aae_batch.sampling.model.loading import MODEL_FILES, source_of
+from aae_batch.store.base import is_url
+from aae_batch.store.fetch import folder_digest
+
+_END = 1 << 20
+
+
+def weights_digest(
+    model: str, s3_endpoint: str | None = None, endings: tuple[str, ...] = MODEL_FILES
+) -> str | None:
+    """SHA-256 over the files of a model on this machine, or over the listing of one in an object
+    store; None for one on the hub.
+
+    Of a large file only the two ends are read: other weights differ there as everywhere.
+
+    Args:
+        endings: of the names of files that count.
+
+    Raises:
+        ModelError: the object store has no such model, or cannot be read.
+    """
+    if is_url(model):
+        try:
+            return folder_digest(model, lambda name: name.endswith(endings), s3_endpoint)
+        except OutputError as error:
+            raise ModelError(str(error)) from None
+    folder = Path(source_of(model))
+    if not folder.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or path.suffix not in endings:
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_END))
+            file.seek(max(0, size - _END))
+            digest.update(file.read(_END))
+    return digest.hexdigest()
