@@ -24,9 +24,8 @@ from aae_batch.errors import OccupiedError, RowError
 
 if TYPE_CHECKING:
     from aae_batch.manifest.row import Row
-    from aae_batch.request import Result
+    from aae_batch.request import AttentionRecord, Result
     from aae_batch.sampling.config import GuidanceConfig
-    from aae_batch.sampling.trace import AttentionRecord
     from aae_batch.store.base import Storage
 
 PNG = ImageFormat()
