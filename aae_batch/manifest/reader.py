@@ -1,6 +1,6 @@
 """A manifest, one row per image: Parquet, or CSV and JSONL, which are converted to it.
 
-The columns are `layout.MANIFEST_COLUMNS`, of which only `prompt` is required; others are carried to
+The columns are `columns.MANIFEST_COLUMNS`, of which only `prompt` is required; others are carried to
 the metadata table as they are. What is wrong with the manifest as a whole is a `ManifestError`;
 what is wrong with one row stays with that row.
 """
@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from aae_batch.dataset.layout import MANIFEST_COLUMNS, RESERVED
+from aae_batch.columns import ALIASES, NAMES, RESERVED
 from aae_batch.errors import ManifestError, OutputError, RequestError
 from aae_batch.manifest import row_groups
 from aae_batch.manifest.repeats import Repeats
@@ -31,9 +31,6 @@ from aae_batch.manifest.row_groups import RowGroups
 from aae_batch.store.base import is_url
 from aae_batch.store.fetch import fetch
 from aae_batch.store.scratch import scratch_folder
-
-COLUMNS = tuple(column.name for column in MANIFEST_COLUMNS)
-ALIASES = {"subject_indices": "token_indices"}
 
 _ENCODING = b"aae_batch.encoding"
 _LINES_AT_ONCE = 20_000
@@ -60,7 +57,7 @@ class Part:
 
     def rows(self) -> list[Row]:
         table = self.table
-        own = [name for name in table.column_names if ALIASES.get(name, name) in COLUMNS]
+        own = [name for name in table.column_names if ALIASES.get(name, name) in NAMES]
         values = {
             ALIASES.get(name, name): _values(table[name], table.schema.field(name)) for name in own
         }
@@ -102,7 +99,7 @@ class Manifest:
     def own(self) -> frozenset[str]:
         """The columns that it has and that are ours."""
         names = (ALIASES.get(name, name) for name in self._groups.schema.names)
-        return frozenset(names) & frozenset(COLUMNS)
+        return frozenset(names) & frozenset(NAMES)
 
     @property
     def name(self) -> str:
@@ -225,7 +222,7 @@ def _opened(
 ) -> Manifest:
     if len(groups) == 0:
         raise ManifestError(f"Manifest {path} has no rows.")
-    extras = [f for f in groups.schema if ALIASES.get(f.name, f.name) not in COLUMNS]
+    extras = [f for f in groups.schema if ALIASES.get(f.name, f.name) not in NAMES]
     return Manifest(path, digest, pa.schema(extras), groups, _repeated_ids(groups), states)
 
 
@@ -237,7 +234,7 @@ def _check_columns(path: str, schema: pa.Schema) -> None:
             "column with the texts prompt."
         )
     # SQL, by which rows are chosen, knows no capitals.
-    known = {name.lower(): name for name in (*COLUMNS, *ALIASES, *RESERVED)}
+    known = {name.lower(): name for name in (*NAMES, *ALIASES, *RESERVED)}
     for name in names:
         if names.count(name) > 1:
             raise ManifestError(f"Manifest {path} has column {name} twice; rename one.")
@@ -285,7 +282,7 @@ def _convert_csv(source: Path, target: Path) -> None:
             pa.BufferReader(file.readline().encode()),
             parse_options=pa.csv.ParseOptions(newlines_in_values=True),
         ).column_names
-    own = [name for name in header if ALIASES.get(name, name) in COLUMNS]
+    own = [name for name in header if ALIASES.get(name, name) in NAMES]
     table = pa.csv.read_csv(
         source,
         parse_options=pa.csv.ParseOptions(newlines_in_values=True),
@@ -308,7 +305,7 @@ def _convert_jsonl(source: Path, target: Path) -> None:
     texts: set[str] = set()
     for records in _json_chunks(source):
         for name in dict.fromkeys(name for record in records for name in record):
-            if ALIASES.get(name, name) in COLUMNS:
+            if ALIASES.get(name, name) in NAMES:
                 texts.add(name)
             if name in texts:
                 continue
@@ -325,7 +322,7 @@ def _convert_jsonl(source: Path, target: Path) -> None:
     own = {b"aae_batch.encoding": b"json"}
     fields = []
     for name in names:
-        if ALIASES.get(name, name) in COLUMNS:
+        if ALIASES.get(name, name) in NAMES:
             fields.append(pa.field(name, pa.string(), metadata=own))
         else:
             fields.append(pa.field(name, pa.string() if name in texts else schema.field(name).type))
