@@ -21,6 +21,7 @@ from aae_batch.dataset.rewriting import rewrite
 from aae_batch.dataset.settle import is_picture, settle, settle_picture
 from aae_batch.dataset.webdataset import tar_members, tar_of
 from aae_batch.errors import OccupiedError, RowError
+from aae_batch.sampling.resolve import overridden
 
 if TYPE_CHECKING:
     from aae_batch.manifest.row import Row
@@ -343,14 +344,7 @@ def as_used(row: Row, config: GuidanceConfig) -> dict[str, Any]:
         "subjects": request.subjects,
         "token_indices": None if indices is None else [_inner(entry) for entry in indices],
         "seed": request.seed,
-        **{
-            name: getattr(config, name)
-            if getattr(request, name) is None
-            else getattr(request, name)
-            for name in ("method", "negative_prompt", "guidance_scale", "num_inference_steps")
-        },
-        "height": request.height or config.height,
-        "width": request.width or config.width,
+        **overridden(request, config),
     }
     return used | dict.fromkeys(row.unread)
 

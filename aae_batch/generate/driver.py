@@ -37,9 +37,8 @@ from aae_batch.job.metrics import DriverMetrics
 from aae_batch.job.plan import Ledger, Piece
 from aae_batch.job.progress import Progress, Tally
 from aae_batch.job.supervisor import GAVE_UP, Supervisor
-from aae_batch.manifest.check import check_row, check_settings
+from aae_batch.manifest.judge import Judge
 from aae_batch.manifest.reader import Manifest, open_manifest
-from aae_batch.sampling.model.loading import load_tokenizer, load_vae_scale_factor
 from aae_batch.store.base import Storage
 from aae_batch.store.lock import Lock
 from aae_batch.store.open import open_storage
@@ -90,18 +89,17 @@ def refuse_unless_some_row_is_good(settings: JobSettings, manifest: Manifest) ->
         SettingsError: the run's negative prompt has words that the model does not know.
     """
     try:
-        tokenizer = load_tokenizer(
-            settings.model, revision=settings.revision, s3_endpoint=settings.s3_endpoint
+        judge = Judge.load(
+            settings.model,
+            settings.guidance,
+            revision=settings.revision,
+            s3_endpoint=settings.s3_endpoint,
         )
     except ModelError:  # it may be on the actors' machines alone; else they say what is wrong
         return
-    check_settings(tokenizer, settings.guidance)
-    factor = load_vae_scale_factor(
-        settings.model, revision=settings.revision, s3_endpoint=settings.s3_endpoint
-    )
     first = None
     for row in manifest.rows():
-        error = check_row(tokenizer, row, settings.guidance, factor)
+        error = judge.error_of(row)
         if error is None:
             return
         first = first or error

@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from aae_batch import Engine, GuidanceConfig, Request
 from aae_batch.errors import ModelError, SettingsError
 from aae_batch.manifest.price import (
-    GPUS,
     Assumptions,
     costs_of,
     in_thousands,
@@ -112,17 +111,22 @@ def test_refinements_cost_guided_passes_and_only_where_there_are_thresholds(conf
 
 
 def test_hours_and_bytes_follow_from_what_is_assumed(config, costs):
-    one = quote(work(), costs, config, Assumptions(utilisation=0.5))
-    many = quote(work(count=1000), costs, config, Assumptions(utilisation=0.25))
+    one = quote(work(), costs, config, Assumptions(tflops=50))
+    many = quote(work(count=1000), costs, config, Assumptions(tflops=25))
     assert many.images == 1000
     assert many.flops == pytest.approx(1000 * one.flops)
-    assert many.gpu_hours["A100"] == pytest.approx(2000 * one.gpu_hours["A100"])
-    assert one.gpu_hours["T4"] == pytest.approx(one.flops / (65e12 * 0.5 * 3600))
+    assert many.gpu_hours == pytest.approx(2000 * one.gpu_hours)
+    assert one.gpu_hours == pytest.approx(one.flops / (50e12 * 3600))
     assert one.image_bytes == pytest.approx(128 * 128 * 1.7)
     text = str(many)
-    assert all(name in text for name in GPUS)
     assert "an estimate" in text
-    assert "at 25% of the peak" in text
+    assert f"GPU time at a sustained 25 TFLOP/s: {in_time(many.gpu_hours)}\n" in text
+
+
+def test_no_hours_are_made_up_where_no_throughput_was_measured(config, costs):
+    said = quote(work(), costs, config, Assumptions())
+    assert (said.gpu_hours, said.tflops) == (None, None)
+    assert "GPU" not in str(said)
 
 
 @pytest.mark.parametrize(
