@@ -19,6 +19,9 @@ from aae_batch.sampling.steering import GuidanceSchedule
 if TYPE_CHECKING:
     from torch import Tensor
 
+REFINEMENTS = 20.0
+"""Of a guided picture, on average: what is assumed where nobody knows better."""
+
 PNG_BYTES_PER_PIXEL = 1.7
 """About what photo-like pictures take at PNG's level 1; flat ones take far less."""
 
@@ -33,21 +36,13 @@ _PLACES = ((2,), (5,))
 
 
 @dataclass(frozen=True)
-class Assumptions:
-    """What cannot be known beforehand.
+class Quote:
+    """The price of some pictures.
 
     Attributes:
-        refinements: of a guided picture, on average; none where the settings have no thresholds.
-        tflops: TFLOP/s that a GPU sustains, as someone measured them; None: no hours.
+        refinements: of a guided picture, on average, as assumed; 0 where the settings have no thresholds.
+        tflops: TFLOP/s that a GPU sustains, as someone measured them; without them there are no hours.
     """
-
-    refinements: float = 20.0
-    tflops: float | None = None
-
-
-@dataclass(frozen=True)
-class Quote:
-    """The price of some pictures."""
 
     images: int
     flops: float
@@ -88,13 +83,7 @@ class SamplingPasses:
 
 @dataclass(frozen=True)
 class PictureCosts:
-    """FLOPs of all passes for one picture of one size.
-
-    Attributes:
-        encode: of one prompt.
-        decode: from latents to the picture.
-        pixels: of the picture.
-    """
+    """FLOPs of all passes for one picture of one size: sampling, encoding one prompt, decoding."""
 
     sampling: SamplingPasses
     encode: int
@@ -119,7 +108,9 @@ def quote_for(
     work: Counter[Work],
     model: str,
     config: GuidanceConfig,
-    assumed: Assumptions = Assumptions(),
+    *,
+    refinements: float = REFINEMENTS,
+    tflops: float | None = None,
     revision: str | None = None,
     s3_endpoint: str | None = None,
 ) -> Quote:
@@ -127,6 +118,7 @@ def quote_for(
 
     Args:
         work: how many pictures of each kind.
+        refinements, tflops: see `Quote`.
 
     Raises:
         ModelError: there is no such model, or a configuration of it is missing.
@@ -134,22 +126,25 @@ def quote_for(
     from aae_batch.sampling.model.skeleton import load_skeleton
 
     pipe = load_skeleton(model, revision=revision, s3_endpoint=s3_endpoint)
-    return quote(work, costs_of(pipe, work, config), config, assumed)
+    return quote(work, costs_of(pipe, work, config), config, refinements, tflops)
 
 
 def quote(
-    work: Counter[Work], costs: ModelCosts, config: GuidanceConfig, assumed: Assumptions
+    work: Counter[Work],
+    costs: ModelCosts,
+    config: GuidanceConfig,
+    refinements: float = REFINEMENTS,
+    tflops: float | None = None,
 ) -> Quote:
     """The price of some pictures, by what the passes of their model cost."""
     flops = image_bytes = table_bytes = 0.0
-    refinements = assumed.refinements if config.thresholds else 0.0
+    refinements = refinements if config.thresholds else 0
     for kind, count in work.items():
         cost, steps = costs.pictures[kind.height, kind.width], costs.steps[kind.num_inference_steps]
         flops += count * _picture_flops(kind, steps, cost, config, refinements)
         image_bytes += count * cost.pixels * PNG_BYTES_PER_PIXEL
         per_subject = FIGURES_PER_STEP * 4 * steps + MAP_BYTES
         table_bytes += count * (ROW_BYTES + kind.subjects * per_subject)
-    tflops = assumed.tflops
     hours = None if tflops is None else flops / (tflops * 1e12) / 3600
     return Quote(work.total(), flops, hours, image_bytes, table_bytes, refinements, tflops)
 

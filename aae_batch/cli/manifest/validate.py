@@ -76,27 +76,31 @@ def validate(
     Exit codes: 0 no row would fail, 1 some would, 2 the manifest cannot be read or the command is wrong.
     """
     from aae_batch.manifest.judge import Judge
-    from aae_batch.manifest.price import Assumptions, quote_for
+    from aae_batch.manifest.price import quote_for
+    from aae_batch.sampling.config import GuidanceConfig
     from aae_batch.sampling.model.loading import default_guidance
 
     with errors_in_a_sentence():
-        own = {
-            "method": method,
-            "num_inference_steps": num_inference_steps,
-            "scheduler": scheduler,
-            "guidance_scale": guidance_scale,
-            "height": height,
-            "width": width,
+        given = {
+            name: value
+            for name, value in context.params.items()
+            if name in GuidanceConfig.model_fields and value is not None
         }
-        given = {name: value for name, value in own.items() if value is not None}
         config = default_guidance(model, s3_endpoint).updated(**given)
         judge = Judge.load(model, config, revision=revision, s3_endpoint=s3_endpoint)
         most = None if as_json else limit
         shown, summary = _validate(manifest, judge, processes, output, most, s3_endpoint)
         quote = None
         if price and summary.work:
-            assumed = Assumptions(refinements, tflops)
-            quote = quote_for(summary.work, model, config, assumed, revision, s3_endpoint)
+            quote = quote_for(
+                summary.work,
+                model,
+                config,
+                refinements=refinements,
+                tflops=tflops,
+                revision=revision,
+                s3_endpoint=s3_endpoint,
+            )
         if as_json:
             _print_json(model, summary, shown, quote)
         else:
