@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -87,9 +89,9 @@ def validate(
             if name in GuidanceConfig.model_fields and value is not None
         }
         config = default_guidance(model, s3_endpoint).updated(**given)
-        judge = Judge.load(model, config, revision=revision, s3_endpoint=s3_endpoint)
+        load = partial(Judge.load, model, config, revision=revision, s3_endpoint=s3_endpoint)
         most = None if as_json else limit
-        shown, summary = _validate(manifest, judge, processes, output, most, s3_endpoint)
+        shown, summary = _validate(manifest, load, processes, output, most, s3_endpoint)
         quote = None
         if price and summary.work:
             quote = quote_for(
@@ -118,7 +120,7 @@ def validate(
 
 def _validate(
     path: str,
-    judge: Judge,
+    load_judge: Callable[[], Judge],
     processes: int | None,
     output: str | None,
     limit: int | None,
@@ -136,6 +138,7 @@ def _validate(
     kept: list[Problem] = []
     with ExitStack() as stack:
         opened = stack.enter_context(open_manifest(path, endpoint))
+        judge = load_judge()
         write = None
         if output:
             try:
