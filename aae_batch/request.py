@@ -1,17 +1,17 @@
-"""What is asked for, one image, and what comes of it."""
+"""What is asked for, and what comes back: a request, its result, what was seen of its subjects."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.Image import Image
     from torch import Tensor
 
     from aae_batch.errors import RowError
-    from aae_batch.sampling.trace import AttentionRecord
 
 Method = Literal[
     "stable-diffusion", "composable-diffusion", "structure-diffusion", "attend-and-excite"
@@ -59,6 +59,65 @@ class Request:
     def name(self) -> str:
         """How errors call this row: its id, or its prompt where it has none."""
         return self.id if self.id is not None else repr(self.prompt)
+
+
+@dataclass(frozen=True)
+class SubjectAttention:
+    """One subject of one image. Per-step arrays are float32, one entry per denoising step.
+
+    Where a prompt is denoised conjunct by conjunct (composable-diffusion), the maps are those of the
+    subject's own conjunct, and "words" are that conjunct's.
+
+    Attributes:
+        subject: its words, as the row names them, or as the prompt has them.
+        token_indices: its positions in the tokenizer's output.
+        tokens: the part of the prompt at each of these positions.
+        max_attention: the largest value of the subject's map after softmax and smoothing, in
+            [0, 1]: one minus this is the subject's part of the loss.
+        mean_attention: the mean over the picture of the subject's map after softmax.
+        entropy: in nats, of that map as a distribution over the picture.
+        center_x, center_y: its centre of mass in [0, 1], from the left and from the top.
+        map: uint8 [height, width], the cross-attention of the last step, averaged over heads and
+            layers (before the softmax over words), scaled so that 255 stands for `map_scale`.
+        map_scale: the largest probability of `map`.
+    """
+
+    subject: str
+    token_indices: tuple[int, ...]
+    tokens: tuple[str, ...]
+    max_attention: np.ndarray
+    mean_attention: np.ndarray
+    entropy: np.ndarray
+    center_x: np.ndarray
+    center_y: np.ndarray
+    map: np.ndarray
+    map_scale: float
+
+
+def _no_steps() -> np.ndarray:
+    import numpy as np  # late, so that the command line starts at once
+
+    return np.zeros(0, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class AttentionRecord:
+    """What the engine saw of one image.
+
+    Attributes:
+        subjects: one entry per subject; empty where the request named none.
+        loss: float32 [steps], the loss of the step's last guided forward, before its update.
+        num_refinements: latent updates of iterative refinement, over all steps.
+        final_loss: the loss at the last step.
+        neglected: the worst subject's attention never reached the last threshold; None without
+            thresholds.
+    """
+
+    subjects: tuple[SubjectAttention, ...] = ()
+    loss: np.ndarray = field(default_factory=_no_steps)
+    num_refinements: int = 0
+    final_loss: float | None = None
+    neglected: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from aae_batch.manifest.judge import Judge
 from aae_batch.manifest.reader import open_manifest
-from aae_batch.manifest.validate import Rules, validate
+from aae_batch.manifest.validate import validate
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.model.loading import load_tokenizer
 from training import networks
@@ -73,10 +74,10 @@ def cpu_seconds() -> float:
 def measured(path: Path, tokenizer: Any, processes: int) -> tuple[float, float, int]:
     """Rows a second, microseconds of CPU time a row, and how many rows would fail: of reading and
     judging, with the processes' start; the tokenizer is loaded before."""
-    rules = Rules.of(tokenizer, GuidanceConfig())
+    judge = Judge(tokenizer, GuidanceConfig())
     start, cpu = time.perf_counter(), cpu_seconds()
     with open_manifest(path) as manifest:
-        summary = validate(manifest, rules, lambda problem: None, processes=processes)
+        summary = validate(manifest, judge, lambda problem: None, processes=processes)
     speed = summary.rows / (time.perf_counter() - start)
     return speed, 1e6 * (cpu_seconds() - cpu) / summary.rows, summary.failing
 

@@ -24,8 +24,8 @@ from typing import TypedDict
 
 import pyarrow as pa
 
+from aae_batch.columns import IMAGE_COLUMN, MANIFEST_COLUMNS, OUTCOME_COLUMNS, column
 from aae_batch.dataset.image_format import Layout
-from aae_batch.request import METHODS
 
 RUN = "run.json"
 PROGRESS = "progress.json"
@@ -98,78 +98,24 @@ def is_of_shard(name: str, shard: int) -> bool:
     return name in ours or name.startswith(images_of(shard))
 
 
-def _column(name: str, kind: pa.DataType, description: str) -> pa.Field:
-    return pa.field(name, kind, metadata={"description": description})
-
-
-MANIFEST_COLUMNS: tuple[pa.Field, ...] = (
-    _column(
-        "id", pa.string(), "The row's name: unique in the manifest, and the picture's file name."
-    ),
-    _column("prompt", pa.string(), "The text."),
-    _column("subjects", pa.list_(pa.string()), "Words or phrases that must be drawn."),
-    _column(
-        "token_indices",
-        pa.list_(pa.list_(pa.int32())),
-        "Subjects as positions in the tokenizer's output; 0 is the start token.",
-    ),
-    _column("seed", pa.int64(), "Of the initial noise. Default: from a hash of the id."),
-    _column("method", pa.string(), f"One of {', '.join(METHODS)}."),
-    _column("negative_prompt", pa.string(), "What classifier-free guidance moves away from."),
-    _column("guidance_scale", pa.float64(), "Strength of classifier-free guidance."),
-    _column("num_inference_steps", pa.int32(), "Denoising steps."),
-    _column("height", pa.int32(), "Of the picture, in pixels."),
-    _column("width", pa.int32(), "Of the picture, in pixels."),
-)
-"""What a manifest may say about a row. In the metadata table: as used, defaults filled in; null
-where a bad row's value could not be read."""
-
-OUTCOME_COLUMNS: tuple[pa.Field, ...] = (
-    _column("status", pa.string(), "ok or failed."),
-    _column("error_type", pa.string(), "The class of the error; null when ok."),
-    _column("error", pa.string(), "What was wrong, and how to mend it; null when ok."),
-    _column(
-        "file_name",
-        pa.string(),
-        "The picture, relative to the output root, in a tar after a #; null when failed, and where "
-        "the column image has it.",
-    ),
-    _column("sha256", pa.string(), "Of the picture's bytes."),
-    _column(
-        "num_refinements", pa.int32(), "Latent updates of iterative refinement, over all steps."
-    ),
-    _column("final_loss", pa.float32(), "1 - the attention of the worst subject at the last step."),
-    _column(
-        "neglected",
-        pa.bool_(),
-        "The worst subject never reached the last threshold; null without thresholds.",
-    ),
-    _column("seconds", pa.float32(), "From slot to decoded picture; shared with the other slots."),
-    _column("shard", pa.int32(), "The shard that holds the row."),
-    _column("fingerprint", pa.string(), "Of the settings and the manifest; the same in run.json."),
-)
-"""What a run adds to each row."""
-
 _STEPS = pa.list_(pa.float32())
 
 ATTENTION_SCHEMA = pa.schema(
     [
-        _column("id", pa.string(), "The row's id, as in the metadata table."),
-        _column("subject", pa.string(), "The subject's words."),
-        _column("token_indices", pa.list_(pa.int32()), "Its positions in the tokenizer's output."),
-        _column("tokens", pa.list_(pa.string()), "The part of the prompt at each of them."),
-        _column("max_attention", _STEPS, "Per step: the largest value of the subject's map."),
-        _column("mean_attention", _STEPS, "Per step: the mean of the subject's map."),
-        _column(
-            "entropy", _STEPS, "Per step: of the map as a distribution over the picture, nats."
-        ),
-        _column("center_x", _STEPS, "Per step: centre of mass from the left, in [0, 1]."),
-        _column("center_y", _STEPS, "Per step: centre of mass from the top, in [0, 1]."),
-        _column("loss", _STEPS, "Per step: the loss of the picture, the same for its subjects."),
-        _column("map", pa.binary(), "uint8, map_height x map_width: attention at the last step."),
-        _column("map_height", pa.int32(), "Rows of map."),
-        _column("map_width", pa.int32(), "Columns of map."),
-        _column("map_scale", pa.float32(), "The probability that 255 stands for in map."),
+        column("id", pa.string(), "The row's id, as in the metadata table."),
+        column("subject", pa.string(), "The subject's words."),
+        column("token_indices", pa.list_(pa.int32()), "Its positions in the tokenizer's output."),
+        column("tokens", pa.list_(pa.string()), "The part of the prompt at each of them."),
+        column("max_attention", _STEPS, "Per step: the largest value of the subject's map."),
+        column("mean_attention", _STEPS, "Per step: the mean of the subject's map."),
+        column("entropy", _STEPS, "Per step: of the map as a distribution over the picture, nats."),
+        column("center_x", _STEPS, "Per step: centre of mass from the left, in [0, 1]."),
+        column("center_y", _STEPS, "Per step: centre of mass from the top, in [0, 1]."),
+        column("loss", _STEPS, "Per step: the loss of the picture, the same for its subjects."),
+        column("map", pa.binary(), "uint8, map_height x map_width: attention at the last step."),
+        column("map_height", pa.int32(), "Rows of map."),
+        column("map_width", pa.int32(), "Columns of map."),
+        column("map_scale", pa.float32(), "The probability that 255 stands for in map."),
     ]
 )
 """One row per image and subject.
@@ -180,8 +126,8 @@ compared with theirs. Its positions are those in the prompt all the same.
 """
 
 SCORED_COLUMNS: tuple[pa.Field, ...] = (
-    _column("id", pa.string(), "The row's id, as in the metadata table."),
-    _column("sha256", pa.string(), "Of the picture that was scored."),
+    column("id", pa.string(), "The row's id, as in the metadata table."),
+    column("sha256", pa.string(), "Of the picture that was scored."),
 )
 """What every metric's table begins with; the metric's own columns follow. One row per picture."""
 
@@ -192,17 +138,8 @@ table with another one than the metric's `run.json` has is of other settings, an
 SCORES_UNSCORED = "unscored"
 """Beside it: the ids of pictures that could not be scored, a JSON list. Their scores are null."""
 
-IMAGE_COLUMN = _column(
-    "image",
-    pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
-    "The picture as a file's bytes, and that file's name; null when failed. Layout parquet only.",
-)
-
 HUGGING_FACE = {"huggingface": '{"info": {"features": {"image": {"_type": "Image"}}}}'}
 """From this, Hugging Face's `datasets` knows that the column `image` is one of pictures."""
-
-RESERVED = frozenset(column.name for column in (*OUTCOME_COLUMNS, IMAGE_COLUMN))
-"""Names that a manifest's own columns must not have."""
 
 
 def metadata_schema(extras: pa.Schema, layout: Layout = "files") -> pa.Schema:

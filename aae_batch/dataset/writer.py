@@ -24,13 +24,13 @@ from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.rewriting import rewrite
 from aae_batch.dataset.settle import settle
 from aae_batch.errors import OutputError, RowError
+from aae_batch.sampling.resolve import overridden
 from aae_batch.store.base import Storage
 
 if TYPE_CHECKING:
     from aae_batch.manifest.row import Row
-    from aae_batch.request import Result
+    from aae_batch.request import AttentionRecord, Result
     from aae_batch.sampling.config import GuidanceConfig
-    from aae_batch.sampling.trace import AttentionRecord
 
 _OWN_COLUMNS = [column.name for column in (*names.MANIFEST_COLUMNS, *names.OUTCOME_COLUMNS)]
 
@@ -258,14 +258,7 @@ def as_used(row: Row, config: GuidanceConfig) -> dict[str, Any]:
         "subjects": request.subjects,
         "token_indices": None if indices is None else [_inner(entry) for entry in indices],
         "seed": request.seed,
-        **{
-            name: getattr(config, name)
-            if getattr(request, name) is None
-            else getattr(request, name)
-            for name in ("method", "negative_prompt", "guidance_scale", "num_inference_steps")
-        },
-        "height": request.height or config.height,
-        "width": request.width or config.width,
+        **overridden(request, config),
     }
     return used | dict.fromkeys(row.unread)
 

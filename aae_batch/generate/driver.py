@@ -35,9 +35,8 @@ from aae_batch.job.driver import GAVE_UP, Job, OnProgress, run_on_workers
 from aae_batch.job.plan import Piece
 from aae_batch.job.progress import Progress
 from aae_batch.job.records import Loaded, as_json
-from aae_batch.manifest.check import check_row, check_settings
+from aae_batch.manifest.judge import Judge
 from aae_batch.manifest.reader import Manifest, open_manifest
-from aae_batch.sampling.model.loading import load_tokenizer, load_vae_scale_factor
 from aae_batch.store.lock import Lock
 from aae_batch.store.open import open_storage
 
@@ -89,18 +88,17 @@ def refuse_unless_some_row_is_good(settings: JobSettings, manifest: Manifest) ->
         SettingsError: the run's negative prompt has words that the model does not know.
     """
     try:
-        tokenizer = load_tokenizer(
-            settings.model, revision=settings.revision, s3_endpoint=settings.s3_endpoint
+        judge = Judge.load(
+            settings.model,
+            settings.guidance,
+            revision=settings.revision,
+            s3_endpoint=settings.s3_endpoint,
         )
     except ModelError:  # it may be on the actors' machines alone; else they say what is wrong
         return
-    check_settings(tokenizer, settings.guidance)
-    factor = load_vae_scale_factor(
-        settings.model, revision=settings.revision, s3_endpoint=settings.s3_endpoint
-    )
     first = None
     for row in manifest.rows():
-        error = check_row(tokenizer, row, settings.guidance, factor)
+        error = judge.error_of(row)
         if error is None:
             return
         first = first or error

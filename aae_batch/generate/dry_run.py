@@ -6,18 +6,23 @@ from collections import Counter
 from collections.abc import Callable
 
 from aae_batch.dataset.reader import Dataset
+from aae_batch.errors import RowError
 from aae_batch.generate.records import make_plan
 from aae_batch.generate.settings import JobSettings
-from aae_batch.manifest.check import check_row, check_settings
+from aae_batch.manifest.judge import Judge
 from aae_batch.manifest.reader import open_manifest
-from aae_batch.manifest.row import Row
-from aae_batch.sampling.model.loading import load_tokenizer, load_vae_scale_factor, named
+from aae_batch.sampling.model.loading import named
 from aae_batch.sampling.phrases import conjuncts, noun_phrases
-from aae_batch.sampling.words import Tokenizer, resolve_subjects, token_table
+from aae_batch.sampling.words import resolve_subjects, token_table
 from aae_batch.store.open import open_storage
 
 PROMPTS_SHOWN = 3
 FAILURES_SHOWN = 10
+PHRASES = {
+    "composable-diffusion": ("conjuncts", conjuncts),
+    "structure-diffusion": ("noun phrases", noun_phrases),
+}
+"""Methods that encode phrases of the prompt by themselves: what these are called, and found by."""
 
 
 def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
@@ -26,17 +31,18 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
     Raises:
         AaeBatchError: the job would not start.
     """
-    endpoint = settings.s3_endpoint
-    with open_manifest(settings.manifest, endpoint) as manifest:
-        storage = open_storage(settings.output, endpoint)
+    with open_manifest(settings.manifest, settings.s3_endpoint) as manifest:
+        storage = open_storage(settings.output, settings.s3_endpoint)
         plan = make_plan(settings, manifest, storage)
         if settings.retry_failed:
             plan = plan.retrying(Dataset(storage))
-        tokenizer = load_tokenizer(settings.model, revision=settings.revision, s3_endpoint=endpoint)
-        factor = load_vae_scale_factor(
-            settings.model, revision=settings.revision, s3_endpoint=endpoint
+        judge = Judge.load(
+            settings.model,
+            settings.guidance,
+            revision=settings.revision,
+            s3_endpoint=settings.s3_endpoint,
         )
-        check_settings(tokenizer, settings.guidance)
+        tokenizer = judge.tokenizer
         write(f"model: {named(settings.model)}")
         shards = -(-len(manifest) // plan.shard_size)
         left = plan.ledger()
@@ -46,37 +52,23 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
         )
         failures: Counter[str] = Counter()
         for row in manifest.rows():
-            if row.index < PROMPTS_SHOWN:
-                write(f"row {row.id}: {row.request.prompt!r}")
-                write(f"  tokens: {token_table(tokenizer, row.request.prompt)}")
-            error = check_row(tokenizer, row, settings.guidance, factor)
-            if error is None and row.index < PROMPTS_SHOWN:
-                _tell_phrases(tokenizer, row, settings, write)
-            if error is not None:
+            prompt, is_shown = row.request.prompt, row.index < PROMPTS_SHOWN
+            if is_shown:
+                write(f"row {row.id}: {prompt!r}")
+                write(f"  tokens: {token_table(tokenizer, prompt)}")
+            try:
+                own, _ = judge.resolve(row)
+            except RowError as error:
                 failures[type(error).__name__] += 1
                 if failures.total() <= FAILURES_SHOWN:
                     write(f"would fail: {error}")
+                continue
+            if is_shown and own.method in PHRASES:
+                name, find = PHRASES[own.method]
+                phrases = find(tokenizer, prompt, resolve_subjects(tokenizer, row.request))
+                write(f"  {name}: {', '.join(repr(phrase.text) for phrase in phrases)}")
         if not failures:
             write("no row would fail")
         for kind, count in failures.most_common():
             write(f"{count} rows would fail with {kind}")
         return failures.total()
-
-
-def _tell_phrases(
-    tokenizer: Tokenizer, row: Row, settings: JobSettings, write: Callable[[str], None]
-) -> None:
-    """Say what a method that encodes phrases by themselves makes of the prompt."""
-    finders = {
-        "composable-diffusion": ("conjuncts", conjuncts),
-        "structure-diffusion": ("noun phrases", noun_phrases),
-    }
-    method = _method(row, settings)
-    if method in finders:
-        name, find = finders[method]
-        phrases = find(tokenizer, row.request.prompt, resolve_subjects(tokenizer, row.request))
-        write(f"  {name}: {', '.join(repr(phrase.text) for phrase in phrases)}")
-
-
-def _method(row: Row, settings: JobSettings) -> str:
-    return row.request.method or settings.guidance.method

@@ -1,7 +1,7 @@
-"""What a manifest will cost: FLOPs, hours on some GPUs, bytes.
+"""What a manifest will cost: FLOPs, bytes, and the hours of a GPU whose throughput is known.
 
 Every kind of pass is counted once on the meta device, by running the code that sampling runs, and
-multiplied by how often a picture needs it. Hours and bytes are estimates, and say on what they rest.
+multiplied by how often a picture needs it. Bytes are estimates, and say on what they rest.
 """
 
 from __future__ import annotations
@@ -19,17 +19,8 @@ from aae_batch.sampling.steering import GuidanceSchedule
 if TYPE_CHECKING:
     from torch import Tensor
 
-GPUS = {
-    "T4": 65,
-    "L4": 121,
-    "A10G": 70,
-    "RTX 4090": 165,
-    "A100": 312,
-    "H100 SXM": 989,
-    "H200": 989,
-}
-"""Peak TFLOP/s of dense half-precision matrix products with float32 sums, as commonly quoted of their
-makers (bfloat16; float16 on T4, which has no other). Where the quote is with sparsity, half of it."""
+REFINEMENTS = 20.0
+"""Of a guided picture, on average: what is assumed where nobody knows better."""
 
 PNG_BYTES_PER_PIXEL = 1.7
 """About what photo-like pictures take at PNG's level 1; flat ones take far less."""
@@ -42,6 +33,37 @@ map, with what names it."""
 
 _PLACES = ((2,), (5,))
 """Two subjects of one token: what the objective is counted with. It is next to nothing."""
+
+
+@dataclass(frozen=True)
+class Quote:
+    """The price of some pictures.
+
+    Attributes:
+        refinements: of a guided picture, on average, as assumed; 0 where the settings have no thresholds.
+        tflops: TFLOP/s that a GPU sustains, as someone measured them; without them there are no hours.
+    """
+
+    images: int
+    flops: float
+    gpu_hours: float | None
+    image_bytes: float
+    table_bytes: float
+    refinements: float
+    tflops: float | None
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.images} images, {in_thousands(self.flops / self.images, 'FLOP')} each on average "
+            f"with {self.refinements:g} refinements of a guided one, "
+            f"{in_thousands(self.flops, 'FLOP')} in all",
+            f"bytes, an estimate: images {in_thousands(self.image_bytes, 'B')} as PNG "
+            f"({PNG_BYTES_PER_PIXEL} bytes a pixel), tables {in_thousands(self.table_bytes, 'B')}",
+        ]
+        if self.gpu_hours is not None:
+            time = in_time(self.gpu_hours)
+            lines.insert(1, f"GPU time at a sustained {self.tflops:g} TFLOP/s: {time}")
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -60,99 +82,8 @@ class SamplingPasses:
 
 
 @dataclass(frozen=True)
-class Assumptions:
-    """What cannot be known beforehand.
-
-    Attributes:
-        refinements: of a guided picture, on average; none where the settings have no thresholds.
-        utilisation: the share of a GPU's peak that is had.
-    """
-
-    refinements: float = 20.0
-    utilisation: float = 0.4
-
-
-@dataclass(frozen=True)
-class Quote:
-    """The price of some pictures."""
-
-    images: int
-    flops: float
-    gpu_hours: dict[str, float]
-    image_bytes: float
-    table_bytes: float
-    refinements: float
-    utilisation: float
-
-    def __str__(self) -> str:
-        each = self.flops / self.images
-        lines = [
-            f"{self.images} images, {in_thousands(each, 'FLOP')} each on average with "
-            f"{self.refinements:g} refinements of a guided one, {in_thousands(self.flops, 'FLOP')} in "
-            "all",
-            f"GPU time at {self.utilisation:.0%} of the peak of half precision: "
-            + ", ".join(f"{name} {in_time(hours)}" for name, hours in self.gpu_hours.items()),
-            f"bytes, an estimate: images {in_thousands(self.image_bytes, 'B')} as PNG "
-            f"({PNG_BYTES_PER_PIXEL} bytes a pixel), tables {in_thousands(self.table_bytes, 'B')}",
-        ]
-        return "\n".join(lines)
-
-
-def quote_for(
-    work: Counter[Work],
-    model: str,
-    config: GuidanceConfig,
-    assumed: Assumptions = Assumptions(),
-    revision: str | None = None,
-    s3_endpoint: str | None = None,
-) -> Quote:
-    """The price of some pictures with a model, of which only the configuration is needed.
-
-    Args:
-        work: how many pictures of each kind.
-
-    Raises:
-        ModelError: there is no such model, or a configuration of it is missing.
-    """
-    from aae_batch.sampling.model.skeleton import load_skeleton
-
-    pipe = load_skeleton(model, revision=revision, s3_endpoint=s3_endpoint)
-    return quote(work, costs_of(pipe, work, config), config, assumed)
-
-
-def quote(
-    work: Counter[Work], costs: ModelCosts, config: GuidanceConfig, assumed: Assumptions
-) -> Quote:
-    """The price of some pictures, by what the passes of their model cost."""
-    flops = image_bytes = table_bytes = 0.0
-    for kind, count in work.items():
-        cost, steps = costs.pictures[kind.height, kind.width], costs.steps[kind.num_inference_steps]
-        flops += count * picture_flops(kind, steps, cost, config, assumed.refinements)
-        image_bytes += count * cost.pixels * PNG_BYTES_PER_PIXEL
-        per_subject = FIGURES_PER_STEP * 4 * steps + MAP_BYTES
-        table_bytes += count * (ROW_BYTES + kind.subjects * per_subject)
-    return Quote(
-        images=work.total(),
-        flops=flops,
-        gpu_hours={
-            name: flops / (peak * 1e12 * assumed.utilisation) / 3600 for name, peak in GPUS.items()
-        },
-        image_bytes=image_bytes,
-        table_bytes=table_bytes,
-        refinements=assumed.refinements if config.thresholds else 0,
-        utilisation=assumed.utilisation,
-    )
-
-
-@dataclass(frozen=True)
 class PictureCosts:
-    """FLOPs of all passes for one picture of one size.
-
-    Attributes:
-        encode: of one prompt.
-        decode: from latents to the picture.
-        pixels: of the picture.
-    """
+    """FLOPs of all passes for one picture of one size: sampling, encoding one prompt, decoding."""
 
     sampling: SamplingPasses
     encode: int
@@ -173,7 +104,52 @@ class ModelCosts:
     steps: Mapping[int, int]
 
 
-def picture_flops(
+def quote_for(
+    work: Counter[Work],
+    model: str,
+    config: GuidanceConfig,
+    *,
+    refinements: float = REFINEMENTS,
+    tflops: float | None = None,
+    revision: str | None = None,
+    s3_endpoint: str | None = None,
+) -> Quote:
+    """The price of some pictures with a model, of which only the configuration is needed.
+
+    Args:
+        work: how many pictures of each kind.
+        refinements, tflops: see `Quote`.
+
+    Raises:
+        ModelError: there is no such model, or a configuration of it is missing.
+    """
+    from aae_batch.sampling.model.skeleton import load_skeleton
+
+    pipe = load_skeleton(model, revision=revision, s3_endpoint=s3_endpoint)
+    return quote(work, costs_of(pipe, work, config), config, refinements, tflops)
+
+
+def quote(
+    work: Counter[Work],
+    costs: ModelCosts,
+    config: GuidanceConfig,
+    refinements: float = REFINEMENTS,
+    tflops: float | None = None,
+) -> Quote:
+    """The price of some pictures, by what the passes of their model cost."""
+    flops = image_bytes = table_bytes = 0.0
+    refinements = refinements if config.thresholds else 0
+    for kind, count in work.items():
+        cost, steps = costs.pictures[kind.height, kind.width], costs.steps[kind.num_inference_steps]
+        flops += count * _picture_flops(kind, steps, cost, config, refinements)
+        image_bytes += count * cost.pixels * PNG_BYTES_PER_PIXEL
+        per_subject = FIGURES_PER_STEP * 4 * steps + MAP_BYTES
+        table_bytes += count * (ROW_BYTES + kind.subjects * per_subject)
+    hours = None if tflops is None else flops / (tflops * 1e12) / 3600
+    return Quote(work.total(), flops, hours, image_bytes, table_bytes, refinements, tflops)
+
+
+def _picture_flops(
     kind: Work, steps: int, cost: PictureCosts, config: GuidanceConfig, refinements: float
 ) -> float:
     """FLOPs of one picture. Only attend-and-excite has guided passes, and only composable-diffusion
@@ -187,9 +163,7 @@ def picture_flops(
     flops = steps * passes.denoise * rows / 2 + rows * cost.encode + cost.decode
     if kind.method == "attend-and-excite":
         schedule = GuidanceSchedule(config, steps)
-        guided = float(sum(schedule.guides(step) for step in range(steps)))
-        if config.thresholds:
-            guided += refinements
+        guided = sum(schedule.guides(step) for step in range(steps)) + refinements
         flops += guided * (passes.attend + passes.attend_backward)
     return flops
 
@@ -209,8 +183,8 @@ def costs_of(pipe, work: Counter[Work], config: GuidanceConfig) -> ModelCosts:
     from aae_batch.sampling.model.unet import StableDiffusion
 
     model = StableDiffusion(pipe)
-    text = pipe.text_encoder.config
-    tokens, width = text.max_position_embeddings, pipe.unet.config.cross_attention_dim
+    tokens = pipe.text_encoder.config.max_position_embeddings
+    width = pipe.unet.config.cross_attention_dim
     prompt = torch.zeros(1, tokens, dtype=torch.long, device="meta")
     encode = count_flops(lambda: pipe.text_encoder(prompt))
     pictures = {}
@@ -286,12 +260,11 @@ def count_guided(loss: Callable[[Tensor], Tensor], latents: Tensor) -> tuple[int
     from torch.utils.flop_counter import FlopCounterMode
 
     moving = latents.clone().requires_grad_(True)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as forward:
         value = loss(moving)
-    forward = counter.get_total_flops()
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as backward:
         torch.autograd.grad(value, moving)
-    return forward, counter.get_total_flops()
+    return forward.get_total_flops(), backward.get_total_flops()
 
 
 def count_flops(run: Callable[[], object]) -> int:
@@ -309,11 +282,12 @@ def count_flops(run: Callable[[], object]) -> int:
 
 def in_thousands(value: float, unit: str) -> str:
     """With the prefix that leaves up to three digits before the point: `4.58e11` FLOP is 458 GFLOP."""
-    prefixes = iter(_PREFIXES)
-    prefix = next(prefixes)
-    while value >= 999.5 and prefix != _PREFIXES[-1]:
-        value, prefix = value / 1000, next(prefixes)
-    return f"{_number(value, 3)} {prefix}{unit}"
+    *prefixes, last = ("", "k", "M", "G", "T", "P", "E")
+    for prefix in prefixes:
+        if value < 999.5:
+            return f"{_number(value, 3)} {prefix}{unit}"
+        value /= 1000
+    return f"{_number(value, 3)} {last}{unit}"
 
 
 def in_time(hours: float) -> str:
@@ -321,9 +295,6 @@ def in_time(hours: float) -> str:
     if hours < 2 / 60:
         return f"{_number(hours * 3600, 2)} s"
     return f"{_number(hours * 60, 2)} min" if hours < 2 else f"{_number(hours, 2)} h"
-
-
-_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
 def _number(value: float, digits: int) -> str:

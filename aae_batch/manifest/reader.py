@@ -1,6 +1,6 @@
 """A manifest, one row per image: Parquet, or CSV and JSONL, which are converted to it.
 
-The columns are `layout.MANIFEST_COLUMNS`, of which only `prompt` is required; others are carried to
+The columns are `columns.MANIFEST_COLUMNS`, of which only `prompt` is required; others are carried to
 the metadata table as they are. What is wrong with the manifest as a whole is a `ManifestError`;
 what is wrong with one row stays with that row.
 """
@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from aae_batch.dataset.layout import MANIFEST_COLUMNS, RESERVED
+from aae_batch.columns import ALIASES, NAMES, RESERVED
 from aae_batch.errors import ManifestError, OutputError, RequestError
 from aae_batch.manifest import row_groups
 from aae_batch.manifest.repeats import Repeats
@@ -32,10 +32,8 @@ from aae_batch.store.base import is_url
 from aae_batch.store.fetch import fetch
 from aae_batch.store.scratch import scratch_folder
 
-COLUMNS = tuple(column.name for column in MANIFEST_COLUMNS)
-ALIASES = {"subject_indices": "token_indices"}
-
 _ENCODING = b"aae_batch.encoding"
+_IS_JSON = {_ENCODING: b"json"}
 _LINES_AT_ONCE = 20_000
 _ROWS_AT_ONCE = 1_000
 
@@ -60,9 +58,10 @@ class Part:
 
     def rows(self) -> list[Row]:
         table = self.table
-        own = [name for name in table.column_names if ALIASES.get(name, name) in COLUMNS]
         values = {
-            ALIASES.get(name, name): _values(table[name], table.schema.field(name)) for name in own
+            own: _values(table[field.name], field)
+            for field in table.schema
+            if (own := _column_of(field.name)) is not None
         }
         rows = []
         for i in range(len(self)):
@@ -101,8 +100,8 @@ class Manifest:
     @property
     def own(self) -> frozenset[str]:
         """The columns that it has and that are ours."""
-        names = (ALIASES.get(name, name) for name in self._groups.schema.names)
-        return frozenset(names) & frozenset(COLUMNS)
+        names = self._groups.schema.names
+        return frozenset(own for name in names if (own := _column_of(name)) is not None)
 
     @property
     def name(self) -> str:
@@ -116,10 +115,9 @@ class Manifest:
     def changed(self) -> bool:
         """The file has other content by now than what was opened. Of a URL it is not known."""
         try:
-            state = _state(os.stat(self.path)) if self._states else None
-            if state is None or state in self._states:
+            if not self._states or (state := _state(self.path)) in self._states:
                 return False
-            if _digest(Path(self.path)) != self.digest:
+            if _digest(self.path) != self.digest:
                 return True
             self._states.add(state)  # only its time is another
         except OSError:  # it is gone, or out of reach: its rows are here
@@ -174,12 +172,10 @@ def open_manifest(path: str | Path, s3_endpoint: str | None = None) -> Iterator[
             if is_url(path):
                 states, source = set(), fetch(path, copies, s3_endpoint)
             else:  # what is hashed is what is read, whatever becomes of the file meanwhile
-                states, source = {_state(os.stat(path))}, copies / Path(path).name
+                states, source = {_state(path)}, copies / Path(path).name
                 shutil.copyfile(path, source)
-            digest = _digest(source)
             parquet, convert = source, converters[suffix]
             if convert is not None:
-                _check_text(source)
                 parquet = folder / "converted.parquet"
                 convert(source, parquet)
             file = stack.enter_context(row_groups.opened(parquet))
@@ -187,7 +183,12 @@ def open_manifest(path: str | Path, s3_endpoint: str | None = None) -> Iterator[
             if row_groups.too_large(file):
                 row_groups.regroup(file, folder / "regrouped.parquet")
                 file = stack.enter_context(row_groups.opened(folder / "regrouped.parquet"))
-            manifest = _opened(path, digest, RowGroups(file), states)
+            groups = RowGroups(file)
+            if len(groups) == 0:
+                raise ManifestError(f"Manifest {path} has no rows.")
+            extras = pa.schema([field for field in groups.schema if _column_of(field.name) is None])
+            repeats = _repeated_ids(groups)
+            manifest = Manifest(path, _digest(source), extras, groups, repeats, states)
         yield manifest
 
 
@@ -197,36 +198,19 @@ def _readable(path: str) -> Iterator[None]:
         yield
     except _ContentError as error:
         raise ManifestError(f"Manifest {path}: {error}") from None
-    except OutputError as error:
-        raise ManifestError(f"Manifest {path} cannot be read: {error}") from None
-    except pa.ArrowException as error:
-        hint = " Save it as UTF-8 text." if "UTF8" in str(error) else ""
-        raise ManifestError(
-            f"Manifest {path} cannot be read: {_first_line(error)}{hint}"
-        ) from error
-    except UnicodeError as error:
-        raise ManifestError(
-            f"Manifest {path} cannot be read: {_first_line(error)} Save it as UTF-8 text."
-        ) from error
-    except OSError as error:
-        raise ManifestError(f"Manifest {path} cannot be read: {_first_line(error)}") from error
+    except (OutputError, pa.ArrowException, UnicodeError, OSError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        said = f"Manifest {path} cannot be read: {lines[0].rstrip('.')}."
+        by_arrow = isinstance(error, pa.ArrowException) and "UTF8" in str(error)
+        if by_arrow or isinstance(error, UnicodeError):
+            said += " Save it as UTF-8 text."
+        raise ManifestError(said) from error
 
 
-def _check_text(source: Path) -> None:
-    with source.open("rb") as file:
-        if file.read(2) == b"\x1f\x8b":
-            raise _ContentError(
-                "the file is compressed with gzip, whatever its name says; unpack it first."
-            )
-
-
-def _opened(
-    path: str, digest: str, groups: RowGroups, states: set[tuple[int, int, int]]
-) -> Manifest:
-    if len(groups) == 0:
-        raise ManifestError(f"Manifest {path} has no rows.")
-    extras = [f for f in groups.schema if ALIASES.get(f.name, f.name) not in COLUMNS]
-    return Manifest(path, digest, pa.schema(extras), groups, _repeated_ids(groups), states)
+def _column_of(name: str) -> str | None:
+    """Which of our columns a manifest's column is; None for an extra one."""
+    name = ALIASES.get(name, name)
+    return name if name in NAMES else None
 
 
 def _check_columns(path: str, schema: pa.Schema) -> None:
@@ -237,7 +221,7 @@ def _check_columns(path: str, schema: pa.Schema) -> None:
             "column with the texts prompt."
         )
     # SQL, by which rows are chosen, knows no capitals.
-    known = {name.lower(): name for name in (*COLUMNS, *ALIASES, *RESERVED)}
+    known = {name.lower(): name for name in (*NAMES, *ALIASES, *RESERVED)}
     for name in names:
         if names.count(name) > 1:
             raise ManifestError(f"Manifest {path} has column {name} twice; rename one.")
@@ -266,7 +250,7 @@ def _repeated_ids(groups: RowGroups) -> Repeats:
         start = 0
         for column in groups.column("id"):
             values = _values(column, kind)
-            if pa.types.is_string(kind.type) and _encoding(kind) is None:
+            if pa.types.is_string(kind.type) and not _is_json(kind):
                 yield [text or default_id(start + i) for i, text in enumerate(values)]
             else:
                 yield [id_of(start + i, value) for i, value in enumerate(values)]
@@ -278,14 +262,23 @@ def _repeated_ids(groups: RowGroups) -> Repeats:
 # --- conversion ----------------------------------------------------------------------------------
 
 
+def _refuse_gzip(source: Path) -> None:
+    with source.open("rb") as file:
+        if file.read(2) == b"\x1f\x8b":
+            raise _ContentError(
+                "the file is compressed with gzip, whatever its name says; unpack it first."
+            )
+
+
 def _convert_csv(source: Path, target: Path) -> None:
     """Our columns stay text, to be read row by row; the types of others are inferred."""
+    _refuse_gzip(source)
     with source.open(encoding="utf-8-sig") as file:
         header = pa.csv.read_csv(
             pa.BufferReader(file.readline().encode()),
             parse_options=pa.csv.ParseOptions(newlines_in_values=True),
         ).column_names
-    own = [name for name in header if ALIASES.get(name, name) in COLUMNS]
+    own = [name for name in header if _column_of(name) is not None]
     table = pa.csv.read_csv(
         source,
         parse_options=pa.csv.ParseOptions(newlines_in_values=True),
@@ -304,11 +297,12 @@ def _convert_csv(source: Path, target: Path) -> None:
 def _convert_jsonl(source: Path, target: Path) -> None:
     """Our columns become JSON text, so that a wrong type is that row's alone; others get the one
     type that fits all their values, or JSON text where there is none."""
+    _refuse_gzip(source)
     schema = pa.schema([])
     texts: set[str] = set()
     for records in _json_chunks(source):
         for name in dict.fromkeys(name for record in records for name in record):
-            if ALIASES.get(name, name) in COLUMNS:
+            if _column_of(name) is not None:
                 texts.add(name)
             if name in texts:
                 continue
@@ -322,13 +316,14 @@ def _convert_jsonl(source: Path, target: Path) -> None:
             except (ValueError, OverflowError, pa.ArrowException):
                 texts.add(name)
     names = [*schema.names, *sorted(texts - set(schema.names))]
-    own = {b"aae_batch.encoding": b"json"}
-    fields = []
-    for name in names:
-        if ALIASES.get(name, name) in COLUMNS:
-            fields.append(pa.field(name, pa.string(), metadata=own))
-        else:
-            fields.append(pa.field(name, pa.string() if name in texts else schema.field(name).type))
+    fields = [
+        pa.field(
+            name,
+            pa.string() if name in texts else schema.field(name).type,
+            metadata=None if _column_of(name) is None else _IS_JSON,
+        )
+        for name in names
+    ]
     whole = pa.schema(fields)
     with pq.ParquetWriter(target, whole) as writer:
         for records in _json_chunks(source):
@@ -375,8 +370,8 @@ def _json_record(number: int, line: str) -> dict:
     return record
 
 
-def _encoding(field: pa.Field) -> bytes | None:
-    return (field.metadata or {}).get(_ENCODING)
+def _is_json(field: pa.Field) -> bool:
+    return (field.metadata or {}).get(_ENCODING) == b"json"
 
 
 def _values(column: pa.Array | pa.ChunkedArray, field: pa.Field) -> list[Any]:
@@ -385,7 +380,7 @@ def _values(column: pa.Array | pa.ChunkedArray, field: pa.Field) -> list[Any]:
         values = column.to_pylist()
     except _NOT_FOR_PYTHON:
         values = [_value(scalar) for scalar in column]
-    if _encoding(field) == b"json":
+    if _is_json(field):
         return [None if value is None else json.loads(value) for value in values]
     return values
 
@@ -401,22 +396,14 @@ _NOT_FOR_PYTHON = (ValueError, OverflowError, ImportError, pa.ArrowException)
 """E.g. text that is not UTF-8, a date in the year 10,000, nanoseconds."""
 
 
-def _state(seen: os.stat_result) -> tuple[int, int, int]:
+def _state(path: str) -> tuple[int, int, int]:
+    seen = os.stat(path)
     return seen.st_mtime_ns, seen.st_size, seen.st_ino
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return _sha256_of(file)
-
-
-def _sha256_of(file) -> str:
+def _digest(path: str | Path) -> str:
     digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".") + "."

@@ -34,19 +34,28 @@ class Repeats:
         del ordered
         if len(doubtful) == 0:
             return cls(doubtful, doubtful)
-        first, second = hashes[doubtful], _hashes(ids(), "\0")[doubtful]
-        order = np.lexsort((doubtful, second, first))  # by id, and in it by row
-        rows, first, second = doubtful[order], first[order], second[order]
-        is_new = np.ones(len(rows), bool)
-        is_new[1:] = (first[1:] != first[:-1]) | (second[1:] != second[:-1])
-        firsts = rows[is_new][np.cumsum(is_new) - 1]
-        order = np.argsort(rows[~is_new])
-        return cls(rows[~is_new][order], firsts[~is_new][order])
+        rows, firsts = repeated(hashes[doubtful], _hashes(ids(), "\0")[doubtful])
+        return cls(doubtful[rows], doubtful[firsts])
 
     def within(self, start: int, stop: int) -> dict[int, int]:
         """Of the rows from `start` up to `stop` whose id an earlier row has: that row."""
         few = slice(*np.searchsorted(self.rows, (start, stop)))
         return dict(zip(self.rows[few].tolist(), self.firsts[few].tolist(), strict=True))
+
+
+def repeated(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Places whose two keys an earlier place has, rising, and the first place that has them.
+
+    Args:
+        first, second: the keys, [places], integers.
+    """
+    order = np.lexsort((second, first))  # stable: places with the same keys stay in order
+    is_new = np.ones(len(order), bool)
+    is_new[1:] = (np.diff(first[order]) != 0) | (np.diff(second[order]) != 0)
+    firsts = order[is_new][np.cumsum(is_new) - 1]
+    places, firsts = order[~is_new], firsts[~is_new]
+    rising = np.argsort(places)
+    return places[rising], firsts[rising]
 
 
 def _hashes(ids: Iterable[list[str]], salt: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Every row of a manifest judged before the job: what will fail, and what is probably not meant.
 
-The rows are read and judged by the code that the job uses, in several processes, and their prompts
-tokenized many at a time.
+Rows are read and judged by the code that the job uses, in several processes, and their prompts tokenized
+many at a time.
 """
 
 from __future__ import annotations
@@ -12,34 +12,30 @@ import multiprocessing
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from aae_batch.errors import JobError, RowError
-from aae_batch.manifest.check import check_size, check_subjects
+from aae_batch.manifest.judge import Judge, ManyTexts
 from aae_batch.manifest.reader import Manifest, Part
+from aae_batch.manifest.repeats import repeated
 from aae_batch.manifest.row import Row
 from aae_batch.request import Request
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.phrases import conjuncts
-from aae_batch.sampling.words import KNOWN_WORDS, resolve_subjects, why_unknown
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Backend
+from aae_batch.sampling.words import resolve_subjects
 
 PART_ROWS = 2_000
 _ALONE = 4 * PART_ROWS
 """Manifests up to this are judged in this process: others take a while to start."""
 
 TRUNCATED, TRUNCATED_NEGATIVE, REPEATED = "TruncatedPrompt", "TruncatedNegative", "RepeatedRow"
-_KEPT = 100_000
-_PLAIN = re.compile(r"[a-z]+(?: [a-z]+)*")
 _COLUMN = re.compile(r"column (\w+): ")
 
 
@@ -70,36 +66,6 @@ class Work(NamedTuple):
     conjuncts: int = 1
 
 
-@dataclass(frozen=True)
-class Rules:
-    """What rows are judged by.
-
-    Attributes:
-        backend: the model's tokenizer, as the `tokenizers` package has it.
-        model_max_length: the positions of the text encoder.
-        config: the run's settings, where a row has none of its own.
-        vae_scale_factor: pixels to a cell of the latents.
-        known_words: the only words that the model knows, where it says so.
-    """
-
-    backend: Backend
-    model_max_length: int
-    config: GuidanceConfig
-    vae_scale_factor: int = 8
-    known_words: Sequence[str] | None = None
-
-    @classmethod
-    def of(cls, tokenizer: Any, config: GuidanceConfig, vae_scale_factor: int = 8) -> Rules:
-        """By a tokenizer of transformers."""
-        from tokenizers import Tokenizer as Backend
-
-        backend = Backend.from_str(tokenizer.backend_tokenizer.to_str())
-        backend.no_truncation()
-        backend.no_padding()
-        known = tokenizer.init_kwargs.get(KNOWN_WORDS)
-        return cls(backend, tokenizer.model_max_length, config, vae_scale_factor, known)
-
-
 @dataclass
 class Summary:
     """What was found in all.
@@ -117,30 +83,19 @@ class Summary:
     work: Counter[Work] = field(default_factory=Counter)
 
 
-@dataclass(frozen=True)
-class _Findings:
-    """Of one part. `digests`: 16 bytes a row, of all that the picture depends on; a failing row's are
-    those of its own place."""
-
-    rows: int
-    problems: list[Problem]
-    digests: bytes
-    work: Counter[Work]
-
-
 def validate(
     manifest: Manifest,
-    rules: Rules,
-    found: Callable[[Problem], None],
-    report: Callable[[int, int], None] = lambda done, total: None,
+    judge: Judge,
+    on_problem: Callable[[Problem], None],
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
     processes: int | None = None,
 ) -> Summary:
     """Judge every row.
 
     Args:
-        found: is told of every problem in the order of the rows, and at the end of rows that repeat
-            another.
-        report: is told how many rows of how many are done.
+        on_problem: called with every problem in the order of the rows, and at the end with rows that
+            repeat another.
+        on_progress: called with how many rows of how many are done.
         processes: default: one for each core, and none besides this for a small manifest.
 
     Raises:
@@ -152,41 +107,49 @@ def validate(
     done = 0
     starts = range(0, len(manifest), PART_ROWS)
     parts = (manifest.part(start, min(start + PART_ROWS, len(manifest))) for start in starts)
-    for findings in _all_findings(parts, rules, _processes(len(manifest), processes)):
+    for findings in _all_findings(parts, judge, processes or _processes(len(manifest))):
         for problem in findings.problems:
             summary.totals[problem.kind] += 1
             summary.failing += problem.fails
-            found(problem)
+            on_problem(problem)
         summary.work += findings.work
         digests.append(np.frombuffer(findings.digests, np.uint64).reshape(-1, 2))
         done += findings.rows
-        report(done, len(manifest))
-    for problem in _repeated(manifest, _repeats(np.concatenate(digests))):
+        on_progress(done, len(manifest))
+    for problem in _repeated_rows(manifest, np.concatenate(digests)):
         summary.totals[REPEATED] += 1
-        found(problem)
+        on_problem(problem)
     return summary
 
 
-def _processes(rows: int, asked: int | None) -> int:
-    if asked is not None:
-        return asked
+# --- many processes ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Findings:
+    """Of one part. `digests`: 16 bytes a row, of all that the picture depends on; a failing row's are
+    those of its own place."""
+
+    rows: int
+    problems: list[Problem]
+    digests: bytes
+    work: Counter[Work]
+
+
+def _processes(rows: int) -> int:
     if rows <= _ALONE:
         return 1
     has_affinity = hasattr(os, "sched_getaffinity")  # Linux
     return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
-# --- many processes ------------------------------------------------------------------------------
-
-
-def _all_findings(parts: Iterable[Part], rules: Rules, processes: int) -> Iterator[_Findings]:
+def _all_findings(parts: Iterable[Part], judge: Judge, processes: int) -> Iterator[_Findings]:
     """Of all parts in their order. Few are read ahead, so that memory does not grow."""
     if processes == 1:
-        judge = _Judge(rules)
-        yield from map(judge.look_at, parts)
+        yield from (_look_at(part, judge) for part in parts)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _begin, (rules,)) as pool:
+    with ProcessPoolExecutor(processes, context, _begin, (judge,)) as pool:
         pending: deque[Future[_Findings]] = deque()
         try:
             for part in parts:
@@ -203,188 +166,42 @@ def _all_findings(parts: Iterable[Part], rules: Rules, processes: int) -> Iterat
             pool.shutdown(cancel_futures=True)
 
 
-_judge: _Judge
+_judge: Judge
+"""Of this process, where it is one of several."""
 
 
-def _begin(rules: Rules) -> None:
+def _begin(judge: Judge) -> None:
     global _judge
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are as many as the cores
-    _judge = _Judge(rules)
+    _judge = judge
     gc.freeze()  # what was imported is not looked through for garbage again and again
     gc.set_threshold(100_000)  # the rows of a part are many objects and no garbage
 
 
-def _look_at(part: Part) -> _Findings:
-    return _judge.look_at(part)
+def _look_at(part: Part, judge: Judge | None = None) -> _Findings:
+    judge = judge or _judge
+    rows = part.rows()
+    judge.tokenizer.prepare([row.request.prompt for row in rows if row.error is None])
+    problems: list[Problem] = []
+    digests: list[bytes] = []
+    work: Counter[Work] = Counter()
+    for row in rows:
+        try:
+            settings, subjects = judge.resolve(row)
+        except RowError as error:
+            problems.append(_problem(row, type(error).__name__, error.reason))
+            digests.append(_digest(("row", row.index)))
+            continue
+        problems += _warnings(row, judge.tokenizer)
+        digests.append(_digest(_picture(row.request, settings)))
+        work[_work(row.request, settings, subjects, judge.tokenizer)] += 1
+    return _Findings(len(rows), problems, b"".join(digests), work)
 
 
-# --- one of them ---------------------------------------------------------------------------------
+# --- one row -------------------------------------------------------------------------------------
 
 
-class _Judge:
-    """Judges parts of a manifest, and remembers what it has said of a prompt and its subjects."""
-
-    def __init__(self, rules: Rules) -> None:
-        self._config, self._factor = rules.config, rules.vae_scale_factor
-        self._tokenizer = _ManyTexts(rules.backend, rules.model_max_length, rules.known_words)
-        self._said: dict[Any, int | tuple[type[RowError], str]] = {}
-
-    def look_at(self, part: Part) -> _Findings:
-        rows = part.rows()
-        requests = [row.request for row in rows if row.error is None]
-        self._tokenizer.prepare([request.prompt for request in requests])
-        problems: list[Problem] = []
-        digests: list[bytes] = []
-        work: Counter[Work] = Counter()
-        for row in rows:
-            try:
-                subjects = self._subjects(row)
-            except RowError as error:
-                problems.append(_problem(row, type(error).__name__, error.reason, fails=True))
-                digests.append(_digest(("row", row.index)))
-                continue
-            problems += self._warnings(row)
-            digests.append(_digest(_picture(row.request, self._config)))
-            work[self._work(row.request, subjects)] += 1
-        return _Findings(len(rows), problems, b"".join(digests), work)
-
-    def _subjects(self, row: Row) -> int:
-        """How many subjects a row has. Raises: RowError: it will fail; see `check_row`."""
-        if row.error is not None:
-            raise row.error
-        request = row.request
-        check_size(request, self._config, self._factor)
-        if self._tokenizer.plainly_has(request):
-            return len(request.subjects or ())
-        key = (
-            request.prompt,
-            request.negative_prompt,
-            request.subjects,
-            request.token_indices,
-            request.method,
-        )
-        said = self._said.get(key)
-        if said is None:
-            try:
-                said = check_subjects(self._tokenizer, request, self._config)
-            except RowError as error:
-                said = (type(error), error.reason)
-            if len(self._said) >= _KEPT:
-                self._said.clear()
-            self._said[key] = said
-        if isinstance(said, int):
-            return said
-        kind, reason = said
-        raise kind(request.name, reason)
-
-    def _warnings(self, row: Row) -> Iterator[Problem]:
-        request, most = row.request, self._tokenizer.model_max_length
-        texts = [(TRUNCATED, "prompt", request.prompt)]
-        if request.negative_prompt:
-            texts.append((TRUNCATED_NEGATIVE, "negative_prompt", request.negative_prompt))
-        for kind, column, text in texts:
-            length = self._tokenizer.length(text)
-            if length > most:
-                yield Problem(
-                    row.index + 1,
-                    row.id,
-                    column,
-                    kind,
-                    False,
-                    f"has {length - 2} tokens and the text encoder sees {most - 2}; shorten it",
-                )
-
-    def _work(self, request: Request, subjects: int) -> Work:
-        config = self._config
-        scale = request.guidance_scale
-        return Work(
-            request.method or config.method,
-            request.num_inference_steps or config.num_inference_steps,
-            (config.guidance_scale if scale is None else scale) > 1,
-            request.height or config.height,
-            request.width or config.width,
-            subjects,
-            self._conjuncts(request),
-        )
-
-    def _conjuncts(self, request: Request) -> int:
-        if (request.method or self._config.method) != "composable-diffusion":
-            return 1
-        subjects = resolve_subjects(self._tokenizer, request)
-        return len(conjuncts(self._tokenizer, request.prompt, subjects))
-
-
-class _Encoded(NamedTuple):
-    input_ids: list[int]
-    offset_mapping: list[tuple[int, int]] | None = None
-
-
-class _ManyTexts:
-    """A tokenizer as `aae_batch.sampling.words` uses it, which has tokenized the prompts beforehand."""
-
-    def __init__(
-        self, backend: Backend, model_max_length: int, known_words: Sequence[str] | None
-    ) -> None:
-        self.model_max_length = model_max_length
-        self.init_kwargs = {KNOWN_WORDS: known_words}
-        self._backend = backend
-        self._names = [backend.id_to_token(i) or "" for i in range(backend.get_vocab_size())]
-        self._whole: dict[str, list[int]] = {}
-        self._bare: dict[str, list[int]] = {}
-
-    def prepare(self, prompts: Sequence[str]) -> None:
-        new = list(dict.fromkeys(prompts))
-        encoded = self._backend.encode_batch_fast(new)
-        self._whole = {text: one.ids for text, one in zip(new, encoded, strict=True)}
-
-    def length(self, text: str) -> int:
-        """With the start and the end token."""
-        return len(self(text).input_ids)
-
-    def plainly_has(self, request: Request) -> bool:
-        """Whether it is seen at a glance that all subjects are found, which they mostly are: all are
-        letters between blanks, no two have a word in common, and nothing is cut off. Where it is not,
-        `resolve_subjects` has the word."""
-        if not request.subjects or request.token_indices is not None:
-            return False
-        if self.length(request.prompt) > self.model_max_length:
-            return False
-        if any(why_unknown(self, text) for text in (request.prompt, request.negative_prompt or "")):
-            return False
-        prompt = f" {request.prompt.lower()} "
-        subjects = [subject.lower() for subject in request.subjects]
-        words = [word for subject in subjects for word in subject.split()]
-        return len(set(words)) == len(words) and all(
-            _PLAIN.fullmatch(subject) and (f" {subject} " in prompt or f" {subject}," in prompt)
-            for subject in subjects
-        )
-
-    def __call__(
-        self,
-        text: str,
-        *,
-        add_special_tokens: bool = True,
-        return_offsets_mapping: bool = False,
-        **_: Any,
-    ) -> _Encoded:
-        if return_offsets_mapping:
-            encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
-            return _Encoded(encoding.ids, encoding.offsets)
-        known = self._whole if add_special_tokens else self._bare
-        ids = known.get(text)
-        if ids is None:
-            ids = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
-            if len(known) >= _KEPT:
-                known.clear()
-            known[text] = ids
-        return _Encoded(ids)
-
-    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
-        names = self._names
-        return [names[i] for i in ids]
-
-
-def _problem(row: Row, kind: str, reason: str, fails: bool) -> Problem:
+def _problem(row: Row, kind: str, reason: str) -> Problem:
     match = _COLUMN.match(reason)
     if match:
         column, reason = match[1], reason[match.end() :]
@@ -394,55 +211,69 @@ def _problem(row: Row, kind: str, reason: str, fails: bool) -> Problem:
         column = "token_indices"
     else:
         column = "prompt" if reason.startswith("the prompt") else "subjects"
-    return Problem(row.index + 1, row.id, column, kind, fails, reason)
+    return Problem(row.index + 1, row.id, column, kind, True, reason)
+
+
+def _warnings(row: Row, tokenizer: ManyTexts) -> Iterator[Problem]:
+    most = tokenizer.model_max_length
+    for kind, column in ((TRUNCATED, "prompt"), (TRUNCATED_NEGATIVE, "negative_prompt")):
+        text = getattr(row.request, column)
+        if text and (length := tokenizer.length(text)) > most:
+            reason = f"has {length - 2} tokens and the text encoder sees {most - 2}; shorten it"
+            yield Problem(row.index + 1, row.id, column, kind, False, reason)
+
+
+def _work(request: Request, settings: GuidanceConfig, subjects: int, tokenizer: ManyTexts) -> Work:
+    parts = 1
+    if settings.method == "composable-diffusion":
+        found = resolve_subjects(tokenizer, request)
+        parts = len(conjuncts(tokenizer, request.prompt, found))
+    return Work(
+        settings.method,
+        settings.num_inference_steps,
+        settings.guidance_scale > 1,
+        settings.height,
+        settings.width,
+        subjects,
+        parts,
+    )
 
 
 # --- rows that repeat another --------------------------------------------------------------------
 
 
-def _picture(request: Request, config: GuidanceConfig) -> tuple[Any, ...]:
-    """All that a row's picture depends on, the run's settings where it has none of its own; what is left
-    open there, the size, the model decides for all alike. stable-diffusion looks at no subjects."""
-    method = request.method or config.method
-    scale, negative = request.guidance_scale, request.negative_prompt
-    named = method != "stable-diffusion"
+def _picture(request: Request, settings: GuidanceConfig) -> tuple[object, ...]:
+    """All that a row's picture depends on; a size that is left open the model decides for all alike.
+    stable-diffusion looks at no subjects."""
+    named = settings.method != "stable-diffusion"
     return (
         request.prompt,
         request.seed,
-        method,
+        settings.method,
         tuple(request.subjects or ()) if named else (),
         tuple(request.token_indices or ()) if named else (),
-        (config.negative_prompt if negative is None else negative) or "",
-        float(config.guidance_scale if scale is None else scale),
-        request.num_inference_steps or config.num_inference_steps,
-        request.height or config.height,
-        request.width or config.width,
+        settings.negative_prompt or "",
+        settings.guidance_scale,
+        settings.num_inference_steps,
+        settings.height,
+        settings.width,
     )
 
 
-def _digest(value: tuple[Any, ...]) -> bytes:
+def _digest(value: tuple[object, ...]) -> bytes:
     return hashlib.blake2b(repr(value).encode("utf-8", "backslashreplace"), digest_size=16).digest()
 
 
-def _repeats(digests: np.ndarray) -> list[tuple[int, int]]:
-    """Rows whose digest an earlier row has, and the first such row. digests: [rows, 2], uint64."""
-    order = np.lexsort((np.arange(len(digests)), digests[:, 1], digests[:, 0]))
-    ordered = digests[order]
-    is_new = np.ones(len(order), bool)
-    is_new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    firsts = order[is_new][np.cumsum(is_new) - 1]
-    pairs = zip(order[~is_new].tolist(), firsts[~is_new].tolist(), strict=True)
-    return sorted(pairs)
-
-
-def _repeated(manifest: Manifest, pairs: list[tuple[int, int]]) -> Iterator[Problem]:
-    """The warnings; the rows' ids are read again, a part at a time."""
+def _repeated_rows(manifest: Manifest, digests: np.ndarray) -> Iterator[Problem]:
+    """The warnings; the rows' ids are read again, a part at a time. digests: [rows, 2], uint64."""
+    rows, firsts = repeated(digests[:, 0], digests[:, 1])
+    pairs = zip(rows.tolist(), firsts.tolist(), strict=True)
     for part, some in groupby(pairs, key=lambda pair: pair[0] // PART_ROWS):
         start = part * PART_ROWS
-        rows, _ = manifest.read(start, min(start + PART_ROWS, len(manifest)))
+        read, _ = manifest.read(start, min(start + PART_ROWS, len(manifest)))
         for row, first in some:
             reason = (
                 f"asks for the same picture as row {first + 1}; give it another seed, or remove one "
                 "of them"
             )
-            yield Problem(row + 1, rows[row - start].id, "seed", REPEATED, False, reason)
+            yield Problem(row + 1, read[row - start].id, "seed", REPEATED, False, reason)

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from aae_batch.errors import NonFiniteError, RowError, SettingsError
-from aae_batch.manifest.check import check_settings
 from aae_batch.request import Request, Result
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.model.loading import default_guidance, load_pipeline
@@ -31,6 +30,7 @@ from aae_batch.sampling.objectives import (
     pool_subjects,
     smooth,
 )
+from aae_batch.sampling.resolve import check_settings
 from aae_batch.sampling.sample import Sample, admit
 from aae_batch.sampling.steering import Progress
 from aae_batch.sampling.texts import Text, over_prompt

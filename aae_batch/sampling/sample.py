@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from aae_batch.errors import PromptError, RequestError, RowError, SettingsError
+from aae_batch.errors import RequestError, RowError
 from aae_batch.request import Request, Result
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.model.unet import StableDiffusion, step_arguments
+from aae_batch.sampling.resolve import resolve
 from aae_batch.sampling.steering import GuidanceSchedule, Progress
 from aae_batch.sampling.texts import Conditioning, condition
 from aae_batch.sampling.trace import AttentionTrace
-from aae_batch.sampling.words import Subject, resolve_subjects
+from aae_batch.sampling.words import Subject
 
 
 @dataclass(eq=False)
@@ -85,16 +86,7 @@ def admit(model: StableDiffusion, request: Request, config: GuidanceConfig) -> S
     Raises:
         RowError: the request cannot be sampled.
     """
-    config = _config_of(request, config)
-    shape = _latent_shape(model, request, config)
-    tokenizer = model.tokenizer
-    subjects = resolve_subjects(tokenizer, request)
-    if config.method == "attend-and-excite" and not subjects:
-        raise PromptError(
-            request.name,
-            "no subject is named; give subjects or token_indices, or set method to "
-            "'stable-diffusion'",
-        )
+    config, subjects = resolve(request, config, model.tokenizer, model.pipe.vae_scale_factor)
     scheduler = model.scheduler(config.scheduler)
     try:
         scheduler.set_timesteps(config.num_inference_steps, device=model.device)
@@ -105,7 +97,7 @@ def admit(model: StableDiffusion, request: Request, config: GuidanceConfig) -> S
             f"{scheduler.config.num_train_timesteps}",
         ) from None
     generator = torch.Generator("cpu").manual_seed(request.seed)
-    noise = model.draw_noise(shape, generator)
+    noise = model.draw_noise(model.latent_shape(config.height, config.width), generator)
     steps = len(scheduler.timesteps)
     return Sample(
         request=request,
@@ -120,36 +112,3 @@ def admit(model: StableDiffusion, request: Request, config: GuidanceConfig) -> S
         schedule=GuidanceSchedule(config, steps),
         started=time.monotonic(),
     )
-
-
-def _config_of(request: Request, config: GuidanceConfig) -> GuidanceConfig:
-    """The run's settings with those that the row overrides."""
-    if not isinstance(request.prompt, str):
-        raise RequestError(request.name, f"prompt is {request.prompt!r}; it must be a text")
-    names = (
-        "negative_prompt",
-        "guidance_scale",
-        "num_inference_steps",
-        "height",
-        "width",
-        "method",
-    )
-    own = {name: getattr(request, name) for name in names if getattr(request, name) is not None}
-    try:
-        return config.updated(**own) if own else config
-    except SettingsError as error:
-        raise RequestError(request.name, str(error)) from error
-
-
-def _latent_shape(
-    model: StableDiffusion, request: Request, config: GuidanceConfig
-) -> tuple[int, int, int]:
-    factor = model.pipe.vae_scale_factor
-    for name in ("height", "width"):
-        pixels = getattr(config, name)
-        if pixels is not None and (pixels % factor or pixels < 4 * factor):
-            raise RequestError(
-                request.name,
-                f"{name} is {pixels}; it must be a multiple of {factor}, and at least {4 * factor}",
-            )
-    return model.latent_shape(config.height, config.width)

@@ -135,7 +135,9 @@ def test_a_valid_manifest_is_clean(run):
     assert result.output.startswith("20 rows: 20 good, 0 would fail\n")
     assert "judged as the model shapes would; --model names another\n" in result.output
     assert "\nwith the model shapes: 20 images" in result.output
-    assert "GPU time at 40% of the peak" in result.output
+    assert "GPU time" not in result.output
+    priced = run("validate", "m.parquet", "--price", "--tflops", "0.5").output
+    assert "GPU time at a sustained 0.5 TFLOP/s: " in priced
     assert "names another" not in run("validate", "m.parquet", "--model", "shapes").output
 
 

@@ -35,9 +35,8 @@ from aae_batch.evaluate.worker import ScoreContext, ScoreWorker
 from aae_batch.generate.records import make_plan
 from aae_batch.generate.settings import JobSettings
 from aae_batch.manifest.reader import open_manifest
-from aae_batch.request import Result
+from aae_batch.request import AttentionRecord, Result, SubjectAttention
 from aae_batch.sampling.config import GuidanceConfig
-from aae_batch.sampling.trace import AttentionRecord, SubjectAttention
 from aae_batch.shapes.detector import judge
 from aae_batch.shapes.world import Thing
 from aae_batch.store.open import open_storage

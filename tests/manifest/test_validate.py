@@ -8,9 +8,10 @@ from collections import Counter
 import pytest
 
 from aae_batch.errors import ManifestError, RowError
+from aae_batch.manifest.judge import Judge
 from aae_batch.manifest.reader import open_manifest
 from aae_batch.manifest.row import Row
-from aae_batch.manifest.validate import Problem, Rules, Summary, Work, validate
+from aae_batch.manifest.validate import Problem, Summary, Work, validate
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.model.unet import StableDiffusion
 from aae_batch.sampling.sample import admit
@@ -60,10 +61,10 @@ TROUBLED = [
 
 
 def judged(path, processes: int = 1, **settings) -> tuple[list[Problem], Summary]:
-    rules = Rules.of(TOKENIZER, CONFIG.updated(**settings))
+    judge = Judge(TOKENIZER, CONFIG.updated(**settings))
     problems: list[Problem] = []
     with open_manifest(path) as manifest:
-        return problems, validate(manifest, rules, problems.append, processes=processes)
+        return problems, validate(manifest, judge, problems.append, processes=processes)
 
 
 def engine_s_verdict(model: StableDiffusion, row: Row) -> RowError | None:
@@ -227,6 +228,6 @@ def test_progress_is_told(tmp_path):
     path.write_text("".join(json.dumps({"prompt": "a"}) + "\n" for _ in range(4_100)))
     told = []
     with open_manifest(path) as manifest:
-        rules = Rules.of(TOKENIZER, CONFIG)
-        validate(manifest, rules, lambda problem: None, lambda *s: told.append(s), processes=1)
+        judge = Judge(TOKENIZER, CONFIG)
+        validate(manifest, judge, lambda problem: None, lambda *s: told.append(s), processes=1)
     assert told == [(2_000, 4_100), (4_000, 4_100), (4_100, 4_100)]

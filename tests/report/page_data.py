@@ -21,9 +21,8 @@ from aae_batch.generate.records import make_plan
 from aae_batch.generate.settings import JobSettings
 from aae_batch.manifest.reader import open_manifest
 from aae_batch.manifest.row import Row
-from aae_batch.request import Result
+from aae_batch.request import AttentionRecord, Result, SubjectAttention
 from aae_batch.sampling.config import GuidanceConfig
-from aae_batch.sampling.trace import AttentionRecord, SubjectAttention
 from aae_batch.store.base import Storage
 from aae_batch.store.open import open_storage
 from tests.small_output import begun

@@ -13,7 +13,7 @@ import pytest
 from aae_batch import Request
 from aae_batch.errors import SubjectError
 from aae_batch.manifest.build.benchmark import benchmark, sets_of
-from aae_batch.manifest.validate import Rules, _ManyTexts
+from aae_batch.manifest.judge import ManyTexts
 from aae_batch.sampling.phrases import conjuncts, noun_phrases
 from aae_batch.sampling.words import resolve_subjects, token_table
 from tests.clip_vocabulary import clip_tokenizer
@@ -36,12 +36,9 @@ def found(prompt: str, subjects: list[str], tokenizer=TOKENIZER) -> list[tuple[i
     return [subject.token_indices for subject in resolve_subjects(tokenizer, request)]
 
 
-def fast() -> _ManyTexts:
+def fast() -> ManyTexts:
     """The tokenizer that `validate` judges with."""
-    from aae_batch.sampling.config import GuidanceConfig
-
-    rules = Rules.of(TOKENIZER, GuidanceConfig())
-    return _ManyTexts(rules.backend, rules.model_max_length, rules.known_words)
+    return ManyTexts(TOKENIZER)
 
 
 def test_it_is_clips_vocabulary():

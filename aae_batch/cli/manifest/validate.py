@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,8 +18,9 @@ from aae_batch.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from aae_batch.manifest.judge import Judge
+    from aae_batch.manifest.price import Quote
     from aae_batch.manifest.validate import Problem, Summary
-    from aae_batch.sampling.config import GuidanceConfig
 
 OWN = "the model's own"
 
@@ -53,16 +56,20 @@ def validate(
     ] = None,
     price: Annotated[
         bool,
-        typer.Option("--price", help="Also FLOPs, GPU time and bytes of the rows that are good."),
+        typer.Option("--price", help="Also FLOPs and bytes of the rows that are good."),
     ] = False,
     refinements: Annotated[
         float,
         typer.Option(min=0, help="For --price: refinements of a guided picture, on average."),
     ] = 20.0,
-    utilisation: Annotated[
-        float,
-        typer.Option(min=0.01, max=1, help="For --price: the share of a GPU's peak that is had."),
-    ] = 0.4,
+    tflops: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            help="For --price: the TFLOP/s that your GPU sustains, as you measured them; adds its hours.",
+            show_default="no hours",
+        ),
+    ] = None,
     s3_endpoint: S3Endpoint = None,
 ) -> None:
     """Find every row of MANIFEST that would fail, and why, with no more of a model than its tokenizer.
@@ -70,26 +77,32 @@ def validate(
     Warnings, which fail nothing: prompts that are cut off, and rows that ask for the same picture.
     Exit codes: 0 no row would fail, 1 some would, 2 the manifest cannot be read or the command is wrong.
     """
+    from aae_batch.manifest.judge import Judge
+    from aae_batch.manifest.price import quote_for
+    from aae_batch.sampling.config import GuidanceConfig
+    from aae_batch.sampling.model.loading import default_guidance
+
     with errors_in_a_sentence():
-        own = {
-            "method": method,
-            "num_inference_steps": num_inference_steps,
-            "scheduler": scheduler,
-            "guidance_scale": guidance_scale,
-            "height": height,
-            "width": width,
+        given = {
+            name: value
+            for name, value in context.params.items()
+            if name in GuidanceConfig.model_fields and value is not None
         }
-        config = _config(model, own, s3_endpoint)
-        shown, summary = _validate(
-            manifest, model, revision, config, processes, output, None if as_json else limit,
-            s3_endpoint,
-        )  # fmt: skip
+        config = default_guidance(model, s3_endpoint).updated(**given)
+        load = partial(Judge.load, model, config, revision=revision, s3_endpoint=s3_endpoint)
+        most = None if as_json else limit
+        shown, summary = _validate(manifest, load, processes, output, most, s3_endpoint)
         quote = None
         if price and summary.work:
-            from aae_batch.manifest.price import Assumptions, quote_for
-
-            assumed = Assumptions(refinements, utilisation)
-            quote = quote_for(summary.work, model, config, assumed, revision, s3_endpoint)
+            quote = quote_for(
+                summary.work,
+                model,
+                config,
+                refinements=refinements,
+                tflops=tflops,
+                revision=revision,
+                s3_endpoint=s3_endpoint,
+            )
         if as_json:
             _print_json(model, summary, shown, quote)
         else:
@@ -105,18 +118,9 @@ def validate(
         raise typer.Exit(WITH_FAILURES if summary.failing else COMPLETE)
 
 
-def _config(model: str, own: dict[str, Any], endpoint: str | None) -> GuidanceConfig:
-    from aae_batch.sampling.model.loading import default_guidance
-
-    given = {name: value for name, value in own.items() if value is not None}
-    return default_guidance(model, endpoint).updated(**given)
-
-
 def _validate(
     path: str,
-    model: str,
-    revision: str | None,
-    config: GuidanceConfig,
+    load_judge: Callable[[], Judge],
     processes: int | None,
     output: str | None,
     limit: int | None,
@@ -128,17 +132,13 @@ def _validate(
 
     from aae_batch.cli.terminal import count_reporter
     from aae_batch.errors import OutputError
-    from aae_batch.manifest.check import check_settings
     from aae_batch.manifest.reader import open_manifest
-    from aae_batch.manifest.validate import Problem, Rules, validate
-    from aae_batch.sampling.model.loading import load_tokenizer, load_vae_scale_factor
+    from aae_batch.manifest.validate import Problem, validate
 
     kept: list[Problem] = []
     with ExitStack() as stack:
         opened = stack.enter_context(open_manifest(path, endpoint))
-        tokenizer = load_tokenizer(model, revision=revision, s3_endpoint=endpoint)
-        check_settings(tokenizer, config)
-        factor = load_vae_scale_factor(model, revision=revision, s3_endpoint=endpoint)
+        judge = load_judge()
         write = None
         if output:
             try:
@@ -148,15 +148,14 @@ def _validate(
             write = csv.writer(file)
             write.writerow(Problem._fields)
 
-        def found(problem: Problem) -> None:
+        def on_problem(problem: Problem) -> None:
             if limit is None or len(kept) < limit:
                 kept.append(problem)
             if write is not None:
                 write.writerow(problem)
 
-        report = stack.enter_context(count_reporter("rows"))
-        summary = validate(opened, Rules.of(tokenizer, config, factor), found, report, processes)
-    return kept, summary
+        on_progress = stack.enter_context(count_reporter("rows"))
+        return kept, validate(opened, judge, on_problem, on_progress, processes)
 
 
 def _print(summary: Summary, shown: list[Problem], output: str | None) -> None:
@@ -191,7 +190,7 @@ def printable(text: str) -> str:
     return shown if len(shown) <= 300 else f"{shown[:200]}...{shown[-60:]}"
 
 
-def _print_json(model: str, summary: Summary, problems: list[Problem], quote: Any) -> None:
+def _print_json(model: str, summary: Summary, problems: list[Problem], quote: Quote | None) -> None:
     import dataclasses
     import json
 

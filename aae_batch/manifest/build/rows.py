@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from aae_batch.dataset.layout import MANIFEST_COLUMNS
+from aae_batch.columns import MANIFEST_COLUMNS
 from aae_batch.errors import ManifestError, OutputError, SettingsError, shown
 from aae_batch.manifest.build.prompt import Prompt, Prompts
 from aae_batch.manifest.row import is_safe_id, seed_of

@@ -14,7 +14,7 @@ from math import comb, prod
 
 import pyarrow as pa
 
-from aae_batch.dataset.layout import MANIFEST_COLUMNS, RESERVED
+from aae_batch.columns import MANIFEST_COLUMNS, RESERVED
 from aae_batch.errors import ManifestError
 from aae_batch.manifest.build.prompt import MOST_PROMPTS, Prompt, Prompts
 

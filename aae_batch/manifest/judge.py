@@ -1,0 +1,195 @@
+"""The one judge of a manifest's rows, for `validate`, the dry run and the job.
+
+It decides as the engine does, by the same functions of `aae_batch.sampling.resolve`, and remembers what
+they said: rows mostly repeat settings and prompts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Sequence
+from operator import attrgetter
+from typing import Any, NamedTuple, TypeVar
+
+from aae_batch.columns import OVERRIDES
+from aae_batch.errors import RowError
+from aae_batch.manifest.row import Row
+from aae_batch.request import Request
+from aae_batch.sampling.config import GuidanceConfig
+from aae_batch.sampling.resolve import check_settings, settings_of, subjects_of
+from aae_batch.sampling.words import KNOWN_WORDS, why_unknown
+
+_KEPT = 100_000
+_PLAIN = re.compile(r"[a-z]+(?: [a-z]+)*")
+
+T = TypeVar("T")
+
+
+class Judge:
+    """Decides the rows of one run.
+
+    Args:
+        tokenizer: the model's, of transformers.
+        config: the run's settings, where a row has none of its own.
+        vae_scale_factor: pixels to a cell of the model's latents.
+    """
+
+    def __init__(self, tokenizer: Any, config: GuidanceConfig, vae_scale_factor: int = 8) -> None:
+        self.tokenizer = ManyTexts(tokenizer)
+        self.config = config
+        self._factor = vae_scale_factor
+        self._settings: dict[Hashable, GuidanceConfig | RowError] = {}
+        self._counts: dict[Hashable, int | RowError] = {}
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        config: GuidanceConfig,
+        *,
+        revision: str | None = None,
+        s3_endpoint: str | None = None,
+    ) -> Judge:
+        """As a model would, with no more of it than its tokenizer and its VAE's configuration.
+
+        Raises:
+            ModelError: there is no such model, or it has no CLIP tokenizer.
+            SettingsError: the run's negative prompt has words that the model does not know.
+        """
+        from aae_batch.sampling.model.loading import load_tokenizer, load_vae_scale_factor
+
+        tokenizer = load_tokenizer(model, revision=revision, s3_endpoint=s3_endpoint)
+        check_settings(tokenizer, config)
+        factor = load_vae_scale_factor(model, revision=revision, s3_endpoint=s3_endpoint)
+        return cls(tokenizer, config, factor)
+
+    def resolve(self, row: Row) -> tuple[GuidanceConfig, int]:
+        """A row's settings, and how many subjects it has.
+
+        Raises:
+            RowError: it cannot be generated.
+        """
+        if row.error is not None:
+            raise row.error
+        request = row.request
+        settings = _recall(
+            self._settings,
+            _own_settings(request),
+            request,
+            lambda: settings_of(request, self.config, self._factor),
+        )
+        if self.tokenizer.plainly_has(request):
+            return settings, len(request.subjects or ())
+        texts = (request.prompt, request.negative_prompt)
+        named = (request.subjects, request.token_indices)
+        return settings, _recall(
+            self._counts,
+            (texts, named, settings.method),
+            request,
+            lambda: len(subjects_of(request, settings, self.tokenizer)),
+        )
+
+    def error_of(self, row: Row) -> RowError | None:
+        """Why a row cannot be generated, or None."""
+        try:
+            self.resolve(row)
+        except RowError as error:
+            return error
+        return None
+
+
+_own_settings = attrgetter(*OVERRIDES)
+
+
+def _recall(
+    known: dict[Hashable, T | RowError], key: Hashable, request: Request, decide: Callable[[], T]
+) -> T:
+    """What was decided for `key` before, or is now. An error is raised with this request's name."""
+    said = known.get(key)
+    if said is None:
+        try:
+            said = decide()
+        except RowError as error:
+            said = error
+        if len(known) >= _KEPT:
+            known.clear()
+        known[key] = said
+    if isinstance(said, RowError):
+        raise type(said)(request.name, said.reason)
+    return said
+
+
+class _Encoded(NamedTuple):
+    input_ids: list[int]
+    offset_mapping: list[tuple[int, int]] | None = None
+
+
+class ManyTexts:
+    """A tokenizer as `aae_batch.sampling.words` uses it, which can tokenize many prompts beforehand.
+
+    Args:
+        tokenizer: of transformers.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        from tokenizers import Tokenizer as Backend
+
+        self._backend = Backend.from_str(tokenizer.backend_tokenizer.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self.model_max_length: int = tokenizer.model_max_length
+        self.init_kwargs = {KNOWN_WORDS: tokenizer.init_kwargs.get(KNOWN_WORDS)}
+        vocabulary = range(self._backend.get_vocab_size())
+        self._names = [self._backend.id_to_token(i) or "" for i in vocabulary]
+        self._whole: dict[str, list[int]] = {}
+        self._bare: dict[str, list[int]] = {}
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        new = list(dict.fromkeys(prompts))
+        encoded = self._backend.encode_batch_fast(new)
+        self._whole = {text: one.ids for text, one in zip(new, encoded, strict=True)}
+
+    def length(self, text: str) -> int:
+        """With the start and the end token."""
+        return len(self(text).input_ids)
+
+    def plainly_has(self, request: Request) -> bool:
+        """Whether it is seen at a glance that all subjects are found, which they mostly are: all are
+        letters between blanks, no two have a word in common, and nothing is cut off. Where it is not,
+        `resolve_subjects` decides."""
+        if not request.subjects or request.token_indices is not None:
+            return False
+        if self.length(request.prompt) > self.model_max_length:
+            return False
+        if any(why_unknown(self, text) for text in (request.prompt, request.negative_prompt or "")):
+            return False
+        prompt = f" {request.prompt.lower()} "
+        subjects = [subject.lower() for subject in request.subjects]
+        words = [word for subject in subjects for word in subject.split()]
+        return len(set(words)) == len(words) and all(
+            _PLAIN.fullmatch(subject) and (f" {subject} " in prompt or f" {subject}," in prompt)
+            for subject in subjects
+        )
+
+    def __call__(
+        self,
+        text: str,
+        *,
+        add_special_tokens: bool = True,
+        return_offsets_mapping: bool = False,
+        **_: Any,
+    ) -> _Encoded:
+        if return_offsets_mapping:
+            encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+            return _Encoded(encoding.ids, encoding.offsets)
+        known = self._whole if add_special_tokens else self._bare
+        ids = known.get(text)
+        if ids is None:
+            ids = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            if len(known) >= _KEPT:
+                known.clear()
+            known[text] = ids
+        return _Encoded(ids)
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [self._names[i] for i in ids]

@@ -1,0 +1,89 @@
+"""A request decided: the run's settings with those that it overrides, its subjects found, or why not.
+
+Everything that can be known without the model is known here, for the engine and for whoever judges rows
+before it. The order of the checks decides which error a request gets.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aae_batch.columns import OVERRIDES
+from aae_batch.errors import PromptError, RequestError, SettingsError
+from aae_batch.request import Request
+from aae_batch.sampling.config import GuidanceConfig
+from aae_batch.sampling.words import Subject, Tokenizer, resolve_subjects, why_unknown
+
+
+def resolve(
+    request: Request, config: GuidanceConfig, tokenizer: Tokenizer, vae_scale_factor: int
+) -> tuple[GuidanceConfig, tuple[Subject, ...]]:
+    """A request's settings and subjects.
+
+    Args:
+        config: the run's settings.
+        vae_scale_factor: pixels to a cell of the latents.
+
+    Raises:
+        RowError: the request cannot be sampled.
+    """
+    settings = settings_of(request, config, vae_scale_factor)
+    return settings, subjects_of(request, settings, tokenizer)
+
+
+def overridden(request: Request, config: GuidanceConfig) -> dict[str, Any]:
+    """The settings that a request may override: its own where it has any, else the run's. Only None
+    means that it has none: 0 and an empty text count."""
+    return {
+        name: getattr(config, name) if (own := getattr(request, name)) is None else own
+        for name in OVERRIDES
+    }
+
+
+def settings_of(request: Request, config: GuidanceConfig, vae_scale_factor: int) -> GuidanceConfig:
+    """The settings that a request is sampled with.
+
+    Raises:
+        RequestError: a setting is out of range, or height or width does not fit the model.
+    """
+    if not isinstance(request.prompt, str):
+        raise RequestError(request.name, f"prompt is {request.prompt!r}; it must be a text")
+    try:
+        settings = config.updated(**overridden(request, config))
+    except SettingsError as error:
+        raise RequestError(request.name, str(error)) from error
+    for name, pixels in {"height": settings.height, "width": settings.width}.items():
+        if pixels is not None and (pixels % vae_scale_factor or pixels < 4 * vae_scale_factor):
+            raise RequestError(
+                request.name,
+                f"{name} is {pixels}; it must be a multiple of {vae_scale_factor}, and at least "
+                f"{4 * vae_scale_factor}",
+            )
+    return settings
+
+
+def subjects_of(
+    request: Request, settings: GuidanceConfig, tokenizer: Tokenizer
+) -> tuple[Subject, ...]:
+    """The subjects of a request with their token positions; none if it names none.
+
+    Raises:
+        PromptError: the prompt is empty or has words that the model does not know, or nothing is named
+            in a request to be guided.
+        RequestError: the negative prompt has such words.
+        SubjectError: a subject is not in the prompt, or an index does not point at a word.
+    """
+    subjects = resolve_subjects(tokenizer, request)
+    if settings.method == "attend-and-excite" and not subjects:
+        raise PromptError(
+            request.name,
+            "no subject is named; give subjects or token_indices, or set method to "
+            "'stable-diffusion'",
+        )
+    return subjects
+
+
+def check_settings(tokenizer: Tokenizer, config: GuidanceConfig) -> None:
+    """Raises: SettingsError: the run's negative prompt has words that the model does not know."""
+    if config.negative_prompt and (unknown := why_unknown(tokenizer, config.negative_prompt)):
+        raise SettingsError(f"negative_prompt {unknown}.")
