@@ -48,7 +48,7 @@ OVERRIDES = tuple(field.name for field in _SETTING_COLUMNS)
 OUTCOME_COLUMNS: tuple[pa.Field, ...] = (
     column("status", pa.string(), "ok or failed."),
     column("error_type", pa.string(), "The class of the error; null when ok."),
-    column("error", pa.string(), "What was wrong, and how to mend it; null when ok."),
+    column("error", pa.string(), "What was wrong, and how to fix it; null when ok."),
     column(
         "file_name",
         pa.string(),

@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose. Each message is one sentence that says how to mend it."""
+"""Every error this package raises on purpose. Each message is one sentence that says how to fix it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RowError(AaeBatchError):
 
     Args:
         row: the row's id.
-        reason: what is wrong, and how to mend it.
+        reason: what is wrong, and how to fix it.
     """
 
     def __init__(self, row: str, reason: str) -> None:

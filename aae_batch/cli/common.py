@@ -15,22 +15,6 @@ COMPLETE, WITH_FAILURES, USAGE, STOPPED = 0, 1, 2, 3
 """Exit codes: all rows have pictures; some failed; the command or its input is wrong; stopped on the
 way, and the same command goes on."""
 
-# To go when `manifest validate` takes them from the settings, as the other commands do.
-Model = Annotated[
-    str,
-    typer.Option(
-        help="Hub id, folder in diffusers' layout, URL of one (s3://bucket/folder), or 'shapes', "
-        "the model in this package."
-    ),
-]
-Revision = Annotated[
-    str | None,
-    typer.Option(help="Branch, tag or commit of the model on the hub.", show_default="main"),
-]
-S3Endpoint = Annotated[
-    str | None,
-    typer.Option(help="URL of an S3-compatible store.", show_default="AWS_ENDPOINT_URL, or AWS"),
-]
 Output = Annotated[str, typer.Argument(help="The dataset's root: a folder, or a URL.")]
 
 
@@ -47,6 +31,9 @@ def errors_in_a_sentence() -> Iterator[None]:
         raise typer.Exit(STOPPED) from None
     except AaeBatchError as error:
         complain(str(error))
+        raise typer.Exit(USAGE) from None
+    except PermissionError as error:  # wherever it came up, it is the user's to grant
+        complain(f"{error.strerror}: {error.filename}.")
         raise typer.Exit(USAGE) from None
 
 

@@ -149,19 +149,6 @@ class Dataset:
         """That of the settings that a metric was last run with; None where nothing says it."""
         return (self.metric_run(metric) or {}).get("fingerprint")
 
-    def current_scores_of(
-        self, metric: str, shard: int, fingerprint: str | None, columns: list[str] | None = None
-    ) -> pa.Table | None:
-        """The same as `scores_of`; None where the table is of another run of the metric, and waits to
-        be scored again.
-
-        Args:
-            fingerprint: of the run that is wanted, as `metric_fingerprint` has it; None takes any.
-        """
-        table, marks = self.marked_scores_of(metric, shard, columns)
-        wanted = fingerprint in (None, marks.get(layout.SCORES_FINGERPRINT))
-        return table if wanted else None
-
     def failed_rows(self) -> dict[int, list[int]]:
         """Of each committed shard with failed rows: their places in it. Reads every metadata table."""
         found = {}

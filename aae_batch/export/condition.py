@@ -26,7 +26,7 @@ class Condition:
         try:
             import duckdb
         except ImportError:
-            raise SettingsError("--where needs DuckDB: pip install 'aae-batch[sql]'.") from None
+            raise SettingsError("--where needs DuckDB: pip install duckdb.") from None
         self.text = text
         self._connection = duckdb.connect(
             ":memory:",

@@ -52,6 +52,6 @@ def _require_datasets() -> None:
         import datasets  # noqa: F401
     except ImportError:
         raise SettingsError(
-            "--format hf needs Hugging Face's datasets: pip install 'aae-batch[hf]', or choose "
+            "--format hf needs Hugging Face's datasets: pip install datasets, or choose "
             "--format parquet."
         ) from None

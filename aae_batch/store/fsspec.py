@@ -16,10 +16,10 @@ from aae_batch.store.base import Entry, ObjectStorage
 from aae_batch.store.lease import Seen
 from aae_batch.store.lock import NAME
 
-EXTRAS = {
-    **dict.fromkeys(("gs", "gcs"), "gcs"),
-    **dict.fromkeys(("abfs", "abfss", "az", "adl"), "azure"),
-    "hf": "hf",
+PACKAGES = {
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("abfs", "abfss", "az", "adl"), "adlfs"),
+    "hf": "huggingface_hub",
 }
 """What to install for a scheme."""
 
@@ -44,9 +44,9 @@ class FsspecStorage(ObjectStorage):
         try:
             fsspec.get_filesystem_class(scheme)
         except ImportError:
-            extra = EXTRAS.get(scheme)
-            fix = f"pip install 'aae-batch[{extra}]'" if extra else f"a package for {scheme}://"
-            raise OutputError(f"{scheme}:// needs a package that is missing: {fix}.") from None
+            package = PACKAGES.get(scheme)
+            fix = f"; pip install {package}" if package else ""
+            raise OutputError(f"{scheme}:// needs a package that is missing{fix}.") from None
         except ValueError:
             raise OutputError(
                 f"There is no store for {scheme}://; give a folder, s3://, or a scheme of fsspec."

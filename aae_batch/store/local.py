@@ -55,21 +55,17 @@ class LocalStorage(Storage):
 
     def anything(self) -> str | None:
         root = Path(self.root)
-        try:
-            found = sorted(os.listdir(root))
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise OutputError(f"Cannot read {root}: {error.strerror}.") from error
 
         def is_of_writers(name: str) -> bool:
             if name == whole_file.PARTS:
                 return all(whole_file.is_part(root, part) for part in whole_file.left_over(root))
             return is_lock_file(root, name)
 
-        for name in found:
-            whole_file.refuse_link(root / name)
-        return next((name for name in found if not is_of_writers(name)), None)
+        with self._readable(""):
+            found = sorted(os.listdir(root)) if root.exists() else []
+            for name in found:
+                whole_file.refuse_link(root / name)
+            return next((name for name in found if not is_of_writers(name)), None)
 
     def delete(self, name: str) -> None:
         with self._writable(name, "delete"):
@@ -96,9 +92,8 @@ class LocalStorage(Storage):
 
     @contextmanager
     def _readable(self, name: str) -> Iterator[Path]:
-        path = self._path(name)
         try:
-            yield path
+            yield self._path(name)
         except OSError as error:
             raise OutputError(f"Cannot read {self.place(name)}: {error.strerror}.") from error
 

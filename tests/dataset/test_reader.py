@@ -9,6 +9,7 @@ import pytest
 
 from aae_batch.dataset import layout
 from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.scores import Scores
 from aae_batch.errors import OutputError
 from aae_batch.store.open import open_storage
 
@@ -40,9 +41,10 @@ def test_scores_of_another_run_than_the_metrics_last_one_are_not_current(tmp_pat
     storage.write_bytes(
         layout.metric_run_name("clip"), b'{"fingerprint": "another", "settings": {}}'
     )
-    wanted = dataset.metric_fingerprint("clip")
-    assert dataset.current_scores_of("clip", 0, wanted) is None
-    assert dataset.current_scores_of("clip", 1, wanted).equals(table, check_metadata=True)
+    scores, keys = Scores(dataset), table.select(["id", "sha256"])
+    assert scores.of("clip", 0, keys).columns is None
+    assert scores.of("clip", 0, keys).stale == 1
+    assert scores.of("clip", 1, keys).columns.equals(table.drop_columns(["id", "sha256"]))
 
 
 @pytest.mark.parametrize(

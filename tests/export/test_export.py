@@ -574,10 +574,10 @@ def test_a_format_without_its_package_is_explained(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(SettingsError, match=r"pip install 'aae-batch\[hf\]'"):
+    with pytest.raises(SettingsError, match=r"pip install datasets"):
         ExportSettings(format="hf")
     monkeypatch.setitem(sys.modules, "duckdb", None)
-    with pytest.raises(SettingsError, match=r"pip install 'aae-batch\[sql\]'"):
+    with pytest.raises(SettingsError, match=r"pip install duckdb"):
         Condition("true")
 
 

@@ -67,12 +67,20 @@ def test_a_folder_that_cannot_be_written_or_read_says_why(tmp_path):
         open_storage(tmp_path).read_bytes("a")
 
 
+def test_a_name_that_the_system_refuses_is_an_error_of_ours(tmp_path):
+    storage = open_storage(tmp_path / "out")
+    storage.write_bytes("images/a", b"")
+    for use in (storage.read_bytes, storage.open, storage.exists, storage.list, storage.delete):
+        with pytest.raises(OutputError, match="File name too long"):
+            use(f"images/{'x' * 300}")
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [
         ("ftps-of-old://host/x", "There is no store for ftps-of-old://"),
-        ("gs://bucket/x", r"pip install 'aae-batch\[gcs\]'"),
-        ("abfs://box/x", r"pip install 'aae-batch\[azure\]'"),
+        ("gs://bucket/x", r"pip install gcsfs"),
+        ("abfs://box/x", r"pip install adlfs"),
         ("file:///x", "without file://"),
         ("s3://", "names no bucket"),
     ],

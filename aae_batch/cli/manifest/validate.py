@@ -8,42 +8,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aae_batch.cli.common import (
-    COMPLETE,
-    WITH_FAILURES,
-    Model,
-    Revision,
-    S3Endpoint,
-    errors_in_a_sentence,
-)
+from aae_batch.cli.common import COMPLETE, WITH_FAILURES
+from aae_batch.cli.options import settings_command
 
 if TYPE_CHECKING:
     from aae_batch.manifest.judge import Judge
     from aae_batch.manifest.price import Quote
     from aae_batch.manifest.validate import Problem, Summary
 
-OWN = "the model's own"
 
-
+@settings_command()
 def validate(
     context: typer.Context,
     manifest: Annotated[str, typer.Argument(help="Parquet, CSV or JSONL: a path or a URL.")],
-    model: Model = "shapes",
-    revision: Revision = None,
-    method: Annotated[
-        str | None, typer.Option(help="The run's, for rows that name none.", show_default=OWN)
-    ] = None,
-    num_inference_steps: Annotated[
-        int | None, typer.Option(help="The run's.", show_default=OWN)
-    ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="The run's, for --price.", show_default=OWN)
-    ] = None,
-    guidance_scale: Annotated[
-        float | None, typer.Option(help="The run's.", show_default=OWN)
-    ] = None,
-    height: Annotated[int | None, typer.Option(help="The run's.", show_default=OWN)] = None,
-    width: Annotated[int | None, typer.Option(help="The run's.", show_default=OWN)] = None,
+    model: str,
+    revision: str | None,
+    method: str | None,
+    num_inference_steps: int | None,
+    scheduler: str | None,
+    guidance_scale: float | None,
+    height: int | None,
+    width: int | None,
+    s3_endpoint: str | None,
     limit: Annotated[int, typer.Option(min=0, help="Problems to show.")] = 20,
     output: Annotated[
         str | None, typer.Option(help="Write all problems to this .csv.", show_default="nowhere")
@@ -70,8 +56,7 @@ def validate(
             show_default="no hours",
         ),
     ] = None,
-    s3_endpoint: S3Endpoint = None,
-) -> None:
+) -> int:
     """Find every row of MANIFEST that would fail, and why, with no more of a model than its tokenizer.
 
     Warnings, which fail nothing: prompts that are cut off, and rows that ask for the same picture.
@@ -82,40 +67,38 @@ def validate(
     from aae_batch.sampling.config import GuidanceConfig
     from aae_batch.sampling.model.loading import default_guidance
 
-    with errors_in_a_sentence():
-        given = {
-            name: value
-            for name, value in context.params.items()
-            if name in GuidanceConfig.model_fields and value is not None
-        }
-        config = default_guidance(model, s3_endpoint).updated(**given)
-        load = partial(Judge.load, model, config, revision=revision, s3_endpoint=s3_endpoint)
-        most = None if as_json else limit
-        shown, summary = _validate(manifest, load, processes, output, most, s3_endpoint)
-        quote = None
-        if price and summary.work:
-            quote = quote_for(
-                summary.work,
-                model,
-                config,
-                refinements=refinements,
-                tflops=tflops,
-                revision=revision,
-                s3_endpoint=s3_endpoint,
-            )
-        if as_json:
-            _print_json(model, summary, shown, quote)
-        else:
-            _print(summary, shown, output)
-            source = context.get_parameter_source("model")
-            is_given = source is not None and source.name != "DEFAULT"
-            print(
-                f"judged as the model {model} would"
-                + ("" if is_given else "; --model names another")
-            )
-            if quote is not None:
-                print(f"\nwith the model {model}: {quote}")
-        raise typer.Exit(WITH_FAILURES if summary.failing else COMPLETE)
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if name in GuidanceConfig.model_fields and value is not None
+    }
+    config = default_guidance(model, s3_endpoint).updated(**given)
+    load = partial(Judge.load, model, config, revision=revision, s3_endpoint=s3_endpoint)
+    most = None if as_json else limit
+    shown, summary = _validate(manifest, load, processes, output, most, s3_endpoint)
+    quote = None
+    if price and summary.work:
+        quote = quote_for(
+            summary.work,
+            model,
+            config,
+            refinements=refinements,
+            tflops=tflops,
+            revision=revision,
+            s3_endpoint=s3_endpoint,
+        )
+    if as_json:
+        _print_json(model, summary, shown, quote)
+    else:
+        _print(summary, shown, output)
+        source = context.get_parameter_source("model")
+        is_given = source is not None and source.name != "DEFAULT"
+        print(
+            f"judged as the model {model} would" + ("" if is_given else "; --model names another")
+        )
+        if quote is not None:
+            print(f"\nwith the model {model}: {quote}")
+    return WITH_FAILURES if summary.failing else COMPLETE
 
 
 def _validate(

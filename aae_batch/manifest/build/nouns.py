@@ -69,7 +69,7 @@ class Nouns:
             from HanTa.HanoverTagger import HanoverTagger
         except ImportError:
             raise SettingsError(
-                "Some prompts have no subjects, and finding them needs `pip install 'aae-batch[nlp]'`; "
+                "Some prompts have no subjects, and finding them needs `pip install HanTa`; "
                 'or give them in a column subjects, e.g. "cat;frog", or for a template with '
                 '--subjects "{animal};{object}"; or leave them out with --no-find-subjects.'
             ) from None

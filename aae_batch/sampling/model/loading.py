@@ -108,11 +108,22 @@ def load_vae_scale_factor(
 
 
 def default_guidance(model: str, s3_endpoint: str | None = None) -> GuidanceConfig:
-    """The model's own settings where its folder brings them (`guidance.json`), else the paper's."""
+    """The model's own settings where its folder brings them (`guidance.json`), else the paper's.
+
+    Raises:
+        ModelError: that file cannot be read, or holds no such settings.
+    """
     file = Path(source_of(model, s3_endpoint, weights=False)) / GUIDANCE_FILE
-    if not file.is_file():
-        return GuidanceConfig()
-    return GuidanceConfig(**json.loads(file.read_text()))
+    try:
+        return (
+            GuidanceConfig(**json.loads(file.read_text())) if file.is_file() else GuidanceConfig()
+        )
+    except OSError as error:
+        raise ModelError(f"Model {model!r}: cannot read {file}: {error.strerror}.") from error
+    except (ValueError, TypeError) as error:  # no JSON, or not an object
+        raise ModelError(f"Model {model!r}: {file} is not a JSON object: {error}.") from error
+    except SettingsError as error:
+        raise ModelError(f"Model {model!r}: {file} does not fit: {error}") from error
 
 
 def source_of(model: str, s3_endpoint: str | None = None, weights: bool = True) -> str:

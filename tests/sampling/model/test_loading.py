@@ -46,6 +46,16 @@ def test_a_models_own_settings_are_its_defaults(folder):
     (folder / "guidance.json").unlink()
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("{", "is not a JSON object"), ("[]", "is not a JSON object"), ('{"steps": 3}', "steps")],
+)
+def test_settings_of_a_model_that_do_not_fit_name_the_file(tmp_path, text, said):
+    (tmp_path / "guidance.json").write_text(text)
+    with pytest.raises(ModelError, match=rf"guidance\.json .*{said}"):
+        default_guidance(str(tmp_path))
+
+
 def test_a_missing_folder_is_told_as_such(tmp_path):
     with pytest.raises(ModelError, match=r"does not exist; check the path"):
         load_pipeline(str(tmp_path / "nowhere"))
