@@ -86,7 +86,12 @@ class Rain:
 
 class FaultyProxy:
     """Passes everything on to `target` but for its faults, and for what `rain` there is. To be used as a
-    context."""
+    context.
+
+    Attributes:
+        requests: the verb and the path of each.
+        answered: bytes of all answers.
+    """
 
     rain: Rain | None = None
 
@@ -94,6 +99,7 @@ class FaultyProxy:
         self.target = urlsplit(target).netloc
         self.faults: list[Fault] = []
         self.requests: list[str] = []
+        self.answered = 0
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -162,6 +168,8 @@ class FaultyProxy:
                 self.send_header("Content-Length", str(length))
                 self.end_headers()
                 self.wfile.write(body[: len(body) // 2] if cut else body)
+                with proxy._lock:
+                    proxy.answered += len(body)
                 if cut:
                     self.hang_up()
 

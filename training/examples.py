@@ -115,7 +115,7 @@ class Examples:
         return Batch(
             latents=self.latents[[row.index for row in rows]].float(),
             captions=[row.caption for row in rows],
-            grounding=torch.from_numpy(np.stack([self._grounding(row) for row in rows])),
+            grounding=torch.from_numpy(np.stack([self.grounding(row) for row in rows])),
             grounded=torch.tensor([bool(row.named) for row in rows]),
         )
 
@@ -137,7 +137,7 @@ class Examples:
         absent = random.choice([b for a, b in PAIRS if a == shown])
         return Example(index, tuple(random.sample([shown, absent], 2)), coloured)
 
-    def _grounding(self, row: Example) -> np.ndarray:
+    def grounding(self, row: Example) -> np.ndarray:
         """Where each token should be looked at: float32 [cells, tokens], rows sum to 1.
 
         The cells of an object look at the words that name it, everything else at the start token.

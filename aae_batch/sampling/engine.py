@@ -122,6 +122,7 @@ class Batch:
 
     Attributes:
         slots: how many samples share a forward at most. It is halved where memory does not suffice.
+        samples: those in flight.
         seconds: spent so far in each phase: excite, denoise, decode.
     """
 
@@ -130,15 +131,15 @@ class Batch:
         self.config = config
         self.slots = slots
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self._samples: list[Sample] = []
+        self.samples: list[Sample] = []
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self.samples)
 
     @property
     def free(self) -> int:
         """How many more requests can be added."""
-        return max(0, self.slots - len(self._samples))
+        return max(0, self.slots - len(self.samples))
 
     def add(self, request: Request) -> None:
         """Give `request` a slot: check it, encode its prompt, draw its noise.
@@ -146,7 +147,7 @@ class Batch:
         Raises:
             RowError: the request cannot be sampled.
         """
-        self._samples.append(admit(self.model, request, self.config))
+        self.samples.append(admit(self.model, request, self.config))
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Sample every request; a bad one becomes a result with an error."""
@@ -170,16 +171,16 @@ class Batch:
         results: list[Result] = []
         with self._timed("excite"):
             for group in self._groups():
-                results += self._excite([sample for sample in group if not sample.ready])
+                results += self.excite([sample for sample in group if not sample.ready])
         with self._timed("denoise"):
             for group in self._groups():
-                results += self._denoise([sample for sample in group if sample.ready])
+                results += self.denoise([sample for sample in group if sample.ready])
         with self._timed("decode"):
-            for sample in [sample for sample in self._samples if sample.finished]:
+            for sample in [sample for sample in self.samples if sample.finished]:
                 results.append(self._finish(sample))
         return results
 
-    def _excite(self, samples: list[Sample]) -> list[Result]:
+    def excite(self, samples: list[Sample]) -> list[Result]:
         """Move each sample down the gradient of its own loss, once.
 
         It moves where the UNet sees it, so that a scheduler which scales its latents (Euler and its kin, by
@@ -194,7 +195,7 @@ class Batch:
             failed += self._drop_non_finite(some, "the guided latent update")
         return failed
 
-    def _denoise(self, samples: list[Sample]) -> list[Result]:
+    def denoise(self, samples: list[Sample]) -> list[Result]:
         """Take one scheduler step with each sample."""
         failed = []
         for some, noises in self._fitting(self._predict, samples):
@@ -235,7 +236,9 @@ class Batch:
         latents, timesteps, keys = _inputs([(one, one.text.conditions[0]) for one in samples])
         latents.requires_grad_(True)
         with torch.enable_grad():
-            loss = self._observe(samples, self.model.attend(latents, timesteps, keys))
+            # A view: torch's FLOP counter hooks what modules are given, and cannot hook a leaf.
+            maps = self.model.attend(latents.view_as(latents), timesteps, keys)
+            loss = self._observe(samples, maps)
             (gradient,) = torch.autograd.grad(loss.sum(), latents)
         return loss.tolist(), gradient
 
@@ -304,7 +307,7 @@ class Batch:
             self.seconds[phase] += time.perf_counter() - start
 
     def _finish(self, sample: Sample) -> Result:
-        self._samples.remove(sample)
+        self.samples.remove(sample)
         image = self.model.decode(sample.latents)
         if image is None:
             reason = "the decoder made NaN or infinite pixels; try dtype float32 or another seed"
@@ -324,7 +327,7 @@ class Batch:
         def size(sample: Sample) -> tuple[int, ...]:
             return tuple(sample.latents.shape)
 
-        unfinished = [sample for sample in self._samples if not sample.finished]
+        unfinished = [sample for sample in self.samples if not sample.finished]
         return [list(group) for _, group in groupby(sorted(unfinished, key=size), key=size)]
 
     def _drop_non_finite(self, samples: list[Sample], during: str) -> list[Result]:
@@ -334,7 +337,7 @@ class Batch:
             samples, latents.isfinite().flatten(1).all(1).tolist(), strict=True
         ):
             if not good:
-                self._samples.remove(sample)
+                self.samples.remove(sample)
                 reason = (
                     f"the latents became NaN or infinite in {during} at step {sample.step}; try "
                     "dtype float32, another seed, or a smaller scale_factor or guidance_scale"

@@ -106,10 +106,10 @@ class Storage(ABC):
     def lock_holder(self) -> tuple[Holder | None, float | None]:
         """Who holds the lock, and how many seconds ago it was renewed, where that can make it lost."""
 
-    def heed(self, token: str) -> None:
+    def heed(self, token: str, timing: Timing = TIMING) -> None:
         """Refuse to write as soon as the lock is no longer the one with this token: for a worker, whose
         driver holds it."""
-        self._lock = Watch(self.root, token, self.lock_holder)
+        self._lock = Watch(self.root, token, self.lock_holder, timing)
 
     def check_lock(self) -> None:
         """Raises: OutputError: the lock is lost."""

@@ -17,7 +17,5 @@ def test_it_judges_the_manifests_it_names(tmp_path, make, prompts, least_failing
     table = make(0, 640)
     assert len(set(table["prompt"].to_pylist())) == prompts
     pq.write_table(table, tmp_path / "m.parquet")
-    speed, cpu, failing = measured(tmp_path / "m.parquet", tokenizer(), processes=1)
-    assert speed > 0
-    assert cpu > 0
+    _, _, failing = measured(tmp_path / "m.parquet", tokenizer(), processes=1)
     assert least_failing <= failing < least_failing + 200

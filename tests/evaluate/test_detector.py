@@ -107,7 +107,7 @@ def test_the_threshold_decides_and_the_scores_stay(owl, judges):
     (score,) = owl.score(rows, images, {})
     for threshold, found in [(0.0, True), (1.0, False)]:
         other = OpenVocabularyDetector(judges.detector, threshold)
-        other._judge = owl._judge
+        other.load("cpu", "float32")
         (again,) = other.score(rows, images, {})
         assert again["scores"] == score["scores"]
         assert again["all_found"] is found

@@ -95,7 +95,8 @@ def test_progress_moves_with_rows_and_ends_at_all(reference):
 
 
 def test_actors_tell_of_their_shards_in_rays_logs(reference):
-    logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+    (node,) = ray.nodes()
+    logs = Path(node["ObjectStoreSocketName"]).parent.parent / "logs"
     text = "".join(path.read_text() for path in logs.glob("worker-*.err"))
     for shard in range(4):
         assert f"INFO aae_batch.worker shard={shard} rows=3 done" in text

@@ -45,7 +45,7 @@ def costs(config):
     return costs_of(load_skeleton("shapes"), work() + work(**LARGE), config)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture  # one for each test, since it keeps the texts that it has encoded
 def engine() -> Engine:
     return Engine.from_pretrained("shapes", slots=1, device="cpu")
 
@@ -56,7 +56,6 @@ def engine() -> Engine:
 )
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_the_flops_are_those_of_a_real_picture(engine, config, costs, method, conjuncts, scale):
-    engine.model._encode_one.cache_clear()
     own = config.updated(method=method, guidance_scale=scale)
     request = Request(PROMPT, subjects=SUBJECTS, seed=1)
     # the CPU's fused attention is not in torch's counter
@@ -69,7 +68,6 @@ def test_the_flops_are_those_of_a_real_picture(engine, config, costs, method, co
 
 
 def test_every_step_that_the_scheduler_adds_has_its_price(engine, config):
-    engine.model._encode_one.cache_clear()
     own = config.updated(scheduler="pndm", max_iter_to_alter=25)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         (result,) = engine.generate([Request(PROMPT, subjects=SUBJECTS, seed=1)], own)

@@ -133,10 +133,10 @@ def test_with_an_equal_loss_euler_moves_the_unets_input_as_far_as_ddim():
         config = GuidanceConfig(num_inference_steps=50, thresholds={})
         with engine.open(config) as batch:
             batch.add(Request(PAIR, subjects=["circle", "square"], seed=3))
-            (sample,) = batch._samples
+            (sample,) = batch.samples
             seen = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(4)).double()
             sample.latents = seen / sample.input_scale
-            batch._excite([sample])
+            batch.excite([sample])
             moved[kind] = sample.scaled(sample.latents) - seen
     assert moved[DDIMScheduler].abs().max() > 0
     assert difference(moved[EulerDiscreteScheduler], moved[DDIMScheduler]) < 1e-9
@@ -161,9 +161,9 @@ def test_small_updates_are_not_lost_in_bfloat16(seed):
         engine = Engine.from_pipeline(small_pipeline().to(dtype), slots=1)
         with engine.open(config) as batch:
             batch.add(request)
-            (sample,) = batch._samples
+            (sample,) = batch.samples
             sample.latents = before = noise.to(sample.latents.dtype)
-            batch._excite([sample])
+            batch.excite([sample])
             assert (sample.latents != before).all()
             while len(batch):
                 for result in batch.step():
@@ -179,5 +179,5 @@ def test_half_precision_starts_from_the_same_noise():
         engine = Engine.from_pipeline(small_pipeline().to(dtype), slots=1)
         with engine.open(ODD) as batch:
             batch.add(Request(PAIR, subjects=["circle"], seed=5))
-            noise[dtype] = batch._samples[0].latents
+            noise[dtype] = batch.samples[0].latents
     assert torch.equal(noise[torch.float32], noise[torch.bfloat16])

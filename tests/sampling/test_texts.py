@@ -196,7 +196,7 @@ def test_all_methods_begin_with_the_same_noise(one_pipe):
     with engine.open(CONFIG) as batch:
         for method in METHODS:
             batch.add(Request(PROMPT, subjects=SUBJECTS, seed=9, method=method))
-        first, *others = [sample.latents for sample in batch._samples]
+        first, *others = [sample.latents for sample in batch.samples]
     assert all(torch.equal(first, other) for other in others)
 
 

@@ -199,8 +199,7 @@ def worker():
 
     def of(storage, token: str):
         copy = pickle.loads(pickle.dumps(storage))
-        copy.heed(token)
-        copy._lock._timing = replace(TIMING, look=0.0)
+        copy.heed(token, replace(TIMING, look=0.0))
         return copy
 
     return of
@@ -226,7 +225,7 @@ def test_a_worker_stops_when_its_driver_sleeps_for_too_long(remote, worker):
     with remote.writing(replace(FAST, renew=1000)) as lock:
         copy = worker(remote, lock.token)
         copy.write_bytes("a", b"1")
-        copy._lock._timing = replace(FAST, look=0.0, stale=1.0)
+        copy.heed(lock.token, replace(FAST, look=0.0, stale=1.0))
 
         def refused() -> bool:
             try:

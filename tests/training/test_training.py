@@ -74,7 +74,7 @@ def test_words_are_grounded_where_the_tokenizer_says_they_stand():
     examples = Examples(some, torch.zeros(8, 8, 16, 16), TOKENIZER)
     index = examples.pairs[0]
     named = tuple(reversed(examples.things[index]))
-    target = examples._grounding(Example(index, named, coloured=True))
+    target = examples.grounding(Example(index, named, coloured=True))
     assert np.allclose(target.sum(axis=1), 1)
     ids = TOKENIZER(caption(named)).input_ids
     for thing, placed in zip(named, reversed(some[index].objects), strict=True):
