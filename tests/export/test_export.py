@@ -23,7 +23,6 @@ from aae_batch.export.export import ExportSettings, export
 from aae_batch.export.formats import FORMATS, Part, open_format
 from aae_batch.export.score_columns import ScoreColumns
 from aae_batch.export.selection import Best
-from aae_batch.store.lock import Timing
 from aae_batch.store.open import open_storage
 
 OK = ["a", "b", "c", "d.1"]
@@ -180,8 +179,7 @@ def test_an_export_in_the_place_of_another_is_loaded_as_itself(make_output, run,
 
 
 @pytest.mark.parametrize("where", ["s3", "memory"])
-def test_a_dataset_goes_from_store_to_store(make_output, run, request, monkeypatch, where):
-    monkeypatch.setattr(Timing, "wait_until_settled", lambda timing: None)
+def test_a_dataset_goes_from_store_to_store(make_output, run, request, where):
     root = request.getfixturevalue("bucket").url if where == "s3" else f"memory://{uuid4().hex}"
     assert run(make_output("files", f"{root}/out"), to=f"{root}/dest").exit_code == 0
     found = open_storage(f"{root}/dest")
