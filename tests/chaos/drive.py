@@ -4,6 +4,7 @@ The command line, its exit codes, locks and signals are the package's own.
 
 AAE_BATCH_ENGINE: `fake` (no model, pictures cost nothing) or `real`.
 AAE_CHAOS_MINES: a folder of mines, see `mines.py`.
+AAE_CHAOS_PACE: seconds of a step of the fake engine.
 AAE_CHAOS_CLOCK: seconds that this process's clock is off by.
 AAE_CHAOS_SEEING: the metric `attention` is computed by actors.
 """

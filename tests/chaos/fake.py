@@ -22,7 +22,7 @@ from aae_batch.request import Request, Result
 from tests.chaos import mines
 from tests.chaos.picture import SIDE, pixels
 
-PACE = 0.01
+PACE = float(os.environ.get("AAE_CHAOS_PACE", "0.01"))
 """Seconds of a step."""
 
 UNLUCKY = "unlucky"

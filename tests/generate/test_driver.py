@@ -57,6 +57,32 @@ def reference(tiny_pipeline_folder, manifest, ray_here, tmp_path_factory):
     return settings, told
 
 
+@pytest.fixture(scope="module")
+def cheap_reference(tiny_pipeline_folder, manifest, ray_here, tmp_path_factory) -> str:
+    """The dataset of `FakeWorker` that nothing went wrong with: where the model does not matter."""
+    from aae_batch.generate.settings import JobSettings
+    from aae_batch.sampling.model.loading import default_guidance
+
+    settings = JobSettings(
+        manifest=str(manifest),
+        output=str(tmp_path_factory.mktemp("cheap")),
+        model=str(tiny_pipeline_folder),
+        guidance=default_guidance(str(tiny_pipeline_folder)),
+        slots=1,
+        shard_size=3,
+    )
+    run_job(settings, worker_class=FakeWorker)
+    return settings.output
+
+
+class Slow(FakeWorker):
+    """So that a job is still under way when something happens to it."""
+
+    def admit(self, batch, request):
+        time.sleep(0.3)
+        super().admit(batch, request)
+
+
 def test_every_row_has_a_picture_its_statistics_and_one_metadata_row(reference):
     settings, _ = reference
     dataset = Dataset(settings.output)
@@ -235,15 +261,21 @@ def test_a_damaged_progress_or_summary_ends_no_run(reference, settings):
 
 
 @pytest.mark.parametrize(
-    ("slots", "assert_the_same"), [(1, assert_same_dataset), (4, assert_same_but_for_rounding)]
+    ("worker_class", "slots", "assert_the_same"),
+    [(Slow, 1, assert_same_dataset), (GenerateWorker, 4, assert_same_but_for_rounding)],
+    ids=["fake", "real"],
 )
 def test_a_killed_actor_costs_one_shard_at_most(
-    reference, settings, tmp_path, slots, assert_the_same
+    request, settings, tmp_path, worker_class, slots, assert_the_same
 ):
+    if worker_class is GenerateWorker:
+        reference = request.getfixturevalue("reference")[0].output
+    else:
+        reference = request.getfixturevalue("cheap_reference")
     pids = tmp_path / "pids"
     pids.mkdir()
 
-    class Known(GenerateWorker):
+    class Known(worker_class):
         def load(self):
             (pids / str(os.getpid())).touch()
             return super().load()
@@ -262,9 +294,9 @@ def test_a_killed_actor_costs_one_shard_at_most(
     after = snapshot(Path(job.output) / "metadata")
     assert killed
     assert {name: after[name] for name in killed} == killed
-    fingerprints = {Dataset(root).run["fingerprint"] for root in (job.output, reference[0].output)}
+    fingerprints = {Dataset(root).run["fingerprint"] for root in (job.output, reference)}
     assert len(fingerprints) == 1, "slots change no picture but for rounding"
-    assert_the_same(job.output, reference[0].output)
+    assert_the_same(job.output, reference)
 
 
 def test_a_row_that_kills_its_process_fails_alone(settings, ray_here, monkeypatch):
@@ -444,7 +476,7 @@ def test_a_wrong_range_of_actors_is_refused(settings, wrong):
 
 
 @pytest.mark.parametrize(("grace", "left_whole"), [(60, True), (0, False)])
-def test_a_stop_gives_shards_under_way_their_grace(reference, settings, grace, left_whole):
+def test_a_stop_gives_shards_under_way_their_grace(cheap_reference, settings, grace, left_whole):
     job = settings(grace=grace, actors=1)
     stopped = []
 
@@ -454,21 +486,24 @@ def test_a_stop_gives_shards_under_way_their_grace(reference, settings, grace, l
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(KeyboardInterrupt):
-        run_job(job, stop)
+        run_job(job, stop, Slow)
     committed = Dataset(job.output).shards()
     assert len(committed) < 4
     assert (len(committed) > stopped[0]) is left_whole
-    run_job(job)
-    assert_same_dataset(job.output, reference[0].output)
+    run_job(job, worker_class=FakeWorker)
+    assert_same_dataset(job.output, cheap_reference)
 
 
 @pytest.mark.parametrize(
     "how", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
 )  # the storm of tests/chaos kills many
-def test_a_killed_or_an_interrupted_driver_loses_nothing(reference, settings, how):
+def test_a_killed_or_an_interrupted_driver_loses_nothing(
+    cheap_reference, settings, how, monkeypatch
+):
+    monkeypatch.setenv("AAE_CHAOS_PACE", "0.2")
     job = settings()
     command = [
-        *(sys.executable, "-m", "aae_batch.cli", "generate", job.manifest, job.output),
+        *(sys.executable, "-m", "tests.chaos.drive", "generate", job.manifest, job.output),
         *("--model", job.model, "--slots", "1", "--shard-size", "3", "--grace", "0"),
     ]
     stopped = _stop_after(command, job.output, shards=1, how=how)
@@ -482,7 +517,7 @@ def test_a_killed_or_an_interrupted_driver_loses_nothing(reference, settings, ho
     finished = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert finished.returncode == 0, finished.stderr
     assert "12 images, 0 failed rows" in finished.stdout
-    assert_same_dataset(job.output, reference[0].output)
+    assert_same_dataset(job.output, cheap_reference)
 
 
 def _stop_after(command, output, shards: int, how: signal.Signals) -> subprocess.CompletedProcess:
