@@ -34,6 +34,6 @@ _SHUFFLED = _shuffled()
 SPLITS = {
     "report": Split(_SHUFFLED[:60], seeds=8, first_seed=10_000),
     "tuning": Split(_SHUFFLED[60:100], seeds=4, first_seed=20_000),
-    "test": Split(_SHUFFLED[100:120], seeds=6, first_seed=30_000),
+    "test": Split(_SHUFFLED[100:120], seeds=3, first_seed=30_000),
 }
 """What is reported; what settings are chosen with; what the tests run."""

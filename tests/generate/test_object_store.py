@@ -19,10 +19,10 @@ from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.verify import verify
 from aae_batch.errors import NonFiniteError
 from aae_batch.generate.driver import run_job
-from aae_batch.generate.worker import GenerateWorker
 from aae_batch.job.cluster import start_ray, stop_ray
 from aae_batch.manifest.reader import open_manifest
 from aae_batch.store.open import open_storage
+from tests.chaos.fake import FakeWorker
 from tests.conftest import SECRET, set_credentials
 from tests.small_job import StartedCluster, assert_same_dataset, started_cluster
 
@@ -56,7 +56,7 @@ def test_a_store_that_throttles_fails_and_cuts_loses_nothing(
     settings, manifest, bucket, proxy, ray_with_credentials, tmp_path
 ):
     undisturbed = settings(output=str(tmp_path / "undisturbed"))
-    run_job(undisturbed)
+    run_job(undisturbed, worker_class=FakeWorker)
     for kind, method, path in [
         ("slow-down", "PUT", ".png"),
         ("error", "PUT", ".png"),
@@ -72,7 +72,7 @@ def test_a_store_that_throttles_fails_and_cuts_loses_nothing(
     ]:
         proxy.fail(kind, times=2, method=method, path=path)
     job = settings(output=f"{bucket.url}/some/dataset", s3_endpoint=proxy.url)
-    summary = run_job(job)
+    summary = run_job(job, worker_class=FakeWorker)
     assert (summary["images"], summary["failed"]) == (12, 0)
     met = [fault.kind for fault in proxy.faults if fault.times == 0]
     assert len(met) >= 9, "most of the faults were met"
@@ -101,7 +101,7 @@ def test_the_job_shows_at_rays_metrics_port(settings, bucket, ray_with_credentia
 
 
 def test_failed_rows_are_made_again_in_a_bucket(settings, manifest, bucket, ray_with_credentials):
-    class Unlucky(GenerateWorker):
+    class Unlucky(FakeWorker):
         def admit(self, batch, request) -> None:
             if request.id in ("row-01", "row-02", "row-11"):
                 raise NonFiniteError(request.id, "out of luck")
@@ -110,8 +110,9 @@ def test_failed_rows_are_made_again_in_a_bucket(settings, manifest, bucket, ray_
     job = settings(output=f"{bucket.url}/again", layout="webdataset")
     assert run_job(job, worker_class=Unlucky)["failed"] == 3
     kept = {row["id"]: row for row in Dataset(job.output).metadata().to_pylist()}
-    assert run_job(job)["failed"] == 3, "nothing is made again unasked"
-    assert run_job(job.model_copy(update={"retry_failed": True}))["failed"] == 0
+    assert run_job(job, worker_class=FakeWorker)["failed"] == 3, "nothing is made again unasked"
+    again = job.model_copy(update={"retry_failed": True})
+    assert run_job(again, worker_class=FakeWorker)["failed"] == 0
     prove(job.output, manifest)
     for row in Dataset(job.output).metadata().to_pylist():
         if row["id"] not in ("row-01", "row-02", "row-11"):
