@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.aae-batch-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo browser test test-slow chaos test-gpu lint format bench clean
+.PHONY: help install demo browser test test-slow chaos test-gpu lint format reference bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ lint: install ## ruff and mypy
 format: install ## let ruff fix and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+reference: install ## write docs/reference.md: every option and column, from the code
+	$(BIN)/python -m docs.reference
 
 bench: install ## this engine against diffusers' pipeline: FLOPs, then wall clock
 	$(BIN)/python -m benchmarks.flops

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from aae_batch.dataset.reader import Dataset
+from docs.reference import PAGE, reference
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -150,3 +151,7 @@ def test_the_example_of_the_engine_draws_a_pair(tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert sorted(line.split()[0] for line in lines) == ["guided", "plain"]
     assert all("red circle: " in line and "blue square: " in line for line in lines)
+
+
+def test_the_reference_says_what_the_code_says():
+    assert PAGE.read_text(encoding="utf-8") == reference(), "run `make reference`"
