@@ -72,9 +72,10 @@ class Scores:
             return ShardScores(stale=len(places) - places.null_count)
         fresh = pc.if_else(pc.fill_null(same, False), places, None)
         return ShardScores(
-            table.drop_columns(KEYS).take(fresh), fresh.null_count - places.null_count
+            table.take(fresh).drop_columns(KEYS), fresh.null_count - places.null_count
         )
 
     def _is_current(self, metric: str, marks: dict[str, str]) -> bool:
-        """Whether a table is of the metric's last run. Without a record of that, every table is."""
-        return self._runs[metric] in (None, marks.get(layout.SCORES_FINGERPRINT))
+        """Whether a table is of the metric's last run; one that names a run is not where no record of
+        that run is left."""
+        return self._runs[metric] == marks.get(layout.SCORES_FINGERPRINT)

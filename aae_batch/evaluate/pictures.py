@@ -180,7 +180,7 @@ def _read_shard(
         names = dict.fromkeys(name for measure in measures for name in measure.columns)
         found = scores.of(metric, shard, table, [*names])
         stale += found.stale
-        if found.columns is not None:
+        if found.columns is not None and found.columns.num_columns:
             columns |= {measure.name: measure.values(found.columns) for measure in measures}
     return pa.table({field.name: columns[field.name] for field in _SCHEMA}).cast(_SCHEMA), stale
 

@@ -109,8 +109,8 @@ def _recall(
     if said is None:
         try:
             said = decide()
-        except RowError as error:
-            said = error
+        except RowError as error:  # one that was raised would keep what it was raised from
+            said = type(error)(request.name, error.reason)
         if len(known) >= _KEPT:
             known.clear()
         known[key] = said

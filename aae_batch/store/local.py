@@ -62,7 +62,10 @@ class LocalStorage(Storage):
             return is_lock_file(root, name)
 
         with self._readable(""):
-            found = sorted(os.listdir(root)) if root.exists() else []
+            try:
+                found = sorted(os.listdir(root))
+            except FileNotFoundError:
+                return None
             for name in found:
                 whole_file.refuse_link(root / name)
             return next((name for name in found if not is_of_writers(name)), None)

@@ -24,13 +24,13 @@ _ATTEMPTS = 100
 
 
 def below(root: Path, name: str) -> Path:
-    """The path of a name below a root.
+    """The path of a name below a root, which may itself be a link.
 
     Raises:
         OutputError: it leads through a link or upwards, so that it lies somewhere else.
     """
     path = root
-    for part in name.split("/"):
+    for part in filter(None, name.split("/")):
         if part == "..":
             raise OutputError(f"{name} does not lie below {root}: name what does.")
         path = path / part

@@ -45,6 +45,8 @@ def test_scores_of_another_run_than_the_metrics_last_one_are_not_current(tmp_pat
     assert scores.of("clip", 0, keys).columns is None
     assert scores.of("clip", 0, keys).stale == 1
     assert scores.of("clip", 1, keys).columns.equals(table.drop_columns(["id", "sha256"]))
+    storage.delete(layout.metric_run_name("clip"))
+    assert Scores(dataset).of("clip", 1, keys).stale == 1  # of which run it is nobody knows
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,8 @@ def test_a_folder_that_cannot_be_written_or_read_says_why(tmp_path):
         open_storage(tmp_path / "file").write_bytes("a", b"")
     with pytest.raises(OutputError, match="No such file"):
         open_storage(tmp_path).read_bytes("a")
+    with pytest.raises(OutputError, match=r"Cannot read .*Not a directory"):
+        open_storage(tmp_path / "file" / "out").anything()
 
 
 def test_a_name_that_the_system_refuses_is_an_error_of_ours(tmp_path):

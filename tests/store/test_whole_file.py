@@ -113,5 +113,9 @@ def test_a_link_on_the_way_is_refused_and_not_followed(tmp_path):
 def test_a_root_may_be_a_link(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk")
-    open_storage(tmp_path / "out").write_bytes("a", b"1")
+    storage = open_storage(tmp_path / "out")
+    assert storage.anything() is None
+    storage.write_bytes("a", b"1")
     assert (tmp_path / "disk/a").read_bytes() == b"1"
+    assert storage.anything() == "a"
+    assert storage.list("") == ["a"]

@@ -186,7 +186,7 @@ def check_target(path: str, force: bool, s3_endpoint: str | None = None) -> None
     """
     if PurePosixPath(path).suffix.lower() not in _WRITERS:
         raise ManifestError(f"{path} is none of {', '.join(_WRITERS)}; give it such a suffix.")
-    folder, name = os.path.split(path)
+    folder, name = os.path.split(path.rstrip("/"))
     if not force and open_storage(folder or ".", s3_endpoint).exists(name):
         raise ManifestError(f"{path} exists; give another name, or --force to replace it.")
 
@@ -199,7 +199,7 @@ def write_manifest(path: str, rows: ManifestRows, s3_endpoint: str | None = None
     Raises:
         OutputError: it cannot be written there.
     """
-    folder, name = os.path.split(path)
+    folder, name = os.path.split(path.rstrip("/"))
     with scratch_folder() as made:
         local = made / "manifest"
         try:
