@@ -49,9 +49,9 @@ class _Recording(Batch):
         super().__init__(*arguments)
         self.lengths: dict[tuple[str | None, int], list[float]] = defaultdict(list)
 
-    def _excite(self, samples: list[Sample]) -> list[Result]:
+    def excite(self, samples: list[Sample]) -> list[Result]:
         before = [sample.latents for sample in samples]
-        failed = super()._excite(samples)
+        failed = super().excite(samples)
         for sample, old in zip(samples, before, strict=True):
             length = float((sample.latents - old).norm())
             if length:
@@ -67,7 +67,7 @@ class _Control(Batch):
         self.lengths = lengths
         self.random = torch.Generator().manual_seed(0)
 
-    def _excite(self, samples: list[Sample]) -> list[Result]:
+    def excite(self, samples: list[Sample]) -> list[Result]:
         for sample in samples:
             for length in self.lengths[sample.request.id, sample.step]:
                 direction = torch.randn(sample.latents.shape, generator=self.random)

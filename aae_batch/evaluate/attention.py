@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from aae_batch.evaluate.metric import Attention, MetadataRow, Metric, column
+from aae_batch.columns import column
+from aae_batch.evaluate.metric import Attention, MetadataRow, Metric
 from aae_batch.request import Method
 
 if TYPE_CHECKING:

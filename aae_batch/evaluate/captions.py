@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from aae_batch.columns import column
 from aae_batch.evaluate.clip import Clip
-from aae_batch.evaluate.metric import Attention, Loaded, MetadataRow, Metric, column
+from aae_batch.evaluate.metric import Attention, Loaded, MetadataRow, Metric
 from aae_batch.evaluate.models import Judge
 from aae_batch.evaluate.templates import IMAGENET_TEMPLATES
 
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 DECODING = {"num_beams": 3, "max_length": 30, "min_length": 10, "do_sample": False}
 """How captions are decoded: LAVIS's own for BLIP, which the official code calls. Lengths are in tokens
 and count the prefix."""
-
-PREFIX = "a picture of "
-"""What LAVIS has BLIP's captions begin with, as they were fine-tuned; it is no part of the caption."""
 
 
 @dataclass
@@ -37,13 +35,14 @@ class CaptionsMetric(Metric):
     paper's.
 
     Attributes:
-        prefix: what the captioner is made to go on from; empty for one that begins by itself.
+        prefix: what the captioner is made to go on from, as BLIP was fine-tuned to; it is no part of the
+            caption. Empty for one that begins by itself.
     """
 
     caption_model: str
     model: str
     s3_endpoint: str | None = None
-    prefix: str = PREFIX
+    prefix: str = ""
     _loaded: Any = field(default=None, init=False, repr=False)
 
     columns = (

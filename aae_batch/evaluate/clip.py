@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from aae_batch.evaluate.metric import Attention, Loaded, MetadataRow, Metric, column
+from aae_batch.columns import column
+from aae_batch.evaluate.metric import Attention, Loaded, MetadataRow, Metric
 from aae_batch.evaluate.models import Judge
 from aae_batch.evaluate.phrases import phrases, subjects_of
 from aae_batch.evaluate.templates import IMAGENET_TEMPLATES, ensemble

@@ -68,11 +68,6 @@ class Metric(ABC):
         """
 
 
-def column(name: str, kind: pa.DataType, description: str) -> pa.Field:
-    """A column of a metric's table."""
-    return pa.field(name, kind, metadata={"description": description})
-
-
 def score_rows(
     dataset: Dataset,
     shard: int,

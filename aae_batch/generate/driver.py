@@ -19,6 +19,7 @@ from aae_batch.dataset.layouts import shard_of
 from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.rewriting import writing
+from aae_batch.dataset.run_record import Shards
 from aae_batch.dataset.writer import failed
 from aae_batch.errors import JobError, ManifestError, ModelError, OutputError, RowError
 from aae_batch.generate.records import (
@@ -149,8 +150,11 @@ class GenerateJob(Job[Outcome]):
         super().__init__(settings, plan, dataset, worker_class)
         self.model = settings.model
         self.manifest = manifest
-        # Where failed rows are made again, none has failed yet.
-        self._earlier = Counter() if plan.again else earlier_failures(dataset)
+
+    @cached_property
+    def _earlier(self) -> Counter[str]:
+        """Where failed rows are made again, none has failed yet."""
+        return Counter() if self.plan.again else earlier_failures(self.dataset)
 
     def write_run(self, loaded: Loaded) -> None:
         begin(self.storage, self.run)
@@ -161,15 +165,14 @@ class GenerateJob(Job[Outcome]):
         return GenerateTask(piece, self.run["fingerprint"], commit, part, keep)
 
     def commit(self, shard: int, outcomes: list[Outcome]) -> None:
-        size = self.plan.shard_size
-        start, stop = shard * size, min((shard + 1) * size, self.plan.rows)
-        extras = self.manifest.part(start, stop).extras
+        places = Shards.of(self.run)[shard]
+        extras = self.manifest.part(places.start, places.stop).extras
         into = shard_of(self.run, self.storage, shard)
         if shard not in self.plan.again:
             into.commit(outcomes, extras)
             return
         new = {outcome.index: outcome for outcome in outcomes}
-        kept = [new.get(outcome.index, outcome) for outcome in into.stored_outcomes(start)]
+        kept = [new.get(outcome.index, outcome) for outcome in into.stored_outcomes(places.start)]
         into.recommit(kept, extras)
 
     def give_up(self, piece: Piece, words: str) -> list[Outcome]:

@@ -11,8 +11,6 @@ from typing import Any
 import pyarrow.compute as pc
 
 from aae_batch.dataset import layout
-from aae_batch.dataset.image_format import ImageFormat
-from aae_batch.dataset.layout import Layout
 from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.run_record import sealed
@@ -47,14 +45,6 @@ class Plan(JobPlan[Outcome]):
     @property
     def shard_size(self) -> int:
         return self.run["shard_size"]
-
-    @property
-    def layout(self) -> Layout:
-        return self.run["layout"]
-
-    @property
-    def image_format(self) -> ImageFormat:
-        return ImageFormat(**self.run["image_format"])
 
     def retrying(self, dataset: Dataset) -> Plan:
         """The same, with the rows that have failed to be made again."""

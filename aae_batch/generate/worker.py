@@ -103,7 +103,8 @@ class GenerateWorker(Worker[Outcome]):
 
     def work(self, task: GenerateTask) -> list[Outcome]:
         """Generate a piece; commit it if it is a shard. One that is committed, by a worker that died
-        before it could say so, is only counted."""
+        before it could say so, is only counted. Where the engine breaks, pictures that it has made are
+        written first."""
         if task.commit and self.storage.exists(metadata_name(task.piece.shard)):
             self.count(task.piece, self._committed(task.piece.shard))
             return []

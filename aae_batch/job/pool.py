@@ -183,7 +183,8 @@ class Pool:
         ray.kill(worker.actor)
 
     def events(self, seconds: float) -> Iterator[Event]:
-        """What has happened; waits up to so many seconds for the first thing to happen.
+        """What has happened; waits up to so many seconds for the first thing to happen. To be gone through
+        to its end.
 
         Raises:
             AaeBatchError: a worker met an error that no other worker can avoid.

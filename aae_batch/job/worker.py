@@ -35,7 +35,8 @@ class WorkerContext:
         root: the output root.
         lease: the token of the driver's lock on it: without that nothing is written.
         settings: of the job, with the endpoint as the workers should see it.
-        run: the record of the run.
+        run: the record of the run as planned: without what the first worker finds out, and so without the
+            fingerprint, which is the task's.
         threads: torch's threads; None leaves them as they are.
     """
 
@@ -103,8 +104,8 @@ class Worker(ABC, Generic[T]):
         return ray.get_runtime_context().get_node_id()
 
     def perform(self, task: Task) -> tuple[Tally, list[T]]:
-        """Work on a piece. Returns its outcomes, none where the shard was committed, and their number.
-        Raises as `work`."""
+        """Work on a piece. Returns the tally of its rows, and its outcomes, none where the shard was
+        committed. Raises as `work`."""
         piece = task.piece
         with self._lock:
             self._tallies[piece] = Tally()

@@ -572,7 +572,7 @@ class Round:
             children = raylet.children() if raylet else []
         except psutil.Error:
             return []
-        return [p for p in children if re.search(r"ray::\w*(Worker|Scorer)", _cmdline(p))]
+        return [p for p in children if re.search(r"ray::\w*Worker", _cmdline(p))]
 
     def _killed(self, what: str, times: int = 1) -> None:
         self.kills += times

@@ -12,8 +12,6 @@ from typer.testing import CliRunner
 import aae_batch
 from aae_batch import cli
 from aae_batch.cli.generate import _job
-from aae_batch.evaluate.captions import PREFIX
-from aae_batch.evaluate.settings import ScoreSettings
 from aae_batch.generate.settings import JobSettings
 from aae_batch.sampling.config import GuidanceConfig
 
@@ -75,7 +73,6 @@ def test_defaults_and_descriptions_of_options_are_those_of_the_settings(run):
         assert f"{field.description} [default: {field.default}]" in text
     for name in GuidanceConfig.model_fields:
         assert parameters[name].default is None  # a model may bring its own
-    assert ScoreSettings.model_fields["caption_prefix"].default == PREFIX
 
 
 def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(

@@ -156,7 +156,7 @@ def direct_caption(folder: str, image, prefix: str) -> str:
 
 
 def test_a_caption_goes_on_from_its_prefix(judges):
-    metric = CaptionsMetric(judges.captioner, judges.clip)
+    metric = CaptionsMetric(judges.captioner, judges.clip, prefix="a picture of ")
     metric.load("cpu", "float32")
     captions = metric.captions([drawn("red circle")])
     metric.prefix = ""

@@ -53,8 +53,8 @@ def test_a_resume_takes_the_form_that_the_output_was_begun_with(plan, storage):
     begin(storage, plan(layout="webdataset", image_format="webp", image_quality=70).run)
     for again in (plan(), plan(layout="webdataset"), plan(image_format="webp")):
         assert again.begun
-        assert again.layout == "webdataset"
-        assert again.image_format.settings() == {"kind": "webp", "quality": 70, "lossless": False}
+        assert again.run["layout"] == "webdataset"
+        assert again.run["image_format"] == {"kind": "webp", "quality": 70, "lossless": False}
 
 
 @pytest.mark.parametrize(
