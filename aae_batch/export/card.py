@@ -95,7 +95,7 @@ def dataset_card(facts: Facts, settings: ExportSettings, written: Format) -> Dat
         means=_table(heads, lines),
         some_not_compared=any("-" in line for line in lines),
         by_conjunct=_BY_CONJUNCT,
-        columns=_table(["column", "type", ""], _columns(facts, settings)),
+        columns=_table(["column", "type", ""], _columns(facts, settings.format)),
         making=_table(["", ""], _making(facts.source.run)),
         guidance=json.dumps(facts.source.run["settings"]["guidance"], indent=2),
         code=_code,
@@ -165,13 +165,13 @@ def _mean(values: pa.ChunkedArray) -> str:
     return "" if mean is None else f"{mean:.3f}"
 
 
-def _columns(facts: Facts, settings: ExportSettings) -> list[list[str]]:
+def _columns(facts: Facts, export_format: str) -> list[list[str]]:
     described = dict(_DESCRIPTIONS)
     for metric, names in facts.source.scores.of_metrics.items():
         described |= dict.fromkeys(names, f"Score of the metric {metric}.")
     columns = [(column.name, str(column.type)) for column in facts.schema]
-    if settings.format != "webdataset":
-        is_folder = settings.format == "imagefolder"
+    if export_format != "webdataset":
+        is_folder = export_format == "imagefolder"
         columns.insert(0, ("file_name", "string") if is_folder else ("image", "image"))
     return [
         [_code(name), _code(kind), described.get(name, "Of the manifest.")]

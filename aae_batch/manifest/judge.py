@@ -86,7 +86,7 @@ class Judge:
             self._counts,
             (texts, named, settings.method),
             request,
-            lambda: len(subjects_of(request, settings, self.tokenizer)),
+            lambda: len(subjects_of(request, settings.method, self.tokenizer)),
         )
 
     def error_of(self, row: Row) -> RowError | None:

@@ -28,7 +28,7 @@ def resolve(
         RowError: the request cannot be sampled.
     """
     settings = settings_of(request, config, vae_scale_factor)
-    return settings, subjects_of(request, settings, tokenizer)
+    return settings, subjects_of(request, settings.method, tokenizer)
 
 
 def overridden(request: Request, config: GuidanceConfig) -> dict[str, Any]:
@@ -62,9 +62,7 @@ def settings_of(request: Request, config: GuidanceConfig, vae_scale_factor: int)
     return settings
 
 
-def subjects_of(
-    request: Request, settings: GuidanceConfig, tokenizer: Tokenizer
-) -> tuple[Subject, ...]:
+def subjects_of(request: Request, method: str, tokenizer: Tokenizer) -> tuple[Subject, ...]:
     """The subjects of a request with their token positions; none if it names none.
 
     Raises:
@@ -74,7 +72,7 @@ def subjects_of(
         SubjectError: a subject is not in the prompt, or an index does not point at a word.
     """
     subjects = resolve_subjects(tokenizer, request)
-    if settings.method == "attend-and-excite" and not subjects:
+    if method == "attend-and-excite" and not subjects:
         raise PromptError(
             request.name,
             "no subject is named; give subjects or token_indices, or set method to "
