@@ -21,6 +21,7 @@ from aae_batch.generate.records import Plan, begin, make_plan, summarize
 from aae_batch.generate.settings import JobSettings
 from aae_batch.job.records import Loaded, as_json, resolved
 from aae_batch.manifest.reader import open_manifest
+from aae_batch.manifest.row import Row
 from aae_batch.request import AttentionRecord, Result, SubjectAttention
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.store.base import Storage
@@ -59,26 +60,45 @@ def make_output(tmp_path) -> Callable[..., Output]:
         losses: Mapping[str, float] | None = None,
     ) -> Output:
         manifest = tmp_path / "manifest.jsonl"
-        manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        storage = open_storage(root)
         guidance = GuidanceConfig(num_inference_steps=STEPS)
-        settings = JobSettings(
-            manifest=manifest, output=storage.root, guidance=guidance, layout=layout, shard_size=2
-        )
-        with open_manifest(manifest) as opened:
-            plan = make_plan(settings, opened, storage)
-            run = begun(storage, plan)
-            for piece in list(plan.ledger().todo):
-                read, extras = opened.read(piece.start, piece.stop)
-                into = shard_of(run, storage, piece.shard)
-                made = [
-                    outcome(into, row, (losses or {}).get(row.id, 0.5), guidance) for row in read
-                ]
-                into.commit(made, extras)
+
+        def drawn(into: Shard, row: Row) -> Outcome:
+            return outcome(into, row, (losses or {}).get(row.id, 0.5), guidance)
+
+        storage = write_dataset(manifest, rows, root, guidance, drawn, layout)
         storage.write_bytes(SUMMARY, as_json(summarize(Dataset(storage), None)))
         return Output(storage, manifest)
 
     return make
+
+
+def write_dataset(
+    manifest: Path,
+    rows: Sequence[Mapping[str, Any]],
+    root: str | Path,
+    guidance: GuidanceConfig,
+    drawn: Callable[[Shard, Row], Outcome],
+    layout: str = "files",
+    shard_size: int = 2,
+) -> Storage:
+    """Write a manifest and the dataset of it, as a job would; `drawn` says what becomes of each row."""
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    storage = open_storage(root)
+    settings = JobSettings(
+        manifest=manifest,
+        output=storage.root,
+        guidance=guidance,
+        layout=layout,
+        shard_size=shard_size,
+    )
+    with open_manifest(manifest) as opened:
+        plan = make_plan(settings, opened, storage)
+        run = begun(storage, plan)
+        for piece in list(plan.ledger().todo):
+            read, extras = opened.read(piece.start, piece.stop)
+            into = shard_of(run, storage, piece.shard)
+            into.commit([drawn(into, row) for row in read], extras)
+    return storage
 
 
 def begun(storage: Storage, plan: Plan) -> dict[str, Any]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import os
 import shutil
 import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,6 @@ from typer.testing import CliRunner
 
 from aae_batch import cli
 from aae_batch.dataset import layout
-from aae_batch.dataset.layouts import shard_of
 from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.writer import Shard, failed
@@ -32,16 +31,13 @@ from aae_batch.evaluate.metric import score_rows
 from aae_batch.evaluate.records import begin_scores
 from aae_batch.evaluate.settings import ScoreSettings, weights_of
 from aae_batch.evaluate.worker import ScoreContext, ScoreWorker
-from aae_batch.generate.records import make_plan
-from aae_batch.generate.settings import JobSettings
-from aae_batch.manifest.reader import open_manifest
 from aae_batch.request import AttentionRecord, Result, SubjectAttention
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.shapes.detector import judge
 from aae_batch.shapes.world import Thing
 from aae_batch.store.open import open_storage
 from tests.evaluate.conftest import drawn
-from tests.small_output import begun
+from tests.small_output import write_dataset
 
 PLAIN, GUIDED = "stable-diffusion", "attend-and-excite"
 PAIRS = [("red circle", "blue square"), ("green star", "yellow cross")]
@@ -72,20 +68,12 @@ def shown(row: dict) -> tuple[str, ...]:
 
 def make_output(folder: Path, form: str = "files", root: str | None = None) -> str:
     """The dataset of `ROWS`, as a job would write it into `folder`, or at another root."""
-    manifest, root = folder.with_suffix(".jsonl"), root or str(folder)
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    storage = open_storage(root)
+    root = root or str(folder)
     guidance = GuidanceConfig(num_inference_steps=STEPS, thresholds={0: 0.1, 2: 0.5, 9: 0.8})
-    settings = JobSettings(
-        manifest=manifest, output=root, guidance=guidance, layout=form, shard_size=SHARD
+    manifest = folder.with_suffix(".jsonl")
+    write_dataset(
+        manifest, ROWS, root, guidance, partial(outcome, guidance=guidance), form, shard_size=SHARD
     )
-    with open_manifest(manifest) as opened:
-        plan = make_plan(settings, opened, storage)
-        run = begun(storage, plan)
-        for piece in list(plan.ledger().todo):
-            rows, extras = opened.read(piece.start, piece.stop)
-            into = shard_of(run, storage, piece.shard)
-            into.commit([outcome(into, row, guidance) for row in rows], extras)
     return root
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,18 +13,13 @@ from PIL import Image
 
 from aae_batch.dataset import layout
 from aae_batch.dataset.image_format import PNG
-from aae_batch.dataset.layouts import LAYOUTS, shard_of
 from aae_batch.dataset.outcome import Outcome
-from aae_batch.dataset.writer import failed
-from aae_batch.generate.records import make_plan
-from aae_batch.generate.settings import JobSettings
-from aae_batch.manifest.reader import open_manifest
+from aae_batch.dataset.writer import Shard, failed
 from aae_batch.manifest.row import Row
 from aae_batch.request import AttentionRecord, Result, SubjectAttention
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.store.base import Storage
-from aae_batch.store.open import open_storage
-from tests.small_output import begun
+from tests import small_output
 
 GUIDANCE = GuidanceConfig(num_inference_steps=4, thresholds={0: 0.1, 2: 0.5})
 METHOD_PAIR = ("attend-and-excite", "stable-diffusion")
@@ -53,38 +47,22 @@ ROWS = [
 def write_dataset(
     root: Path,
     rows: list[dict],
-    outcome: Callable[[Storage, int, Row, str], Outcome],
+    drawn: Callable[[Shard, Row], Outcome],
     form: str = "files",
     shard_size: int = 4,
 ) -> Storage:
-    """Write the dataset of a manifest of `rows`; `outcome` says what becomes of each."""
+    """Write the dataset of a manifest of `rows`; `drawn` says what becomes of each."""
     manifest = root.with_suffix(".jsonl")
-    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    storage = open_storage(root)
-    settings = JobSettings(
-        manifest=manifest,
-        output=storage.root,
-        guidance=GUIDANCE,
-        layout=form,
-        shard_size=shard_size,
-    )
-    with open_manifest(manifest) as opened:
-        plan = make_plan(settings, opened, storage)
-        run = begun(storage, plan)
-        for piece in list(plan.ledger().todo):
-            read, extras = opened.read(piece.start, piece.stop)
-            made = [outcome(storage, piece.shard, row, form) for row in read]
-            shard_of(run, storage, piece.shard).commit(made, extras)
-    return storage
+    return small_output.write_dataset(manifest, rows, root, GUIDANCE, drawn, form, shard_size)
 
 
-def drawn(storage: Storage, shard: int, row: Row, form: str) -> Outcome:
+def drawn(into: Shard, row: Row) -> Outcome:
     """A picture, or why there is none. Guided rows reach the thresholds, plain ones do not."""
     if row.error is not None:
         return failed(row, GUIDANCE)
     image = Image.new("RGB", (SIDE, SIDE), COLOUR)
     result = Result(row.request, image=image, attention=record(row), seconds=2.0)
-    return LAYOUTS[form](storage, shard, "").write_image(row, result, GUIDANCE)
+    return into.write_image(row, result, GUIDANCE)
 
 
 def record(row: Row) -> AttentionRecord:
@@ -116,14 +94,14 @@ def write_scores(storage: Storage, metric: str, shard: int, columns: dict) -> No
     storage.write_bytes(layout.metric_name(metric, shard), buffer.getvalue())
 
 
-def many_rows(storage: Storage, shard: int, row: Row, form: str) -> Outcome:
+def many_rows(into: Shard, row: Row) -> Outcome:
     """A row that costs no time to make: all show one picture, and the attention of a usual size."""
     steps, side = 50, 16
     rng = np.random.default_rng(row.index)
     name = layout.image_name(0, "picture")
     if row.index == 0:
         image = Image.new("RGB", (SIDE, SIDE), COLOUR)
-        storage.write_bytes(name, PNG.encode(image))
+        into.storage.write_bytes(name, PNG.encode(image))
     attention = [
         {
             "id": row.id,
