@@ -24,7 +24,13 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from tests.any_storage import storage  # noqa: F401
 from tests.faulty_proxy import FaultyProxy
-from tests.small_job import manifest, ray_here, settings, tiny_pipeline_folder  # noqa: F401
+from tests.small_job import (  # noqa: F401
+    manifest,
+    ray_here,
+    settings,
+    settings_in,
+    tiny_pipeline_folder,
+)
 from tests.small_output import make_output  # noqa: F401
 from training.networks import MAX_TOKENS, tokenizer
 

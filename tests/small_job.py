@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -202,17 +203,17 @@ def manifest(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture
-def settings(tiny_pipeline_folder, manifest, tmp_path):
-    """Settings of a job over `manifest` in shards of three, with what a test changes."""
+@pytest.fixture(scope="session")
+def settings_in(tiny_pipeline_folder, manifest):
+    """Settings of a job over `manifest` in shards of three, into a folder, with what a test changes."""
 
-    def make(**changes) -> JobSettings:
+    def make(folder: Path, **changes) -> JobSettings:
         guidance = GuidanceConfig(
             **json.loads((tiny_pipeline_folder / "guidance.json").read_text())
         )
         values = {
             "manifest": str(manifest),
-            "output": str(tmp_path / "out"),
+            "output": str(folder),
             "model": str(tiny_pipeline_folder),
             "guidance": guidance,
             "slots": 1,
@@ -221,6 +222,12 @@ def settings(tiny_pipeline_folder, manifest, tmp_path):
         return JobSettings(**{**values, **changes})
 
     return make
+
+
+@pytest.fixture
+def settings(settings_in, tmp_path):
+    """The same, into a folder of the test's own."""
+    return partial(settings_in, tmp_path / "out")
 
 
 def snapshot(root: str | os.PathLike[str]) -> dict[str, tuple[int, bytes]]:

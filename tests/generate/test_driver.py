@@ -39,38 +39,18 @@ from tests.small_job import STEPS, assert_same_but_for_rounding, assert_same_dat
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_pipeline_folder, manifest, ray_here, tmp_path_factory):
+def reference(settings_in, ray_here, tmp_path_factory):
     """The dataset that nothing went wrong with, and the progress that was told of it."""
-    from aae_batch.generate.settings import JobSettings
-    from aae_batch.sampling.model.loading import default_guidance
-
     told = []
-    settings = JobSettings(
-        manifest=str(manifest),
-        output=str(tmp_path_factory.mktemp("reference")),
-        model=str(tiny_pipeline_folder),
-        guidance=default_guidance(str(tiny_pipeline_folder)),
-        slots=1,
-        shard_size=3,
-    )
+    settings = settings_in(tmp_path_factory.mktemp("reference"))
     run_job(settings, told.append)
     return settings, told
 
 
 @pytest.fixture(scope="module")
-def cheap_reference(tiny_pipeline_folder, manifest, ray_here, tmp_path_factory) -> str:
+def cheap_reference(settings_in, ray_here, tmp_path_factory) -> str:
     """The dataset of `FakeWorker` that nothing went wrong with: where the model does not matter."""
-    from aae_batch.generate.settings import JobSettings
-    from aae_batch.sampling.model.loading import default_guidance
-
-    settings = JobSettings(
-        manifest=str(manifest),
-        output=str(tmp_path_factory.mktemp("cheap")),
-        model=str(tiny_pipeline_folder),
-        guidance=default_guidance(str(tiny_pipeline_folder)),
-        slots=1,
-        shard_size=3,
-    )
+    settings = settings_in(tmp_path_factory.mktemp("cheap"))
     run_job(settings, worker_class=FakeWorker)
     return settings.output
 
