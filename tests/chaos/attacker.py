@@ -358,9 +358,15 @@ class Round:
         self.judge()
 
     def _plant_damage(self) -> list[str]:
-        names = [n for n in self.reader.names() if "/" in n and not Path(n).name.startswith(".")]
+        """Into up to four shards, one object of each: where a table and one of its pictures are damaged,
+        the picture's name cannot be told from one that someone else has taken, and is left."""
+        by_shard: dict[str, list[str]] = {}
+        for name in self.reader.names():
+            if shard := re.match(r"(?:images|attention|metadata)/(\d+)", name):
+                by_shard.setdefault(shard[1], []).append(name)
+        shards = self.random.sample(sorted(by_shard), min(4, len(by_shard)))
         planted = []
-        for name in self.random.sample(names, min(4, len(names))):
+        for name in [self.random.choice(by_shard[shard]) for shard in shards]:
             data = self.reader.read(name)
             kind = self.random.choice(["cut", "flip", "delete"])
             if kind == "delete":
