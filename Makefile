@@ -37,7 +37,8 @@ browser: ## install Chromium for the page's tests, where there is none and apt-g
 	echo "There is no Chromium: the page's tests will be skipped"
 
 test: install browser ## everything but the slow tests and those that need a GPU
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	@# three, since they wait for Ray half of their time
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 test-slow: install ## the slow tests
 	$(BIN)/python -m pytest -m slow

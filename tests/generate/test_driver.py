@@ -242,8 +242,12 @@ def test_a_damaged_progress_or_summary_ends_no_run(reference, settings):
 
 @pytest.mark.parametrize(
     ("worker_class", "slots", "assert_the_same"),
-    [(Slow, 1, assert_same_dataset), (GenerateWorker, 4, assert_same_but_for_rounding)],
-    ids=["fake", "real"],
+    [
+        pytest.param(Slow, 1, assert_same_dataset, id="fake"),
+        pytest.param(
+            GenerateWorker, 4, assert_same_but_for_rounding, id="real", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_a_killed_actor_costs_one_shard_at_most(
     request, settings, tmp_path, worker_class, slots, assert_the_same

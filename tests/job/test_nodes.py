@@ -208,6 +208,7 @@ def test_a_driver_whose_own_node_is_lost_ends(settings, tmp_path):
     assert code != 3 or "same command again" in said.read_text()
 
 
+@pytest.mark.slow
 def test_work_spreads_to_a_node_that_comes_later(nodes, settings_on_gpus, undisturbed):
     nodes.add_node(**GPU_NODE)
     job = settings_on_gpus()
@@ -223,6 +224,7 @@ def test_work_spreads_to_a_node_that_comes_later(nodes, settings_on_gpus, undist
     assert_same_dataset(job.output, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_job_waits_for_the_node_that_it_asks_for(nodes, settings_on_gpus, undisturbed):
     job = settings_on_gpus(actors="1:4")
     told = []
