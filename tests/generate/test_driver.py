@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -317,15 +318,32 @@ def test_actors_that_only_die_stop_the_job(settings, ray_here):
         run_job(settings(max_deaths=2), worker_class=Hopeless)
 
 
-def test_an_actor_that_hangs_is_given_up_and_so_is_the_row_that_hangs_it(settings, ray_here):
+def test_an_actor_that_hangs_is_given_up_and_so_is_the_row_that_hangs_it(
+    settings, tmp_path, ray_here, monkeypatch
+):
+    asleep = tmp_path / "asleep"
+
     class Sleepy(FakeWorker):
+        def load(self):
+            asleep.unlink(missing_ok=True)  # whoever slept has been given up
+            return super().load()
+
         def admit(self, batch, request) -> None:
             if request.id == "row-07":
+                asleep.touch()
                 time.sleep(1000)
             super().admit(batch, request)
 
-    job = settings(row_timeout=4, shard_size=1)
-    summary = run_job(job, worker_class=Sleepy)
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead[0], sleep=time.sleep)
+    ahead = [0.0]
+    for module in ("driver", "pool"):
+        monkeypatch.setattr(f"aae_batch.job.{module}.time", clock)
+
+    def on_progress(_) -> None:  # hours pass, but only while an actor sleeps
+        ahead[0] += 1000.0 * asleep.exists()
+
+    job = settings(row_timeout=900, shard_size=1, actors=1)
+    summary = run_job(job, on_progress, worker_class=Sleepy)
     assert (summary["images"], summary["failures"]) == (11, {"ActorDied": 1})
     rows = {row["id"]: row for row in Dataset(job.output).metadata().to_pylist()}
     assert "finished no row in" in rows["row-07"]["error"]
