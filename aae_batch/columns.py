@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from aae_batch.request import METHODS
+from aae_batch.methods import METHODS
 
 
 def column(name: str, kind: pa.DataType, description: str) -> pa.Field:
@@ -57,13 +57,21 @@ OUTCOME_COLUMNS: tuple[pa.Field, ...] = (
     ),
     column("sha256", pa.string(), "Of the picture's bytes."),
     column(
-        "num_refinements", pa.int32(), "Latent updates of iterative refinement, over all steps."
+        "num_refinements",
+        pa.int32(),
+        "Latent updates of iterative refinement, over all steps, and start noises that were tried.",
     ),
-    column("final_loss", pa.float32(), "1 - the attention of the worst subject at the last step."),
+    column(
+        "final_loss",
+        pa.float32(),
+        "The method's own loss at the last step, which does not compare across methods; of attend-and-excite "
+        "and methods without guidance: 1 - the attention of the worst subject.",
+    ),
     column(
         "neglected",
         pa.bool_(),
-        "The worst subject never reached the last threshold; null without thresholds.",
+        "The worst subject's attention never reached attend-and-excite's last threshold, whatever the "
+        "method; null without thresholds.",
     ),
     column("seconds", pa.float32(), "From slot to decoded picture; shared with the other slots."),
     column("shard", pa.int32(), "The shard that holds the row."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -12,12 +12,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from aae_batch.errors import RowError
-
-Method = Literal[
-    "stable-diffusion", "composable-diffusion", "structure-diffusion", "attend-and-excite"
-]
-METHODS: tuple[str, ...] = get_args(Method)
-"""In the order of the paper's comparison: its three baselines, and its own method."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +32,8 @@ class Request:
         guidance_scale: classifier-free guidance; 1 or less switches it off.
         num_inference_steps: denoising steps.
         height, width: in pixels; multiples of 8.
-        method: `"attend-and-excite"`; `"stable-diffusion"` for the same without guidance;
-            `"composable-diffusion"` (Liu et al. 2022) or `"structure-diffusion"` (Feng et al. 2023),
-            which `aae_batch.sampling.texts` describes.
+        method: one of `aae_batch.methods.METHODS`, e.g. `"attend-and-excite"`, or `"stable-diffusion"` for
+            the same without guidance.
     """
 
     prompt: str
@@ -53,7 +46,7 @@ class Request:
     num_inference_steps: int | None = None
     height: int | None = None
     width: int | None = None
-    method: Method | None = None
+    method: str | None = None
 
     @property
     def name(self) -> str:
@@ -106,11 +99,13 @@ class AttentionRecord:
 
     Attributes:
         subjects: one entry per subject; empty where the request named none.
-        loss: float32 [steps], the loss of the step's last guided forward, before its update.
-        num_refinements: latent updates of iterative refinement, over all steps.
+        loss: float32 [steps], the method's own loss in the step's last guided forward, before its update;
+            of a method without one, that of Attend-and-Excite.
+        num_refinements: guided forwards besides one for each guided step: latent updates of iterative
+            refinement, over all steps, and noises that were tried before the first.
         final_loss: the loss at the last step.
-        neglected: the worst subject's attention never reached the last threshold; None without
-            thresholds.
+        neglected: the worst subject's attention never reached the last threshold of Attend-and-Excite,
+            whatever the method; None without thresholds.
     """
 
     subjects: tuple[SubjectAttention, ...] = ()

@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from aae_batch import Engine, GuidanceConfig, Request, Result
-from aae_batch.request import METHODS
+from aae_batch.methods import DEFAULT, METHODS
 from aae_batch.sampling.engine import Batch
 from aae_batch.sampling.sample import Sample
 from aae_batch.shapes.detector import judge
@@ -96,7 +96,7 @@ def requests_of(split: Split) -> list[Request]:
 
 
 def score_results(
-    results: Iterator[Result], things: dict[str, Sequence[Thing]], thresholds: dict[int, float]
+    results: Iterator[Result], things: dict[str, Sequence[Thing]], thresholds: Mapping[int, float]
 ) -> list[Score]:
     scores = []
     for result in results:
@@ -115,7 +115,8 @@ def score_results(
                 junk=verdict.junk,
                 refinements=result.attention.num_refinements,
                 met=all(
-                    1 - result.attention.loss[step] >= threshold
+                    subject.max_attention[step] >= threshold
+                    for subject in result.attention.subjects
                     for step, threshold in thresholds.items()
                 ),
             )
@@ -129,7 +130,7 @@ def compare(
     """Score each of `ways` on the same prompts and seeds: plain, guided, control, or a method's name."""
     things: dict[str, Sequence[Thing]] = {caption(pair): pair for pair in split.pairs}
     requests = requests_of(split)
-    goals = config.thresholds
+    goals = config.steering(DEFAULT).thresholds
     scores = {}
     if "plain" in ways:
         plain = config.updated(method="stable-diffusion")
@@ -184,7 +185,7 @@ def table(scores: dict[str, list[Score]]) -> str:
         cells = [_percent(interval(some, None, field)) for field in ("drawn", "bound", "some")]
         junk = np.mean([score.junk for score in some])
         refinements = met = ""
-        if way in ("guided", "attend-and-excite"):
+        if way == "guided" or (way in METHODS and METHODS[way].is_guided):
             refinements = f"{np.mean([score.refinements for score in some]):.1f}"
             met = f"{100 * np.mean([score.met for score in some]):.1f} %"
         lines.append(

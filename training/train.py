@@ -23,7 +23,8 @@ from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
-from aae_batch.sampling.model.cross_attention import CrossAttentionRecorder
+from aae_batch.sampling.model.attention_layers import cross_attention_layers
+from aae_batch.sampling.model.recorder import AttentionRecorder, Layer
 from aae_batch.sampling.words import KNOWN_WORDS
 from aae_batch.shapes.world import SHAPES
 from training import networks
@@ -235,7 +236,8 @@ class DenoisingLoss(nn.Module):
         self.unet, self.text_encoder = unet, text_encoder
         self.tokenizer, self.grounding_weight = tokenizer, grounding_weight
         self.scheduler = networks.scheduler()
-        self.recorder = CrossAttentionRecorder(unet, level=1)
+        layers = cross_attention_layers(unet, level=1)
+        self.recorder = AttentionRecorder([Layer(layer) for layer in layers])
 
     def forward(self, batch: Batch, device: torch.device) -> dict[str, Tensor]:
         tokens = self.tokenizer(

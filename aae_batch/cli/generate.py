@@ -35,11 +35,13 @@ def generate(
 
 def _job(given: dict[str, Any]) -> JobSettings:
     """Sampling settings that are not given are the model's own."""
-    from aae_batch.generate.settings import JobSettings
+    from aae_batch.generate.settings import JobSettings, listed
+    from aae_batch.methods import load_plugins
     from aae_batch.sampling.config import GuidanceConfig
     from aae_batch.sampling.model.loading import default_guidance
 
-    sampling = {name: given.pop(name) for name in GuidanceConfig.model_fields}
+    load_plugins(listed(given["plugin"]))
+    sampling = {name: given.pop(name, None) for name in GuidanceConfig.model_fields}
     sampling = {name: value for name, value in sampling.items() if value is not None}
     guidance = default_guidance(given["model"], given["s3_endpoint"]).updated(**sampling)
     return JobSettings(**given, guidance=guidance)

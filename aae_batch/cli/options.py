@@ -84,6 +84,8 @@ class SettingsCommand:
         inherited = getattr(model.__base__, "model_fields", {})
         for name in sorted(model.model_fields, key=lambda name: name in inherited):
             field = model.model_fields[name]
+            if (field.json_schema_extra or {}).get("option") is False:  # type: ignore[union-attr]
+                continue
             if hasattr(field.annotation, "model_fields"):
                 yield from self._fields(field.annotation, OWN)  # type: ignore[arg-type]
             else:

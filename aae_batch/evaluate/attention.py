@@ -10,13 +10,10 @@ import pyarrow as pa
 
 from aae_batch.columns import column
 from aae_batch.evaluate.metric import Attention, MetadataRow, Metric
-from aae_batch.request import Method
+from aae_batch.methods import METHODS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-OWN_CONJUNCTS: Method = "composable-diffusion"
-"""The method whose attention is not that of the whole prompt."""
 
 
 @dataclass
@@ -63,7 +60,8 @@ class AttentionMetric(Metric):
         return [self._summary(row, attention.get(row["id"], ())) for row in rows]
 
     def _summary(self, row: MetadataRow, subjects: Sequence[MetadataRow]) -> dict[str, Any]:
-        own = subjects if row["method"] != OWN_CONJUNCTS else ()
+        method = METHODS.get(row["method"])
+        own = subjects if method is None or method.texts != "conjuncts" else ()
         worst = [min(step) for step in zip(*(s["max_attention"] for s in own), strict=True)]
         met = [worst[at] >= least for at, least in self.thresholds.items() if at < len(worst)]
         return {

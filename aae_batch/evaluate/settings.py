@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from aae_batch.dataset.methods import thresholds_of
 from aae_batch.job.settings import ActorSettings, Dtype
 
 if TYPE_CHECKING:
@@ -81,8 +82,7 @@ class ScoreSettings(ActorSettings):
         if self.metric == "captions":
             return CaptionsMetric(self.caption_model, self.model, endpoint, self.caption_prefix)
         if self.metric == "attention":
-            thresholds = made_by["guidance"]["thresholds"]
-            return AttentionMetric({int(step): value for step, value in thresholds.items()})
+            return AttentionMetric(thresholds_of(run))
         detector = self.detector or (SHAPES if made_by["model"] == EMBEDDED else DETECTOR)
         if detector == SHAPES:
             return ShapesDetector()

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aae_batch.dataset.methods import BASELINE, method_order
+from aae_batch.dataset.methods import method_order
 from aae_batch.evaluate.bootstrap import Estimate, estimate
 from aae_batch.evaluate.pictures import MEASURES, SETS, Measure, Pictures, Variant, numbered
+from aae_batch.methods import BASELINE
 
 
 @dataclass(frozen=True)

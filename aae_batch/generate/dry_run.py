@@ -11,6 +11,7 @@ from aae_batch.generate.records import make_plan
 from aae_batch.generate.settings import JobSettings
 from aae_batch.manifest.judge import Judge
 from aae_batch.manifest.reader import open_manifest
+from aae_batch.methods import METHODS
 from aae_batch.sampling.model.loading import named
 from aae_batch.sampling.phrases import conjuncts, noun_phrases
 from aae_batch.sampling.words import resolve_subjects, token_table
@@ -18,11 +19,8 @@ from aae_batch.store.open import open_storage
 
 PROMPTS_SHOWN = 3
 FAILURES_SHOWN = 10
-PHRASES = {
-    "composable-diffusion": ("conjuncts", conjuncts),
-    "structure-diffusion": ("noun phrases", noun_phrases),
-}
-"""Methods that encode phrases of the prompt by themselves: what these are called, and found by."""
+PHRASES = {"conjuncts": ("conjuncts", conjuncts), "phrases": ("noun phrases", noun_phrases)}
+"""Where phrases of the prompt are encoded by themselves: what these are called, and found by."""
 
 
 def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
@@ -63,8 +61,9 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
                 if failures.total() <= FAILURES_SHOWN:
                     write(f"would fail: {error}")
                 continue
-            if is_shown and own.method in PHRASES:
-                name, find = PHRASES[own.method]
+            texts = METHODS[own.method].texts
+            if is_shown and texts in PHRASES:
+                name, find = PHRASES[texts]
                 phrases = find(tokenizer, prompt, resolve_subjects(tokenizer, row.request))
                 write(f"  {name}: {', '.join(repr(phrase.text) for phrase in phrases)}")
         if not failures:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
 from aae_batch.dataset.image_format import ImageFormat, ImageKind, Layout
 from aae_batch.job.settings import ActorSettings
+from aae_batch.methods import METHODS, load_plugins
 from aae_batch.sampling.config import GuidanceConfig
 
 SHARD_SIZE = 256
@@ -22,6 +24,13 @@ def _failures(value: Any) -> Any:
     if isinstance(value, (int, float)) and (value < 0 or (isinstance(value, float) and value > 1)):
         raise ValueError("give a number of rows, or a share such as 5%")
     return value
+
+
+def listed(value: Any) -> Any:
+    """A comma list of names as a tuple of them."""
+    if isinstance(value, str):
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+    return () if value is None else tuple(value)
 
 
 class JobSettings(ActorSettings):
@@ -83,19 +92,28 @@ class JobSettings(ActorSettings):
         None,
         description="Stop when more rows fail: a number, or a share such as 5%. Default: never.",
     )
+    plugin: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
+        (),
+        description="Modules that register methods of your own, e.g. package.module, with commas between "
+        "several. Default: none.",
+    )
     guidance: GuidanceConfig = Field(description="How to sample.")
 
     def pixels(self, manifest_digest: str) -> dict[str, Any]:
         """Everything that the pictures depend on, as JSON holds it."""
         from aae_batch.sampling.model.weights import weights_digest
 
+        plugins = load_plugins(self.plugin)
+        steering = {method: asdict(self.guidance.steering(method)) for method in METHODS}
+        guidance = json.loads(self.guidance.model_dump_json()) | {"steering": steering}
         return {
             "model": self.model,
             "revision": self.revision,
             "weights": weights_digest(self.model, self.s3_endpoint),
             "device": self.device.partition(":")[0],
             "dtype": self.dtype,
-            "guidance": json.loads(self.guidance.model_dump_json()),
+            "guidance": json.loads(json.dumps(guidance)),
+            "plugins": plugins,
             "manifest": manifest_digest,
         }
 

@@ -25,6 +25,7 @@ from aae_batch.job.records import Loaded
 from aae_batch.job.worker import Task, Worker, WorkerContext
 from aae_batch.manifest.reader import Part
 from aae_batch.manifest.row import Row
+from aae_batch.methods import load_plugins
 from aae_batch.request import Request, Result
 from aae_batch.sampling.model.weights import weights_digest
 
@@ -75,6 +76,7 @@ class GenerateWorker(Worker[Outcome]):
 
     def load(self) -> Loaded:
         """Load the model and start."""
+        load_plugins(self.settings.plugin)
         self.set_torch_threads()
         self.metrics = WorkerMetrics()
         engine = self.load_engine()

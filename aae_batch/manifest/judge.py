@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from aae_batch.columns import OVERRIDES
 from aae_batch.errors import RowError
 from aae_batch.manifest.row import Row
+from aae_batch.methods import METHODS
 from aae_batch.request import Request
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.resolve import check_settings, settings_of, subjects_of
@@ -32,9 +33,17 @@ class Judge:
         tokenizer: the model's, of transformers.
         config: the run's settings, where a row has none of its own.
         vae_scale_factor: pixels to a cell of the model's latents.
+        plugin: modules that register methods, for other processes of this judge.
     """
 
-    def __init__(self, tokenizer: Any, config: GuidanceConfig, vae_scale_factor: int = 8) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        config: GuidanceConfig,
+        vae_scale_factor: int = 8,
+        plugin: Sequence[str] = (),
+    ) -> None:
+        self.plugin = plugin
         self.tokenizer = ManyTexts(tokenizer)
         self.config = config
         self._factor = vae_scale_factor
@@ -49,6 +58,7 @@ class Judge:
         *,
         revision: str | None = None,
         s3_endpoint: str | None = None,
+        plugin: Sequence[str] = (),
     ) -> Judge:
         """As a model would, with no more of it than its tokenizer and its VAE's configuration.
 
@@ -61,7 +71,7 @@ class Judge:
         tokenizer = load_tokenizer(model, revision=revision, s3_endpoint=s3_endpoint)
         check_settings(tokenizer, config)
         factor = load_vae_scale_factor(model, revision=revision, s3_endpoint=s3_endpoint)
-        return cls(tokenizer, config, factor)
+        return cls(tokenizer, config, factor, plugin)
 
     def resolve(self, row: Row) -> tuple[GuidanceConfig, int]:
         """A row's settings, and how many subjects it has.
@@ -78,8 +88,10 @@ class Judge:
             request,
             lambda: settings_of(request, self.config, self._factor),
         )
-        if self.tokenizer.plainly_has(request):
-            return settings, len(request.subjects or ())
+        count, needs = len(request.subjects or ()), METHODS[settings.method]
+        enough = count >= needs.least_subjects and "modifiers" not in needs.needs
+        if enough and self.tokenizer.plainly_has(request):
+            return settings, count
         texts = (request.prompt, request.negative_prompt)
         named = (request.subjects, request.token_indices)
         return settings, _recall(

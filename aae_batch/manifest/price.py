@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from aae_batch.errors import SettingsError
 from aae_batch.manifest.validate import Work
+from aae_batch.methods import METHODS
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.steering import GuidanceSchedule
 
@@ -40,7 +41,7 @@ class Quote:
     """The price of some pictures.
 
     Attributes:
-        refinements: of a guided picture, on average, as assumed; 0 where the settings have no thresholds.
+        refinements: of a picture of a method that refines, on average, as assumed.
         tflops: TFLOP/s that a GPU sustains, as someone measured them; without them there are no hours.
     """
 
@@ -71,7 +72,7 @@ class SamplingPasses:
     """FLOPs of the UNet's passes for one picture.
 
     Attributes:
-        attend: a guided forward, which ends at the last map, with the objective.
+        attend: a guided forward, which ends at the last map, with the objective of Attend-and-Excite.
         attend_backward: from the loss to the latents.
         denoise: a forward with classifier-free guidance: two rows.
     """
@@ -138,7 +139,6 @@ def quote(
 ) -> Quote:
     """The price of some pictures, by what the passes of their model cost."""
     flops = image_bytes = table_bytes = 0.0
-    refinements = refinements if config.thresholds else 0
     for kind, count in work.items():
         cost, steps = costs.pictures[kind.height, kind.width], costs.steps[kind.num_inference_steps]
         flops += count * _picture_flops(kind, steps, cost, config, refinements)
@@ -152,8 +152,7 @@ def quote(
 def _picture_flops(
     kind: Work, steps: int, cost: PictureCosts, config: GuidanceConfig, refinements: float
 ) -> float:
-    """FLOPs of one picture. Only attend-and-excite has guided passes, and only composable-diffusion
-    more rows than the prompt and the negative prompt.
+    """FLOPs of one picture. Of a search for its noise one round is taken.
 
     Args:
         steps: the scheduler's.
@@ -161,9 +160,12 @@ def _picture_flops(
     passes = cost.sampling
     rows = kind.conjuncts + (kind.classifier_free or kind.conjuncts > 1)
     flops = steps * passes.denoise * rows / 2 + rows * cost.encode + cost.decode
-    if kind.method == "attend-and-excite":
-        schedule = GuidanceSchedule(config, steps)
-        guided = sum(schedule.guides(step) for step in range(steps)) + refinements
+    method = METHODS[kind.method]
+    if method.is_guided:
+        schedule = GuidanceSchedule(config.steering(kind.method), steps)
+        guided = float(sum(schedule.guides(step) for step in range(steps)))
+        guided += refinements if schedule.steering.thresholds else 0
+        guided += method.start.steps if method.start else 0
         flops += guided * (passes.attend + passes.attend_backward)
     return flops
 
@@ -227,25 +229,21 @@ def count_sampling(
     import torch
 
     from aae_batch.sampling.model.unet import StableDiffusion
-    from aae_batch.sampling.objectives import (
-        attend_and_excite_loss,
-        excitation,
-        normalize_over_words,
-        pool_subjects,
-        smooth,
-    )
+    from aae_batch.sampling.objectives import Seen
+    from aae_batch.sampling.objectives.attend_and_excite import attend_and_excite
+    from aae_batch.sampling.objectives.maps import normalize_over_words
+    from aae_batch.sampling.words import Subject
 
     model = StableDiffusion(pipe)
     timesteps = torch.empty(1, device="meta")
     text = torch.empty(1, tokens, width, device="meta")
 
     def loss(moving: Tensor) -> Tensor:
-        maps = model.attend(moving, timesteps, text)
+        maps, _ = model.attend(moving, timesteps, text)
         words = normalize_over_words(maps, torch.empty(1, device="meta"))
-        subjects = pool_subjects(words, [_PLACES], "sum")
-        return attend_and_excite_loss(
-            excitation(smooth(subjects)), torch.empty(1, device="meta")
-        ).sum()
+        named = [Subject("", place, ("",), place, ()) for place in _PLACES]
+        seen = Seen(maps, words, [tokens - 1], [named], "sum", [0], [{}])
+        return attend_and_excite(seen)[0].sum()
 
     with model.recording_maps(attn_res):
         forward, backward = count_guided(loss, latents)

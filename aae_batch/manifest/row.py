@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from aae_batch.errors import PromptError, RequestError, RowError, shown
-from aae_batch.request import METHODS, Request
+from aae_batch.methods import METHODS
+from aae_batch.request import Request
 
 ID_DIGITS = 8
 MOST_PIXELS = 16_384
@@ -164,7 +165,7 @@ def _scale(value: Any) -> float:
 
 
 def _method(value: Any) -> str:
-    if value not in METHODS:
+    if not isinstance(value, str) or value not in METHODS:
         raise _UnfitError(f"is not a method; use {' or '.join(METHODS)}")
     return value
 

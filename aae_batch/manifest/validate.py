@@ -26,6 +26,7 @@ from aae_batch.manifest.judge import Judge, ManyTexts
 from aae_batch.manifest.reader import Manifest, Part
 from aae_batch.manifest.repeats import repeated
 from aae_batch.manifest.row import Row
+from aae_batch.methods import BASELINE, METHODS, load_plugins
 from aae_batch.request import Request
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.phrases import conjuncts
@@ -55,7 +56,7 @@ class Problem(NamedTuple):
 
 class Work(NamedTuple):
     """What the price of a picture depends on; `height` and `width` None where the model decides.
-    `conjuncts` are those of composable-diffusion, which are denoised one by one."""
+    `conjuncts` are those that a method denoises one by one."""
 
     method: str
     num_inference_steps: int
@@ -174,6 +175,7 @@ def _begin(judge: Judge) -> None:
     global _judge
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are as many as the cores
     _judge = judge
+    load_plugins(judge.plugin)
     gc.freeze()  # what was imported is not looked through for garbage again and again
     gc.set_threshold(100_000)  # the rows of a part are many objects and no garbage
 
@@ -225,7 +227,7 @@ def _warnings(row: Row, tokenizer: ManyTexts) -> Iterator[Problem]:
 
 def _work(request: Request, settings: GuidanceConfig, subjects: int, tokenizer: ManyTexts) -> Work:
     parts = 1
-    if settings.method == "composable-diffusion":
+    if METHODS[settings.method].texts == "conjuncts":
         found = resolve_subjects(tokenizer, request)
         parts = len(conjuncts(tokenizer, request.prompt, found))
     return Work(
@@ -244,8 +246,8 @@ def _work(request: Request, settings: GuidanceConfig, subjects: int, tokenizer: 
 
 def _picture(request: Request, settings: GuidanceConfig) -> tuple[object, ...]:
     """All that a row's picture depends on; a size that is left open the model decides for all alike.
-    stable-diffusion looks at no subjects."""
-    named = settings.method != "stable-diffusion"
+    Plain sampling looks at no subjects."""
+    named = settings.method != BASELINE
     return (
         request.prompt,
         request.seed,

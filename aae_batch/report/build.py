@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from aae_batch.dataset.heatmap import colour_map
-from aae_batch.dataset.methods import method_order
+from aae_batch.dataset.methods import method_order, thresholds_of
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.scores import Scores
 from aae_batch.errors import OutputError
@@ -141,7 +141,6 @@ def _data(page: Page) -> dict[str, Any]:
     """What the page's script reads; `page.js` says how."""
     rows = page.rows
     methods = sorted(set(rows.columns["method"]) - {None}, key=method_order)
-    thresholds = page.run["settings"]["guidance"]["thresholds"]
     return {
         "rows": rows.columns,
         "attention": rows.attention,
@@ -150,7 +149,7 @@ def _data(page: Page) -> dict[str, Any]:
             for score, values in rows.scores.items()
         ],
         "methods": methods,
-        "thresholds": [[int(step), share] for step, share in thresholds.items()],
+        "thresholds": list(thresholds_of(page.run).items()),
         "embedded": bool(page.pictures) or page.run["layout"] != "files",
         "picturesABlock": _PICTURES_A_BLOCK,
         "ramp": colour_map().tolist(),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
 from aae_batch.errors import SettingsError
-from aae_batch.request import Method
+from aae_batch.methods import DEFAULT, METHODS, Steering
 from aae_batch.settings import Settings
 
 SCHEDULERS = {
@@ -57,19 +58,65 @@ _SCALE_RANGE = _text("--scale-range", "range", "1:0.5", _scale_range)
 _ATTN_RES = _text("--attn-res", "size", "16x16", _attn_res)
 
 
-class GuidanceConfig(Settings):
-    """How to sample. Names and defaults are those of diffusers' `StableDiffusionAttendAndExcitePipeline`
-    and of the paper (Chefer et al. 2023, arXiv 2301.13826, section 4).
+class SteeringSettings(Settings):
+    """When an objective moves the latents, and how far: `aae_batch.methods.Steering`, of which None leaves a
+    value as it is.
+
+    Raises:
+        SettingsError: a value is out of range.
+    """
+
+    max_iter_to_alter: int | None = Field(
+        None, ge=0, description="Guide the steps before this one. Default: the method's own."
+    )
+    thresholds: Annotated[dict[int, float] | None, _THRESHOLDS] = Field(
+        None,
+        description="Refine at these steps until every subject's attention, or what else the method "
+        "measures, reaches the threshold, e.g. '0:0.05,10:0.5,20:0.8'; 'none' for no refinement. "
+        "Default: the method's own.",
+    )
+    max_refinement_steps: int | None = Field(
+        None, ge=1, description="Refinements at one step, at most. Default: the method's own."
+    )
+    scale_factor: float | None = Field(
+        None,
+        ge=0,
+        description="Length of a latent update at the first step. Default: the method's own.",
+    )
+    scale_range: Annotated[tuple[float, float] | None, _SCALE_RANGE] = Field(
+        None,
+        description="The update's length falls over all steps as the root of this range, e.g. '1:0.5'. "
+        "Default: the method's own.",
+    )
+
+    @field_validator("thresholds")
+    @classmethod
+    def _shares(cls, thresholds: dict[int, float] | None) -> dict[int, float] | None:
+        for step, threshold in (thresholds or {}).items():
+            if step < 0 or not 0 <= threshold <= 1:
+                raise ValueError(f"{step}: {threshold} is not a step from 0 and a share in [0, 1]")
+        return None if thresholds is None else dict(sorted(thresholds.items()))
+
+    def over(self, steering: Steering) -> Steering:
+        """`steering` with the values that are given here."""
+        own = {field.name: getattr(self, field.name) for field in fields(Steering)}
+        return replace(
+            steering, **{name: value for name, value in own.items() if value is not None}
+        )
+
+
+class GuidanceConfig(SteeringSettings):
+    """How to sample. Names are those of diffusers' `StableDiffusionAttendAndExcitePipeline`. The steering
+    that is given here holds for every method that a row may name; what is not, is as the method has it.
 
     Raises:
         SettingsError: a value is unknown or out of range.
     """
 
-    method: Method = Field(
-        "attend-and-excite",
-        description="attend-and-excite; stable-diffusion for no guidance; or, to compare with, "
-        "composable-diffusion (each part of 'a cat and a dog' by itself, scores added; a forward more "
-        "for each) or structure-diffusion (values of noun phrases in cross-attention).",
+    method: str = Field(
+        DEFAULT,
+        description="How subjects are looked after: attend-and-excite, stable-diffusion for no guidance, or "
+        f"another of {', '.join(METHODS)}; docs/methods.md describes them.",
     )
     num_inference_steps: int = Field(50, ge=1, description="Denoising steps.")
     guidance_scale: float = Field(
@@ -84,20 +131,6 @@ class GuidanceConfig(Settings):
         None, description=f"{', '.join(SCHEDULERS)}, or a class name of diffusers."
     )
     eta: float = Field(0.0, ge=0, le=1, description="Noise added by DDIM.")
-    max_iter_to_alter: int = Field(25, ge=0, description="Guide the steps before this one.")
-    thresholds: Annotated[dict[int, float], _THRESHOLDS] = Field(
-        {0: 0.05, 10: 0.5, 20: 0.8},
-        description="Refine at these steps until every subject's attention reaches the threshold, e.g. "
-        "'0:0.05,10:0.5,20:0.8'; 'none' for no refinement.",
-    )
-    max_refinement_steps: int = Field(20, ge=1, description="Refinements at one step, at most.")
-    scale_factor: float = Field(
-        20.0, ge=0, description="Length of a latent update at the first step."
-    )
-    scale_range: Annotated[tuple[float, float], _SCALE_RANGE] = Field(
-        (1.0, 0.5),
-        description="The update's length falls over all steps as the root of this range, e.g. '1:0.5'.",
-    )
     attn_res: Annotated[tuple[int, int] | None, _ATTN_RES] = Field(
         None,
         description="Height x width of the guided attention maps, e.g. 16x16. Default: the model's "
@@ -112,14 +145,29 @@ class GuidanceConfig(Settings):
         description="Compare a subject with the words up to the end token only. Default: only for "
         "Stable Diffusion 2.x.",
     )
+    by_method: dict[str, SteeringSettings] = Field(
+        {},
+        description="The steering of single methods, where a model needs other values than the method's "
+        "paper has.",
+        json_schema_extra={"option": False},
+    )
 
-    @field_validator("thresholds")
+    @field_validator("method")
     @classmethod
-    def _shares(cls, thresholds: dict[int, float]) -> dict[int, float]:
-        for step, threshold in thresholds.items():
-            if step < 0 or not 0 <= threshold <= 1:
-                raise ValueError(f"{step}: {threshold} is not a step from 0 and a share in [0, 1]")
-        return dict(sorted(thresholds.items()))
+    def _known(cls, method: str) -> str:
+        if method not in METHODS:
+            raise ValueError(f"there is no such method; use {', '.join(METHODS)}")
+        return method
+
+    def steering(self, method: str | None = None) -> Steering:
+        """How a method moves the latents: as it is given, else as suits the model, else as its paper has it.
+
+        Args:
+            method: default: the one that is set.
+        """
+        name = method or self.method
+        of_model = self.by_method.get(name, SteeringSettings())
+        return self.over(of_model.over(METHODS[name].steering))
 
     def updated(self, **values) -> GuidanceConfig:
         """A copy with some values changed, checked like the original."""

@@ -19,17 +19,14 @@ import torch
 from torch import Tensor
 
 from aae_batch.errors import NonFiniteError, RowError, SettingsError
+from aae_batch.methods import DEFAULT
 from aae_batch.request import Request, Result
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.model.loading import default_guidance, load_pipeline
+from aae_batch.sampling.model.recorder import NONE
 from aae_batch.sampling.model.unet import StableDiffusion
-from aae_batch.sampling.objectives import (
-    attend_and_excite_loss,
-    excitation,
-    normalize_over_words,
-    pool_subjects,
-    smooth,
-)
+from aae_batch.sampling.objectives import Seen
+from aae_batch.sampling.objectives.maps import normalize_over_words, pool
 from aae_batch.sampling.resolve import check_settings
 from aae_batch.sampling.sample import Sample, admit
 from aae_batch.sampling.steering import Progress
@@ -181,23 +178,18 @@ class Batch:
         return results
 
     def excite(self, samples: list[Sample]) -> list[Result]:
-        """Move each sample down the gradient of its own loss, once.
-
-        It moves where the UNet sees it, so that a scheduler which scales its latents (Euler and its kin, by
-        `1 / sqrt(sigma^2 + 1)`) guides as far as one that does not.
-        """
+        """Move each sample down the gradient of its own objective, once."""
         failed = []
-        for some, (losses, gradient) in self._fitting(self._guide, samples):
-            for sample, loss, slope in zip(some, losses, gradient, strict=True):
-                step_size = _advance(sample, loss)
-                if step_size:
-                    sample.latents = sample.latents - step_size / sample.input_scale * slope
+        for some, (losses, gradient) in self._fitting(self._guide, _by_objective(samples)):
+            for sample, (loss, reached), slope in zip(some, losses, gradient, strict=True):
+                sample.advance(loss, reached, slope)
             failed += self._drop_non_finite(some, "the guided latent update")
         return failed
 
     def denoise(self, samples: list[Sample]) -> list[Result]:
         """Take one scheduler step with each sample."""
         failed = []
+        samples = sorted(_by_objective(samples), key=_is_watched)
         for some, noises in self._fitting(self._predict, samples):
             for sample, noise in zip(some, noises, strict=True):
                 sample.latents = sample.scheduler.step(  # type: ignore[attr-defined]
@@ -230,41 +222,45 @@ class Batch:
             logger.warning("out of memory with %d slots, going on with %d", len(now), self.slots)
             self.model.release_memory()
 
-    def _guide(self, samples: list[Sample]) -> tuple[list[float], Tensor]:
-        """The loss of each sample, and its gradient, [batch, channels, height, width], in the latents
-        as the UNet sees them."""
+    def _guide(self, samples: list[Sample]) -> tuple[list[list[float]], Tensor]:
+        """The loss of each sample and what it has reached, and the gradient, [batch, channels, height, width],
+        in the latents as the UNet sees them."""
         latents, timesteps, keys = _inputs([(one, one.text.conditions[0]) for one in samples])
         latents.requires_grad_(True)
         with torch.enable_grad():
             # A view: torch's FLOP counter hooks what modules are given, and cannot hook a leaf.
-            maps = self.model.attend(latents.view_as(latents), timesteps, keys)
-            loss = self._observe(samples, maps)
-            (gradient,) = torch.autograd.grad(loss.sum(), latents)
-        return loss.tolist(), gradient
+            affine = _last(len(samples), sum(sample.needs_affinity for sample in samples))
+            maps, affinity = self.model.attend(latents.view_as(latents), timesteps, keys, affine)
+            losses, told = self._observe(samples, maps, affinity)
+            (gradient,) = torch.autograd.grad(losses.sum(), latents)
+        return told, gradient
 
     def _predict(self, samples: list[Sample]) -> list[Tensor]:
         """What to denoise each sample by, [channels, height, width], from all of their texts.
 
         A prompt of many conjuncts has many rows: no forward takes more than other methods need.
         """
+        watched = [sample for sample in samples if _is_watched(sample)]  # they are the last ones
         rows = [(sample, sample.text.negative) for sample in samples if sample.text.negative]
         negatives = len(rows)
         rows += [(sample, text) for sample in samples for text in sample.text.conditions]
         counts = [len(sample.text.conditions) for sample in samples]
-        unseen = [sample for sample in samples if sample.subjects and not sample.guided_now]
-        record_from = negatives if unseen else len(rows)
-        predicted, maps = [], []
+        record_from = len(rows) - sum(counts[len(samples) - len(watched) :])
+        affine_from = len(rows) - sum(sample.needs_affinity for sample in watched)
+        predicted, maps, affinities = [], [], []
         for start in range(0, len(rows), 2 * self.slots):
             some = rows[start : start + 2 * self.slots]
-            first = max(0, record_from - start)
-            record = slice(first, None) if first < len(some) else None
-            found, seen = self.model.denoise(*_inputs(some), _values(some), record)
-            predicted.append(found)
-            if seen is not None:
-                maps.append(seen)
-        if unseen:
-            of = dict(zip(samples, torch.cat(maps).split(counts), strict=True))
-            self._observe(unseen, torch.cat([of[sample] for sample in unseen]))
+            noise, seen, affinity = self.model.denoise(
+                *_inputs(some),
+                _values(some),
+                _last(len(some), start + len(some) - record_from),
+                _last(len(some), start + len(some) - affine_from),
+            )
+            predicted.append(noise)
+            maps += [] if seen is None else [seen]
+            affinities += [] if affinity is None else [affinity]
+        if watched:
+            self._observe(watched, torch.cat(maps), torch.cat(affinities) if affinities else None)
         noise = torch.cat(predicted)
         unconditional = iter(noise[:negatives])
         return [
@@ -272,29 +268,55 @@ class Batch:
             for sample, conditional in zip(samples, noise[negatives:].split(counts), strict=True)
         ]
 
-    def _observe(self, samples: list[Sample], maps: Tensor) -> Tensor:
-        """The loss of every sample, [batch], from the maps of its conditions, [conditions of all
-        samples, height, width, tokens].
+    def _observe(
+        self, samples: list[Sample], maps: Tensor, affinity: Tensor | None
+    ) -> tuple[Tensor, list[list[float]]]:
+        """The loss of every sample, [batch]; and each sample's loss and what it has reached, as numbers.
 
         Notes the figures of every subject in the samples' traces on the way.
+
+        Args:
+            samples: as `_by_objective` sorts them.
+            maps: of their conditions, [conditions of all samples, height, width, tokens].
+            affinity: of those that need it, the last ones.
         """
         texts = [sample.text for sample in samples]
         ends = [condition.words_end for text in texts for condition in text.conditions]
-        token_indices = [[s.token_indices for s in sample.subjects] for sample in samples]
-        counts = [len(sample.subjects) for sample in samples]
-        pooling = self.config.subject_pooling
         words = normalize_over_words(maps, torch.tensor(ends, device=maps.device))
-        by_subject = pool_subjects(over_prompt(words, texts), token_indices, pooling)
-        excitations = excitation(smooth(by_subject))
-        loss = attend_and_excite_loss(excitations, torch.tensor(counts, device=maps.device))
+        seen = Seen(
+            maps=over_prompt(maps, texts),
+            words=over_prompt(words, texts),
+            ends=[text.conditions[-1].positions.stop for text in texts],
+            subjects=[sample.subjects for sample in samples],
+            pooling=self.config.subject_pooling,
+            steps=[sample.step for sample in samples],
+            memory=[sample.memory for sample in samples],
+        )
+        of_subjects, excitations = seen.subject_maps, seen.excitations
         with torch.no_grad():
-            figures = describe(by_subject, excitations).cpu().float().numpy()
-            raw = pool_subjects(over_prompt(maps.detach(), texts), token_indices, pooling)
-            for i, (sample, n, value) in enumerate(
-                zip(samples, counts, loss.tolist(), strict=True)
-            ):
-                sample.trace.observe(sample.step, figures[i, :n], value, raw[i, :n])
-        return loss
+            described = describe(of_subjects, excitations)
+        losses, reached, start = [], [], 0
+        for _, group in groupby(samples, key=_objective_of):
+            some = list(group)
+            stop = start + len(some)
+            own = None
+            if some[0].needs_affinity:
+                assert affinity is not None
+                own = affinity[start - len(samples) :][: len(some)]
+            loss, come = some[0].objective(seen.rows(start, stop, own))
+            losses.append(loss)
+            reached.append(come)
+            start = stop
+        loss = torch.cat(losses)
+        with torch.no_grad():
+            told = torch.stack([loss, torch.cat(reached)], dim=1).tolist()
+            figures = described.cpu().float().numpy()
+            places = [[subject.token_indices for subject in some] for some in seen.subjects]
+            raw = pool(seen.maps, places, seen.pooling)
+            for i, sample in enumerate(samples):
+                n = len(sample.subjects)
+                sample.trace.observe(sample.step, figures[i, :n], told[i][0], raw[i, :n])
+        return loss, told
 
     # --- helpers ---
 
@@ -312,7 +334,8 @@ class Batch:
         if image is None:
             reason = "the decoder made NaN or infinite pixels; try dtype float32 or another seed"
             return sample.fail(NonFiniteError(sample.request.name, reason))
-        last_threshold = next(reversed(sample.config.thresholds.values()), None)
+        thresholds = sample.config.steering(DEFAULT).thresholds  # one measure for all methods
+        last_threshold = thresholds[max(thresholds)] if thresholds else None
         return Result(
             sample.request,
             image=image,
@@ -346,14 +369,23 @@ class Batch:
         return failed
 
 
-def _advance(sample: Sample, loss: float) -> float:
-    """Tell the sample's step of its loss; returns the length of the update to make, or 0."""
-    before = sample.progress.refinements
-    target = sample.schedule.target(sample.step)
-    sample.progress.advance(loss, target, sample.config.max_refinement_steps)
-    sample.num_refinements += sample.progress.refinements - before
-    moves = not sample.progress.done or sample.schedule.updates(sample.step)
-    return sample.schedule.step_size(sample.step) if moves and loss != 0 else 0.0
+def _objective_of(sample: Sample) -> tuple[bool, str]:
+    return sample.needs_affinity, str(sample.method.objective)
+
+
+def _by_objective(samples: list[Sample]) -> list[Sample]:
+    """Those of one objective next to each other, those that need affinity at the end: slices of a batch."""
+    return sorted(samples, key=_objective_of)
+
+
+def _is_watched(sample: Sample) -> bool:
+    """Are its subjects seen only as it is denoised?"""
+    return bool(sample.subjects) and not sample.guided_now
+
+
+def _last(count: int, wanted: int) -> slice:
+    """The last `wanted` of `count` rows, at most all; `NONE` of none."""
+    return slice(max(0, count - wanted), None) if wanted > 0 else NONE
 
 
 def _inputs(rows: Sequence[tuple[Sample, Text]]) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,26 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from aae_batch.sampling.words import Subject, Token, Tokenizer, TokenTable, token_table
-
-CONJUNCTIONS = {"with": 1, ",": 1, "and": 2, "&": 2, "|": 3}
-"""Where a prompt is cut into conjuncts; of several between two subjects at the strongest."""
+from aae_batch.sampling.words import (
+    CONJUNCTIONS,
+    DETERMINERS,
+    PREPOSITIONS,
+    Subject,
+    Token,
+    Tokenizer,
+    TokenTable,
+    split_words,
+    token_table,
+)
 
 COORDINATORS = ("and", "&", ",")
 """They also join adjectives: "a red and blue bird", "a large, fluffy cat"."""
-
-# fmt: off
-PREPOSITIONS = {
-    "about", "above", "across", "against", "around", "at", "behind", "below", "beneath", "beside",
-    "between", "by", "for", "from", "in", "inside", "into", "near", "next", "of", "on", "onto",
-    "over", "through", "to", "under", "without",
-}
-DETERMINERS = {
-    "a", "an", "the", "this", "that", "these", "those", "my", "your", "his", "her", "its", "our",
-    "their", "some", "several", "many", "two", "three", "four", "five", "six", "seven", "eight",
-    "nine", "ten",
-}
-# fmt: on
 
 _BREAKS = {*CONJUNCTIONS, *PREPOSITIONS, *DETERMINERS}
 
@@ -111,10 +105,7 @@ def noun_phrases(
 
 
 def _words(table: TokenTable) -> list[_Word]:
-    tokens = table.spoken
-    stops = [i + 1 for i, token in enumerate(tokens) if token.ends_word or i + 1 == len(tokens)]
-    pieces = [tokens[start:stop] for start, stop in pairwise([0, *stops])]
-    return [_Word(table.text(piece).lower(), tuple(piece)) for piece in pieces]
+    return [_Word(table.text(word).lower(), tuple(word)) for word in split_words(table.spoken)]
 
 
 def _between(words: list[_Word], subjects: Sequence[Subject]) -> set[int]:

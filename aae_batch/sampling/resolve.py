@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from aae_batch.columns import OVERRIDES
-from aae_batch.errors import PromptError, RequestError, SettingsError
+from aae_batch.errors import PromptError, RequestError, SettingsError, SubjectError
+from aae_batch.methods import BASELINE, METHODS
 from aae_batch.request import Request
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.words import Subject, Tokenizer, resolve_subjects, why_unknown
@@ -69,14 +70,27 @@ def subjects_of(request: Request, method: str, tokenizer: Tokenizer) -> tuple[Su
         PromptError: the prompt is empty or has words that the model does not know, or nothing is named
             in a request to be guided.
         RequestError: the negative prompt has such words.
-        SubjectError: a subject is not in the prompt, or an index does not point at a word.
+        SubjectError: a subject is not in the prompt, an index does not point at a word, or the method needs
+            other subjects.
     """
     subjects = resolve_subjects(tokenizer, request)
-    if method == "attend-and-excite" and not subjects:
+    needs = METHODS[method]
+    if needs.least_subjects and not subjects:
         raise PromptError(
             request.name,
-            "no subject is named; give subjects or token_indices, or set method to "
-            "'stable-diffusion'",
+            f"no subject is named; give subjects or token_indices, or set method to '{BASELINE}'",
+        )
+    if len(subjects) < needs.least_subjects:
+        raise SubjectError(
+            request.name,
+            f"method {method} needs {needs.least_subjects} subjects or more, and {len(subjects)} is named; "
+            "name another, or set another method",
+        )
+    if "modifiers" in needs.needs and not any(subject.modifiers for subject in subjects):
+        raise SubjectError(
+            request.name,
+            f"method {method} needs a subject with an adjective or another word before its noun, such as "
+            "'red circle'; name one so, or set another method",
         )
     return subjects
 

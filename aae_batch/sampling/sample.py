@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from aae_batch.errors import RequestError, RowError
+from aae_batch.methods import METHODS, Method
 from aae_batch.request import Request, Result
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.model.unet import StableDiffusion, step_arguments
+from aae_batch.sampling.noise_search import Search
+from aae_batch.sampling.objectives import Objective
+from aae_batch.sampling.objectives.attend_and_excite import attend_and_excite
 from aae_batch.sampling.resolve import resolve
 from aae_batch.sampling.steering import GuidanceSchedule, Progress
 from aae_batch.sampling.texts import Conditioning, condition
@@ -27,12 +32,17 @@ class Sample:
         latents: [channels, height, width].
         text: what it is denoised under.
         scheduler: its own, since multistep solvers remember earlier steps.
+        objective: what it is guided by; of a method without, what is observed of it.
+        search: for its start noise, where the method has one.
         step: the denoising step it stands at.
         progress: how far the guidance of that step has come.
+        memory: what its objective keeps from one forward to the next.
     """
 
     request: Request
     config: GuidanceConfig
+    method: Method
+    objective: Objective
     subjects: tuple[Subject, ...]
     text: Conditioning
     latents: Tensor
@@ -42,9 +52,11 @@ class Sample:
     trace: AttentionTrace
     schedule: GuidanceSchedule
     started: float
+    search: Search | None = None
     step: int = 0
     num_refinements: int = 0
     progress: Progress = field(default_factory=Progress)
+    memory: dict[str, Any] = field(default_factory=dict)
 
     @property
     def timestep(self) -> Tensor:
@@ -53,12 +65,17 @@ class Sample:
     @property
     def guided_now(self) -> bool:
         """Does its step use the guidance objective?"""
-        return self.config.method == "attend-and-excite" and self.schedule.guides(self.step)
+        return self.method.is_guided and self.schedule.guides(self.step)
 
     @property
     def ready(self) -> bool:
         """Can it be denoised, or does it need another guided forward first?"""
-        return self.progress.done or not self.guided_now
+        return self.progress.done or not (self.guided_now or self.searching)
+
+    @property
+    def searching(self) -> bool:
+        """Is its start noise still looked for?"""
+        return self.search is not None and not self.search.done
 
     @property
     def finished(self) -> bool:
@@ -72,6 +89,35 @@ class Sample:
     def input_scale(self) -> Tensor:
         """The factor that `scaled` multiplies latents by at this step; it stays on their device."""
         return self.scaled(self.latents.new_ones(()))
+
+    @property
+    def needs_affinity(self) -> bool:
+        return "affinity" in self.method.needs
+
+    def advance(self, loss: float, reached: float, slope: Tensor) -> None:
+        """Take in a guided forward: move the latents, or the noise while it is looked for.
+
+        They move where the UNet sees them, so that a scheduler which scales its latents (Euler and its kin,
+        by `1 / sqrt(sigma^2 + 1)`) guides as far as one that does not.
+
+        Args:
+            loss, reached: of the objective.
+            slope: of the loss in the latents as the UNet sees them.
+        """
+        if self.search is not None and not self.search.done:
+            sigma = self.scheduler.init_noise_sigma  # type: ignore[attr-defined]
+            self.search.advance(reached, slope * self.input_scale * sigma)
+            self.num_refinements += 1
+            self.latents = self.search.noise * sigma
+            return
+        before = self.progress.refinements
+        most = self.schedule.steering.max_refinement_steps
+        self.progress.advance(reached, self.schedule.target(self.step), most)
+        self.num_refinements += self.progress.refinements - before
+        moves = not self.progress.done or self.schedule.updates(self.step)
+        if moves and loss != 0:
+            size = self.schedule.step_size(self.step)
+            self.latents = self.latents - size / self.input_scale * slope
 
     def fail(self, error: RowError) -> Result:
         return Result(self.request, error=error, seconds=time.monotonic() - self.started)
@@ -97,11 +143,17 @@ def admit(model: StableDiffusion, request: Request, config: GuidanceConfig) -> S
             f"{scheduler.config.num_train_timesteps}",
         ) from None
     generator = torch.Generator("cpu").manual_seed(request.seed)
-    noise = model.draw_noise(model.latent_shape(config.height, config.width), generator)
-    steps = len(scheduler.timesteps)
+    shape = model.latent_shape(config.height, config.width)
+    noise = model.draw_noise(shape, generator)
+    method, steps = METHODS[config.method], len(scheduler.timesteps)
+    search = None
+    if method.start is not None:
+        search = Search(method.start, noise, lambda: model.draw_noise(shape, generator))
     return Sample(
         request=request,
         config=config,
+        method=method,
+        objective=method.load_objective() or attend_and_excite,
         subjects=subjects,
         text=condition(model, request.prompt, config, subjects),
         latents=noise * scheduler.init_noise_sigma,
@@ -109,6 +161,7 @@ def admit(model: StableDiffusion, request: Request, config: GuidanceConfig) -> S
         timesteps=scheduler.timesteps,
         step_arguments=step_arguments(scheduler, generator, config.eta),
         trace=AttentionTrace(subjects, steps),
-        schedule=GuidanceSchedule(config, steps),
+        schedule=GuidanceSchedule(config.steering(), steps),
         started=time.monotonic(),
+        search=search,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from aae_batch.sampling.config import GuidanceConfig
+from aae_batch.methods import Steering
 
 
 @dataclass(frozen=True)
@@ -17,35 +17,34 @@ class GuidanceSchedule:
     scheduler's steps.
     """
 
-    config: GuidanceConfig
+    steering: Steering
     steps: int
 
     def guides(self, step: int) -> bool:
         """Does `step` need the guided forward at all?"""
-        return step < self.config.max_iter_to_alter or step in self.config.thresholds
+        return step < self.steering.max_iter_to_alter or step in self.steering.thresholds
 
     def updates(self, step: int) -> bool:
         """Does `step` end with a latent update?"""
-        return step < self.config.max_iter_to_alter
+        return step < self.steering.max_iter_to_alter
 
     def target(self, step: int) -> float | None:
-        """The loss that refinement at `step` aims at; None where it does not refine."""
-        threshold = self.config.thresholds.get(step)
-        return None if threshold is None else 1.0 - threshold
+        """What refinement at `step` aims at; None where it does not refine."""
+        return self.steering.thresholds.get(step)
 
     def step_size(self, step: int) -> float:
         """The factor of the gradient, falling over the steps (upstream's `scale_range`)."""
-        scale = np.linspace(*self.config.scale_range, self.steps)[step]
-        return float(self.config.scale_factor * np.sqrt(scale))
+        scale = np.linspace(*self.steering.scale_range, self.steps)[step]
+        return float(self.steering.scale_factor * np.sqrt(scale))
 
 
 @dataclass
 class Progress:
-    """How far the guidance of one step has come. `advance` is told each guided forward's loss.
+    """How far the guidance of one step has come. `advance` is told of each guided forward.
 
-    Upstream looks at the loss it had *before* an update to decide whether to refine once more, so
-    the first update made at a loss on target is the last one, and one more forward follows, which
-    makes the step's own update.
+    Upstream looks at what it had *before* an update to decide whether to refine once more, so the first
+    update made on target is the last one, and one more forward follows, which makes the step's own
+    update.
 
     Attributes:
         refinements: updates made by refinement at this step.
@@ -57,12 +56,12 @@ class Progress:
     settled: bool = False
     done: bool = False
 
-    def advance(self, loss: float, target: float | None, most: int) -> None:
-        """Take in the loss of a guided forward: refine, or finish the step."""
-        refining = target is not None and (self.refinements > 0 or loss > target)
+    def advance(self, reached: float, target: float | None, most: int) -> None:
+        """Take in what the objective had reached in a guided forward: refine, or finish the step."""
+        refining = target is not None and (self.refinements > 0 or reached < target)
         if self.settled or not refining:
             self.settled = self.done = True
             return
         assert target is not None
         self.refinements += 1
-        self.settled = loss <= target or self.refinements >= most
+        self.settled = reached >= target or self.refinements >= most

@@ -1,12 +1,12 @@
 """Which texts a sample is denoised under, and what is made of the predictions.
 
-Here the methods differ; what Attend-and-Excite does to the latents besides is the engine's.
+What a method does to the latents besides is the engine's.
 
-- `stable-diffusion`, `attend-and-excite`: the prompt.
-- `composable-diffusion` (Liu et al. 2022, arXiv 2206.01714): each conjunct of the prompt by itself,
-  and their scores are added.
-- `structure-diffusion` (Feng et al. 2023, arXiv 2212.05032): the prompt, whose values in
-  cross-attention also come from its noun phrases.
+- `whole`: the prompt.
+- `conjuncts`: each conjunct of the prompt by itself, and their scores are added (composable-diffusion, Liu
+  et al. 2022, arXiv 2206.01714).
+- `phrases`: the prompt, whose values in cross-attention also come from its noun phrases
+  (structure-diffusion, Feng et al. 2023, arXiv 2212.05032).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from aae_batch.methods import METHODS
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.model.unet import StableDiffusion
 from aae_batch.sampling.phrases import Phrase, conjuncts, noun_phrases
@@ -84,13 +85,13 @@ def condition(
     authors' implementation. Where that is 1 or less, which switches classifier-free guidance off,
     they have the weight 1.
     """
-    tokenizer = model.tokenizer
-    if config.method == "composable-diffusion":
+    tokenizer, texts = model.tokenizer, METHODS[config.method].texts
+    if texts == "conjuncts":
         phrases = conjuncts(tokenizer, prompt, subjects)
     else:
         phrases = (Phrase(prompt, range(1, token_table(tokenizer, prompt).end)),)
     conditions = tuple(_alone(model, phrase, config) for phrase in phrases)
-    if config.method == "structure-diffusion":
+    if texts == "phrases":
         nouns = noun_phrases(tokenizer, prompt, subjects)
         encoded = [(phrase.positions, model.encode(phrase.text)) for phrase in nouns]
         (whole,) = conditions

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 from aae_batch.errors import PromptError, RequestError, SubjectError, shown
@@ -16,6 +17,24 @@ TokenKind = Literal["start", "word", "end", "truncated"]
 _HYPHENS = "-\u2010\u2011"
 _IN_NUMBERS = ".,:/'\u2019\u00a0"
 """What stands between two digits of one number."""
+
+CONJUNCTIONS = {"with": 1, ",": 1, "and": 2, "&": 2, "|": 3}
+"""Where a prompt is cut into conjuncts; of several between two subjects at the strongest."""
+
+# fmt: off
+PREPOSITIONS = {
+    "about", "above", "across", "against", "around", "at", "behind", "below", "beneath", "beside",
+    "between", "by", "for", "from", "in", "inside", "into", "near", "next", "of", "on", "onto",
+    "over", "through", "to", "under", "without",
+}
+DETERMINERS = {
+    "a", "an", "the", "this", "that", "these", "those", "my", "your", "his", "her", "its", "our",
+    "their", "some", "several", "many", "two", "three", "four", "five", "six", "seven", "eight",
+    "nine", "ten",
+}
+# fmt: on
+
+_BETWEEN_WORDS = {*CONJUNCTIONS, *PREPOSITIONS, *DETERMINERS}
 
 KNOWN_WORDS = "known_words"
 """In a tokenizer's configuration: the only words that its model was trained on."""
@@ -59,11 +78,21 @@ class Token:
 
 @dataclass(frozen=True)
 class Subject:
-    """Something that must be drawn: its words, the positions of its tokens, and each token's text."""
+    """Something that must be drawn.
+
+    Attributes:
+        name: its words.
+        token_indices: the positions of its tokens.
+        tokens: each token's text.
+        head: the positions of its noun: "bird" of "a red and blue bird with a hat".
+        modifiers: those of each word that modifies the noun: "red", "blue".
+    """
 
     name: str
     token_indices: tuple[int, ...]
     tokens: tuple[str, ...]
+    head: tuple[int, ...]
+    modifiers: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -211,7 +240,28 @@ def _find_phrases(
 
 def _subject(name: str, tokens: Sequence[Token]) -> Subject:
     indices = tuple(token.index for token in tokens)
-    return Subject(name, indices, tuple(token.text for token in tokens))
+    words = split_words(tokens)
+    found = noun_phrase(["".join(token.text for token in word) for word in words])
+    *modifiers, head = (tuple(token.index for token in words[i]) for i in found)
+    return Subject(name, indices, tuple(token.text for token in tokens), head, tuple(modifiers))
+
+
+def noun_phrase(words: Sequence[str]) -> list[int]:
+    """Which of a subject's words are its modifiers, and last, which is its noun: those before the first
+    preposition, but for determiners and conjunctions; the last one where that leaves none."""
+    found: list[int] = []
+    for i, word in enumerate(words):
+        if found and (word.lower() in PREPOSITIONS or word.lower() == "with"):
+            break
+        if word.lower() not in _BETWEEN_WORDS:
+            found.append(i)
+    return found or [len(words) - 1]
+
+
+def split_words(tokens: Sequence[Token]) -> list[Sequence[Token]]:
+    """Tokens word by word."""
+    stops = [i + 1 for i, token in enumerate(tokens) if token.ends_word or i + 1 == len(tokens)]
+    return [tokens[start:stop] for start, stop in pairwise([0, *stops])]
 
 
 def _spelling(tokenizer: Tokenizer, row: str, phrase: str) -> tuple[str, ...]:

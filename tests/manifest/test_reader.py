@@ -10,7 +10,7 @@ import pytest
 from aae_batch.errors import ManifestError, PromptError, RequestError
 from aae_batch.manifest.reader import open_manifest
 from aae_batch.manifest.row import Row, read_row, seed_of
-from aae_batch.request import METHODS
+from aae_batch.methods import METHODS
 
 
 def rows_of(path: str | Path) -> list[Row]:

@@ -30,7 +30,12 @@ REQUESTS = [
     ),
 ]
 CONFIG = GuidanceConfig(
-    num_inference_steps=8, max_iter_to_alter=5, thresholds={0: 0.2, 2: 0.3, 4: 0.35, 6: 0.1}
+    num_inference_steps=8,
+    max_iter_to_alter=5,
+    thresholds={0: 0.2, 2: 0.3, 4: 0.35, 6: 0.1},
+    max_refinement_steps=20,
+    scale_factor=20.0,
+    scale_range=(1.0, 0.5),
 )
 MAPS = (4, 4)  # upstream's default of 16 x 16 is for pictures of 512 pixels
 

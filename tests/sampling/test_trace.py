@@ -11,7 +11,7 @@ import torch
 from aae_batch.sampling.trace import AttentionTrace, describe
 from aae_batch.sampling.words import Subject
 
-CAT, DOG = Subject("cat", (2,), ("cat",)), Subject("dog", (5,), ("dog",))
+CAT, DOG = (Subject(name, (at,), (name,), (at,), ()) for name, at in (("cat", 2), ("dog", 5)))
 
 
 def test_the_figures_of_a_map_that_is_not_alike_in_any_direction():

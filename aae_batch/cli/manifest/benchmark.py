@@ -14,6 +14,7 @@ from aae_batch.cli.manifest.common import (
     Target,
     TokenizerOf,
     show_prompts,
+    warn_of_left_out,
     write,
 )
 from aae_batch.cli.options import settings_command
@@ -23,13 +24,15 @@ from aae_batch.cli.options import settings_command
 def benchmark(
     output: Target,
     revision: str | None,
+    plugin: str | None,
     s3_endpoint: str | None,
     prompt_set: Annotated[
         str,
         typer.Option(
             "--set",
             help="animals (66 prompts), animals-objects (144), objects (66), or all of these; for the "
-            "embedded model shapes (10) or coloured-shapes (240).",
+            "embedded model shapes (10), coloured-shapes (240) or report-shapes (the 60 of them that its "
+            "figures are of).",
         ),
     ] = "all",
     seeds: Annotated[
@@ -53,12 +56,15 @@ def benchmark(
     The paper does not print the colours of its objects, drawn at random: here --colour-seed draws
     them, unless --prompts has the authors' file. A column set says of which set a row is.
     """
+    from aae_batch.generate.settings import listed
     from aae_batch.manifest.build import benchmark as paper
     from aae_batch.manifest.build import rows as making
     from aae_batch.manifest.build.source import read_text
     from aae_batch.manifest.build.subjects import with_token_indices
+    from aae_batch.methods import load_plugins
     from aae_batch.sampling.model.loading import load_tokenizer
 
+    load_plugins(listed(plugin))
     making.check_target(output, force, s3_endpoint)
     sets = paper.sets_of(prompt_set)
     official = paper.read_official(read_text(prompts, s3_endpoint)) if prompts else None
@@ -71,4 +77,5 @@ def benchmark(
         complain(f"The file of prompts has {count} of the {paper.SIZES[name]} prompts of {name}.")
     first = range(0, len(chosen), max(1, -(-len(chosen) // show))) if show else range(0)
     show_prompts(chosen, first, f"{len(chosen)} prompts, {len(first)} of them:")
+    warn_of_left_out(rows)
     write(output, rows, s3_endpoint)

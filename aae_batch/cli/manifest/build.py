@@ -15,6 +15,7 @@ from aae_batch.cli.manifest.common import (
     ask,
     show_found,
     show_prompts,
+    warn_of_left_out,
     warn_of_unguidable,
     write,
 )
@@ -33,6 +34,7 @@ def build(
     ],
     output: Target,
     revision: str | None,
+    plugin: str | None,
     s3_endpoint: str | None,
     template: Annotated[
         str | None,
@@ -83,12 +85,15 @@ def build(
     Exit codes: 0 written, 1 not wanted, 2 wrong command or input.
     """
     from aae_batch.cli.terminal import count_reporter
+    from aae_batch.generate.settings import listed
     from aae_batch.manifest.build import nouns
     from aae_batch.manifest.build import rows as making
     from aae_batch.manifest.build import source as sources
     from aae_batch.manifest.build import subjects as naming
+    from aae_batch.methods import load_plugins
     from aae_batch.sampling.model.loading import load_tokenizer
 
+    load_plugins(listed(plugin))
     making.check_target(output, force, s3_endpoint)
     wanted_seeds = making.parse_seeds(seeds) if seeds else []
     wanted_methods = making.parse_methods(methods) if methods else []
@@ -113,6 +118,7 @@ def build(
         first = range(min(show, len(prompts)))
         show_prompts(prompts, first, f"{len(prompts)} prompts, the first {len(first)}:")
     warn_of_unguidable(naming.unguidable(prompts, wanted_methods))
+    warn_of_left_out(rows)
     if found.places:
         ask(f"Write {len(rows)} rows with these subjects?", yes)
     write(output, rows, s3_endpoint)

@@ -10,6 +10,7 @@ import typer
 
 from aae_batch.cli.common import complain
 from aae_batch.errors import SettingsError
+from aae_batch.methods import METHODS
 
 if TYPE_CHECKING:
     from aae_batch.manifest.build.prompt import Prompts
@@ -74,6 +75,16 @@ def warn_of_unguidable(count: int) -> None:
             f"{prompts} no subject, and attend-and-excite cannot guide {them}: name some in a column "
             "subjects, or generate these rows with another method."
         )
+
+
+def warn_of_left_out(rows: ManifestRows) -> None:
+    """That some methods have no rows of some prompts."""
+    for method, count in rows.left_out.items():
+        needs = METHODS[method]
+        what = f"{needs.least_subjects} subjects"
+        if "modifiers" in needs.needs:
+            what = "a subject with an adjective, such as 'red circle'"
+        complain(f"{method} needs {what}: no rows of it for {count} prompts.")
 
 
 def ask(question: str, yes: bool) -> None:

@@ -29,6 +29,7 @@ def validate(
     guidance_scale: float | None,
     height: int | None,
     width: int | None,
+    plugin: str | None,
     s3_endpoint: str | None,
     limit: Annotated[int, typer.Option(min=0, help="Problems to show.")] = 20,
     output: Annotated[
@@ -62,18 +63,24 @@ def validate(
     Warnings, which fail nothing: prompts that are cut off, and rows that ask for the same picture.
     Exit codes: 0 no row would fail, 1 some would, 2 the manifest cannot be read or the command is wrong.
     """
+    from aae_batch.generate.settings import listed
     from aae_batch.manifest.judge import Judge
     from aae_batch.manifest.price import quote_for
+    from aae_batch.methods import load_plugins
     from aae_batch.sampling.config import GuidanceConfig
     from aae_batch.sampling.model.loading import default_guidance
 
+    plugins = listed(plugin)
+    load_plugins(plugins)
     given = {
         name: value
         for name, value in context.params.items()
         if name in GuidanceConfig.model_fields and value is not None
     }
     config = default_guidance(model, s3_endpoint).updated(**given)
-    load = partial(Judge.load, model, config, revision=revision, s3_endpoint=s3_endpoint)
+    load = partial(
+        Judge.load, model, config, revision=revision, s3_endpoint=s3_endpoint, plugin=plugins
+    )
     most = None if as_json else limit
     shown, summary = _validate(manifest, load, processes, output, most, s3_endpoint)
     quote = None

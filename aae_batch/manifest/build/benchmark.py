@@ -29,7 +29,7 @@ WORN = _WORDS["worn"]
 """Objects that an animal is drawn with, in no colour."""
 
 PAPER_SETS = ("animals", "animals-objects", "objects")
-SHAPES_SETS = ("shapes", "coloured-shapes")
+SHAPES_SETS = ("shapes", "coloured-shapes", "report-shapes")
 SIZES = {"animals": 66, "animals-objects": 144, "objects": 66}
 
 
@@ -49,7 +49,7 @@ class Pair:
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        return self.phrases if self.set == "coloured-shapes" else self.things
+        return self.phrases if self.set in ("coloured-shapes", "report-shapes") else self.things
 
     def __str__(self) -> str:
         return f" {self.joined} ".join(f"a {phrase}" for phrase in self.phrases)
@@ -111,12 +111,13 @@ def _paper(random: Random) -> Iterator[Pair]:
 
 def _shapes(name: str) -> Iterator[Pair]:
     """What the embedded model was trained on; see `aae_batch.shapes.world`."""
+    from aae_batch.shapes.splits import SPLITS
     from aae_batch.shapes.world import PAIRS, SHAPES
 
     if name == "shapes":
         yield from (Pair(name, things) for things in combinations(SHAPES, 2))
-    elif name == "coloured-shapes":
-        for one, other in PAIRS:
+    elif name in SHAPES_SETS:
+        for one, other in SPLITS["report"].pairs if name == "report-shapes" else PAIRS:
             yield Pair(name, (one.shape, other.shape), (one.colour, other.colour))
 
 

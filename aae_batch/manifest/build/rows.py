@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 from aae_batch.columns import MANIFEST_COLUMNS
 from aae_batch.errors import ManifestError, OutputError, SettingsError, shown
 from aae_batch.manifest.build.prompt import Prompt, Prompts
+from aae_batch.manifest.build.subjects import suits
 from aae_batch.manifest.row import is_safe_id, seed_of
-from aae_batch.request import METHODS
+from aae_batch.methods import BASELINE, DEFAULT, METHODS
 from aae_batch.store.open import open_storage
 from aae_batch.store.scratch import scratch_folder
 
 MOST_SEEDS = 1_000_000
-GUIDED_AND_PLAIN = ("attend-and-excite", "stable-diffusion")
 _FIELDS = [pa.field(field.name, field.type) for field in MANIFEST_COLUMNS]
 _SLUG_LENGTH = 60
 _ROWS_AT_ONCE = 20_000
@@ -62,7 +62,7 @@ def parse_methods(text: str) -> list[str]:
     Raises:
         SettingsError: there is no such method.
     """
-    named = {"both": list(GUIDED_AND_PLAIN), "all": list(METHODS)}
+    named = {"both": [DEFAULT, BASELINE], "all": list(METHODS)}
     methods = named.get(text.strip()) or [part.strip() for part in text.split(",")]
     for method in methods:
         if method not in METHODS:
@@ -83,8 +83,8 @@ class ManifestRows:
     Args:
         seeds: of every prompt; empty for the one of its table, or else one from a hash of its id, the
             same for all methods.
-        methods: of every prompt; empty for that of its table, or else none, which leaves it to the
-            run.
+        methods: of every prompt whose subjects suit them; empty for that of its table, or else none,
+            which leaves it to the run.
 
     Raises:
         ManifestError: the prompts say themselves what seeds or methods are given, an id cannot be a
@@ -116,7 +116,21 @@ class ManifestRows:
         self._check_ids()
 
     def __len__(self) -> int:
-        return len(self._prompts) * max(1, len(self._seeds)) * max(1, len(self._methods))
+        return sum(len(self._methods_of(p)) for p in self._prompts.prompts) * max(
+            1, len(self._seeds)
+        )
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """The methods that do not suit all prompts, and how many of these."""
+        prompts = self._prompts.prompts
+        counts = {m: sum(not suits(m, prompt) for prompt in prompts) for m in self._methods}
+        return {method: count for method, count in counts.items() if count}
+
+    def _methods_of(self, prompt: Prompt) -> Sequence[str | None]:
+        if not self._methods:
+            return [prompt.settings.get("method")]
+        return [method for method in self._methods if suits(method, prompt)]
 
     def tables(self) -> Iterator[pa.Table]:
         """All rows, some thousand at a time."""
@@ -132,8 +146,7 @@ class ManifestRows:
         for index, prompt in enumerate(self._prompts.prompts):
             base = self._base(index, prompt)
             seeds: Sequence[int | None] = self._seeds or [prompt.settings.get("seed")]
-            methods: Sequence[str | None] = self._methods or [prompt.settings.get("method")]
-            for seed, method in product(seeds, methods):
+            for seed, method in product(seeds, self._methods_of(prompt)):
                 yield (
                     index,
                     {

@@ -8,11 +8,9 @@ from functools import cache
 
 from aae_batch.errors import ManifestError, RowError
 from aae_batch.manifest.build.prompt import Prompt, Prompts
+from aae_batch.methods import METHODS
 from aae_batch.request import Request
-from aae_batch.sampling.words import Tokenizer, resolve_subjects
-
-GUIDED = "attend-and-excite"
-"""The one method that must have subjects."""
+from aae_batch.sampling.words import Tokenizer, noun_phrase, resolve_subjects
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,21 @@ def may_be_guided(prompt: Prompt, methods: Sequence[str]) -> bool:
         methods: of every prompt; empty for that of its table.
     """
     named: Sequence[str | None] = methods or [prompt.settings.get("method")]
-    return any(method in (None, GUIDED) for method in named)
+    return any(method not in METHODS or METHODS[method].least_subjects > 0 for method in named)
+
+
+def suits(method: str, prompt: Prompt) -> bool:
+    """Whether a prompt's subjects are enough for a method. One without subjects is left as it is, and will
+    be told of."""
+    needs = METHODS[method]
+    named = prompt.subjects or prompt.token_indices
+    if not named:
+        return True
+    if len(named) < needs.least_subjects:
+        return False
+    if "modifiers" not in needs.needs or prompt.subjects is None:
+        return True
+    return any(len(noun_phrase(subject.split())) > 1 for subject in prompt.subjects)
 
 
 def unguidable(prompts: Prompts, methods: Sequence[str]) -> int:

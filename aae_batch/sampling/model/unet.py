@@ -17,11 +17,12 @@ from torch import Tensor
 
 from aae_batch.errors import ModelError, SettingsError
 from aae_batch.sampling.config import SCHEDULERS
-from aae_batch.sampling.model.cross_attention import (
-    CrossAttentionRecorder,
+from aae_batch.sampling.model.attention_layers import (
     cross_attention_layers,
+    self_attention_layers,
     values_from,
 )
+from aae_batch.sampling.model.recorder import NONE, AttentionRecorder, Layer
 
 DEFAULT_LEVEL = 2
 """The maps' side is a quarter of the latents', as in the paper: 16 of 64."""
@@ -43,7 +44,7 @@ class StableDiffusion:
         self.pipe = pipe
         self.unet = pipe.unet
         self.tokenizer = pipe.tokenizer
-        self._recorder: CrossAttentionRecorder | None = None
+        self._recorder: AttentionRecorder | None = None
         self._level = DEFAULT_LEVEL
         self._encode_one = lru_cache(maxsize=64)(self._encode_one)  # type: ignore[method-assign]
 
@@ -92,22 +93,26 @@ class StableDiffusion:
         """
         return self._encode_one(text)
 
-    def attend(self, latents: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        """Cross-attention maps, differentiable in the latents; the forward ends at the last map.
+    def attend(
+        self, latents: Tensor, timesteps: Tensor, text: Tensor, affinity_rows: slice = NONE
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention maps, differentiable in the latents; the forward ends at the last map.
 
         Args:
             latents: [batch, channels, height, width], scaled as the scheduler asks; here they become of
                 the UNet's dtype.
             timesteps: [batch].
             text: [batch, tokens, width].
+            affinity_rows: rows of the batch whose affinity is wanted.
 
         Returns:
-            [batch, map height, map width, tokens], float32 or better, rows sum to 1 over tokens.
+            Cross-attention [batch, map height, map width, tokens], rows sum to 1 over tokens, and the
+            affinity of some rows, [some, places, places], or None; float32 or better.
         """
         recorder = self._require_recorder()
-        with recorder.recording(stop_early=True):
+        with recorder.recording(affinity_rows=affinity_rows, stop_early=True):
             self.unet(latents.to(self.dtype), timesteps, encoder_hidden_states=text)
-        return recorder.maps.unflatten(1, self.map_size(latents))
+        return self._recorded(recorder, latents, affinity_rows)
 
     @torch.no_grad()
     def denoise(
@@ -116,26 +121,36 @@ class StableDiffusion:
         timesteps: Tensor,
         text: Tensor,
         values: Tensor | None = None,
-        record: slice | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """The UNet's prediction, of `latents_dtype`, and of the rows in `record` the maps as `attend`
-        gives them.
+        record: slice = NONE,
+        affinity_rows: slice = NONE,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What a denoising step needs, [batch, channels, height, width], in the dtype of latents; and the
+        maps and the affinity of some rows, as `attend` has them.
 
         Args:
             latents, timesteps, text: as `attend` takes them.
             values: [batch, tokens, width], what cross-attention makes its values of where that is
                 not `text`; its keys, and the maps with them, stay those of `text`.
             record: rows of the batch whose maps are wanted.
+            affinity_rows: rows whose affinity is wanted; some of `record`.
         """
         with ExitStack() as stack:
             if values is not None:
                 stack.enter_context(values_from(self.unet, values))
-            if record is not None:
+            if record != NONE:
                 recorder = self._require_recorder()
-                stack.enter_context(recorder.recording(keep=record))
+                stack.enter_context(recorder.recording(record, affinity_rows))
             predicted = self.unet(latents.to(self.dtype), timesteps, encoder_hidden_states=text)
-        maps = None if record is None else recorder.maps.unflatten(1, self.map_size(latents))
-        return predicted.sample.to(self.latents_dtype), maps
+        noise = predicted.sample.to(self.latents_dtype)
+        if record == NONE:
+            return noise, None, None
+        return noise, *self._recorded(recorder, latents, affinity_rows)
+
+    def _recorded(
+        self, recorder: AttentionRecorder, latents: Tensor, affinity_rows: slice
+    ) -> tuple[Tensor, Tensor | None]:
+        maps = recorder.maps.unflatten(1, self.map_size(latents))
+        return maps, None if affinity_rows == NONE else recorder.affinity
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Image | None:
@@ -206,7 +221,9 @@ class StableDiffusion:
         frozen = [p for p in self.unet.parameters() if p.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(False)
-        self._recorder = CrossAttentionRecorder(self.unet, self._level)
+        layers = [Layer(layer) for layer in cross_attention_layers(self.unet, self._level)]
+        layers += [Layer(one, keys=None) for one in self_attention_layers(self.unet, self._level)]
+        self._recorder = AttentionRecorder(layers)
         try:
             yield
         finally:
@@ -239,7 +256,7 @@ class StableDiffusion:
             )
         return possible[wanted]
 
-    def _require_recorder(self) -> CrossAttentionRecorder:
+    def _require_recorder(self) -> AttentionRecorder:
         if self._recorder is None:
             raise RuntimeError("maps are recorded only inside recording_maps()")
         return self._recorder

@@ -17,7 +17,7 @@ from aae_batch.manifest.build.rows import (
 )
 from aae_batch.manifest.reader import open_manifest
 from aae_batch.manifest.row import is_safe_id, seed_of
-from aae_batch.request import METHODS
+from aae_batch.methods import METHODS
 
 CAT = Prompt("a cat and a frog", subjects=("cat", "frog"))
 BOTH = ["attend-and-excite", "stable-diffusion"]

@@ -6,11 +6,8 @@ import pytest
 import torch
 
 from aae_batch.errors import ModelError
-from aae_batch.sampling.model.cross_attention import (
-    CrossAttentionRecorder,
-    cross_attention_layers,
-    values_from,
-)
+from aae_batch.sampling.model.attention_layers import cross_attention_layers, values_from
+from aae_batch.sampling.model.recorder import AttentionRecorder, Layer
 from tests.conftest import small_pipeline
 
 
@@ -20,6 +17,10 @@ def forward(pipe, batch: int = 2) -> torch.Tensor:
     text = torch.randn(batch, 16, 32, generator=generator)
     with torch.no_grad():
         return pipe.unet(latents, torch.tensor([3] * batch), encoder_hidden_states=text).sample
+
+
+def recorder_of(unet, level: int) -> AttentionRecorder:
+    return AttentionRecorder([Layer(layer) for layer in cross_attention_layers(unet, level)])
 
 
 def test_layers_are_found_in_the_order_they_run(sd1_pipeline):
@@ -35,7 +36,7 @@ def test_layers_are_found_in_the_order_they_run(sd1_pipeline):
 
 @pytest.mark.parametrize(("level", "queries"), [(0, 256), (1, 64), (2, 16)])
 def test_maps_are_distributions_over_the_tokens(sd1_pipeline, level, queries):
-    recorder = CrossAttentionRecorder(sd1_pipeline.unet, level)
+    recorder = recorder_of(sd1_pipeline.unet, level)
     with recorder.recording():
         forward(sd1_pipeline)
     recorder.close()
@@ -45,9 +46,9 @@ def test_maps_are_distributions_over_the_tokens(sd1_pipeline, level, queries):
 
 def test_recording_does_not_change_the_prediction(sd1_pipeline):
     plain = forward(sd1_pipeline)
-    recorder = CrossAttentionRecorder(sd1_pipeline.unet, 2)
+    recorder = recorder_of(sd1_pipeline.unet, 2)
     idle = forward(sd1_pipeline)
-    with recorder.recording(keep=slice(1, None)):
+    with recorder.recording(rows=slice(1, None)):
         recorded = forward(sd1_pipeline)
     recorder.close()
     assert torch.equal(plain, idle)
@@ -58,7 +59,7 @@ def test_recording_does_not_change_the_prediction(sd1_pipeline):
 def test_the_forward_stops_at_the_last_map(sd1_pipeline):
     reached = []
     hook = sd1_pipeline.unet.conv_out.register_forward_pre_hook(lambda *_: reached.append(1))
-    recorder = CrossAttentionRecorder(sd1_pipeline.unet, 2)
+    recorder = recorder_of(sd1_pipeline.unet, 2)
     with recorder.recording(stop_early=True):
         forward(sd1_pipeline)
     recorder.close()
@@ -68,7 +69,7 @@ def test_the_forward_stops_at_the_last_map(sd1_pipeline):
 
 
 def test_maps_before_any_recording_are_an_error(sd1_pipeline):
-    recorder = CrossAttentionRecorder(sd1_pipeline.unet, 2)
+    recorder = recorder_of(sd1_pipeline.unet, 2)
     recorder.close()
     with pytest.raises(RuntimeError, match="recording"):
         _ = recorder.maps

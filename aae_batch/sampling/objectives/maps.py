@@ -1,4 +1,4 @@
-"""Attention maps and subjects -> a loss per sample (Chefer et al. 2023, section 3 and algorithm 1).
+"""What objectives make of attention maps.
 
 Shapes: `batch` samples, `subjects` per sample (padded to the most that one has), maps of
 `height` x `width`, `tokens` positions of the text encoder. Everything is differentiable, and no
@@ -40,10 +40,10 @@ def normalize_over_words(maps: Tensor, ends: Tensor) -> Tensor:
     return logits.softmax(dim=-1)
 
 
-def pool_subjects(
+def pool(
     maps: Tensor, token_indices: Sequence[Sequence[Sequence[int]]], pooling: Pooling
 ) -> Tensor:
-    """One map per subject, out of the maps of its tokens.
+    """One map per subject, or per word, out of the maps of its tokens.
 
     Args:
         maps: [batch, height, width, tokens].
@@ -68,21 +68,17 @@ def pool_subjects(
     return strongest.masked_fill(absent.all(dim=-1), 0)
 
 
-def smooth(maps: Tensor) -> Tensor:
+def smooth(maps: Tensor, sigma: float = SMOOTHING_SIGMA) -> Tensor:
     """Blur maps with upstream's 3 x 3 Gaussian, so that a subject needs a patch and not one pixel.
 
-    The kernel is that of `GaussianSmoothing` in diffusers for a sigma of 0.5, to the last bit: the
-    2 inside its exponent makes it one of sigma 0.707, and it is rounded to float32.
+    The kernel is that of `GaussianSmoothing` in diffusers, to the last bit: the 2 inside its exponent
+    makes a `sigma` of 0.5 one of 0.707, and it is rounded to float32.
 
     Args:
         maps: [batch, subjects, height, width].
     """
     offsets = torch.tensor([-1.0, 0.0, 1.0])
-    bell = (
-        1
-        / (SMOOTHING_SIGMA * math.sqrt(2 * math.pi))
-        * torch.exp(-((offsets / (2 * SMOOTHING_SIGMA)) ** 2))
-    )
+    bell = 1 / (sigma * math.sqrt(2 * math.pi)) * torch.exp(-((offsets / (2 * sigma)) ** 2))
     kernel = bell[:, None] * bell[None, :]
     kernel = (kernel / kernel.sum()).to(maps)
     padded = F.pad(maps.flatten(0, 1).unsqueeze(1), (1, 1, 1, 1), mode="reflect")
@@ -94,16 +90,43 @@ def excitation(smoothed: Tensor) -> Tensor:
     return smoothed.amax(dim=(-2, -1))
 
 
-def attend_and_excite_loss(excitations: Tensor, subjects: Tensor) -> Tensor:
-    """`L = max_s (1 - max_xy A_s)`, the shortfall of the most neglected subject (equation 1).
+def shares(maps: Tensor) -> Tensor:
+    """Maps as distributions over the picture: [..., height, width] that sum to 1."""
+    return maps / maps.sum(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+
+
+def divergence(distributions: Tensor, members: Tensor) -> Tensor:
+    """The Jensen-Shannon divergence of several distributions from their mean, in nats: from 0, where all
+    are alike, to the logarithm of their number.
 
     Args:
-        excitations: [batch, subjects].
-        subjects: [batch], how many of them are real.
+        distributions: [..., members, height, width], each sums to 1.
+        members: [..., members], which of them are there.
 
     Returns:
-        [batch], not below 0.
+        [...]; 0 where fewer than two are there.
     """
-    real = torch.arange(excitations.shape[1], device=excitations.device) < subjects[:, None]
-    shortfall = (1 - excitations).masked_fill(~real, -torch.inf)
-    return shortfall.max(dim=1).values.clamp_min(0)
+    weights = members.to(distributions) / members.sum(dim=-1, keepdim=True).clamp_min(1)
+    mean = torch.einsum("...k,...khw->...hw", weights, distributions)
+    return _entropy(mean) - (weights * _entropy(distributions)).sum(dim=-1)
+
+
+def _entropy(distributions: Tensor) -> Tensor:
+    """In nats, with a finite gradient where a distribution is 0."""
+    logs = distributions.clamp_min(torch.finfo(distributions.dtype).tiny).log()
+    return -(distributions * logs).sum(dim=(-2, -1))
+
+
+def otsu_mask(maps: Tensor) -> Tensor:
+    """The bright part of each map, [..., height, width] of bool: of all thresholds the one between whose
+    sides the variance is largest (Otsu 1979), taken over the map's own values and not over a histogram.
+    """
+    values, _ = maps.detach().flatten(-2).sort(dim=-1)
+    count = values.shape[-1]
+    below = torch.arange(1, count, device=maps.device, dtype=maps.dtype)
+    sums = values.cumsum(dim=-1)
+    low = sums[..., :-1] / below
+    high = (sums[..., -1:] - sums[..., :-1]) / (count - below)
+    between = below * (count - below) * (high - low) ** 2
+    last_below = between.argmax(dim=-1, keepdim=True)
+    return maps.detach() > values.gather(-1, last_below).unsqueeze(-1)

@@ -1,0 +1,243 @@
+"""Reads attention out of a network as it runs, and ends its forward once all that is wanted is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from aae_batch.errors import ModelError
+
+ALL, NONE = slice(None), slice(0)
+
+
+class Complete(Exception):
+    """Raised inside a network's forward when the last map is read; the rest need not be computed."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """An attention layer to be read.
+
+    Attributes:
+        module: has a `processor`, as diffusers' attention layers do.
+        queries: those of the picture, where there are others.
+        keys: those of the text, where there are others. None to read how strongly the places of the
+            picture attend to each other (affinity).
+    """
+
+    module: Any
+    queries: slice = field(default_factory=lambda: ALL)
+    keys: slice | None = field(default_factory=lambda: ALL)
+
+
+class AttentionRecorder:
+    """Records the attention of some layers while a network runs, as the mean over all their heads.
+
+    Every attention processor of diffusers ends in `F.scaled_dot_product_attention`, where queries and
+    keys are as they are after norms and rotary embeddings. That call is watched around each layer's own
+    processor, and only in a forward that is recorded: at all other times attention stays as it was,
+    fused where it was fused. `close` puts the processors back as they were.
+
+    Of cross-attention the maps are those of `AttentionStore.aggregate_attention` of diffusers'
+    `StableDiffusionAttendAndExcitePipeline`.
+    """
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.layers = layers
+        self._originals = [layer.module.processor for layer in layers]
+        self._recording = self._stop_early = False
+        self._rows = self._affinity_rows = ALL
+        self._maps, self._affinity = _Mean(), _Mean()
+        self._texts = sum(layer.keys is not None for layer in layers)
+        for layer in layers:
+            layer.module.processor = _Watched(self, layer)
+
+    @property
+    def maps(self) -> Tensor:
+        """Of the last recorded forward: [rows, queries, text keys], float32 or better. Where all keys are
+        text, rows sum to 1 over them."""
+        return self._maps.value()
+
+    @property
+    def affinity(self) -> Tensor:
+        """Of the last recorded forward: [rows, queries, keys], each picture's places; rows sum to 1 over
+        the keys."""
+        return self._affinity.value()
+
+    @contextmanager
+    def recording(
+        self, rows: slice = ALL, affinity_rows: slice = NONE, stop_early: bool = False
+    ) -> Iterator[None]:
+        """Record the forward run inside.
+
+        Args:
+            rows: of the batch whose maps are wanted, e.g. the conditional half.
+            affinity_rows: those whose affinity is wanted.
+            stop_early: end the forward at the last map; the block then ends there too.
+
+        Raises:
+            ModelError: a layer has attention that cannot be watched.
+        """
+        self._recording, self._stop_early = True, stop_early
+        self._rows, self._affinity_rows = rows, affinity_rows
+        self._maps, self._affinity = _Mean(), _Mean()
+        try:
+            yield
+        except Complete:
+            pass
+        finally:
+            self._recording = False
+        if self._maps.layers != self._texts:
+            raise ModelError(
+                "The attention of this pipeline cannot be read: its processors do not call "
+                "scaled_dot_product_attention. Switch attention slicing or xformers off "
+                "(disable_attention_slicing, disable_xformers_memory_efficient_attention)."
+            )
+
+    def close(self) -> None:
+        """Leave the network with the attention processors it came with."""
+        for layer, original in zip(self.layers, self._originals, strict=True):
+            layer.module.processor = original
+
+    def _wants(self, layer: Layer) -> bool:
+        """Whether a layer is read in this forward.
+
+        With gradients and outside `recording`, it is one that gradient checkpointing runs again in the
+        backward, where everything has to be as it was at first.
+        """
+        if not (self._recording or torch.is_grad_enabled()):
+            return False
+        return layer.keys is not None or self._affinity_rows != NONE
+
+    def _read(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
+        """In place of a `scaled_dot_product_attention` over [batch, heads, places, width]."""
+        if layer.keys == ALL:  # all of it is wanted, and so formed once, for the layer as well
+            seen = _probabilities(query, key, **how)
+            self._add(self._maps, seen[self._rows])
+            return seen.to(value.dtype) @ value
+        if layer.keys is None:
+            rows = self._affinity_rows
+            self._add(self._affinity, _probabilities(query[rows], key[rows], **_of(how, rows)))
+        else:
+            rows, queries = self._rows, layer.queries
+            how_some = _of(how, rows, queries)
+            columns = _columns(query[rows, :, queries], key[rows], layer.keys, **how_some)
+            self._add(self._maps, columns)
+        return F.scaled_dot_product_attention(query, key, value, **how)
+
+    def _add(self, mean: _Mean, probabilities: Tensor) -> None:
+        if not self._recording:
+            return
+        mean.add(probabilities)
+        if self._stop_early and self._maps.layers == self._texts:
+            raise Complete
+
+
+class _Mean:
+    """The mean over the heads of layers, [batch, heads, queries, keys] each, as they come."""
+
+    def __init__(self) -> None:
+        self.layers = self.heads = 0
+        self._sum: Tensor | None = None
+
+    def add(self, probabilities: Tensor) -> None:
+        total = probabilities.sum(dim=1)
+        self._sum = total if self._sum is None else self._sum + total
+        self.layers += 1
+        self.heads += probabilities.shape[1]
+
+    def value(self) -> Tensor:
+        if self._sum is None:
+            raise RuntimeError("nothing was recorded: run the network inside recording() first")
+        return self._sum / self.heads
+
+
+class _Watched:
+    """A layer's own processor, with its call of `scaled_dot_product_attention` read where it is wanted."""
+
+    def __init__(self, recorder: AttentionRecorder, layer: Layer) -> None:
+        self._recorder, self._layer = recorder, layer
+        self._original = layer.module.processor
+        # Layers look here for the arguments that their processor takes.
+        self.__dict__["__call__"] = self._original.__call__
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if not self._recorder._wants(self._layer):
+            return self._original(*arguments, **named)
+        with _Watch(self._recorder, self._layer):
+            return self._original(*arguments, **named)
+
+
+class _Watch(TorchFunctionMode):
+    def __init__(self, recorder: AttentionRecorder, layer: Layer) -> None:
+        super().__init__()
+        self._recorder, self._layer = recorder, layer
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), named: Any = None):
+        named = named or {}
+        if function is F.scaled_dot_product_attention:
+            return self._recorder._read(self._layer, *arguments, **named)
+        return function(*arguments, **named)
+
+
+def _precise(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """In float32 at least: guidance takes the softmax of what comes of them once more, a hundredfold."""
+    kind = torch.promote_types(query.dtype, torch.float32)
+    return query.to(kind), key.to(kind)
+
+
+def _probabilities(
+    query: Tensor,
+    key: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """The softmax inside `scaled_dot_product_attention`, [batch, heads, queries, keys]."""
+    query, key = _precise(query, key)
+    batch = query.shape[:2]
+    scores = torch.baddbmm(
+        query.new_empty(()) if attn_mask is None else _flat_mask(attn_mask, query, key),
+        query.flatten(0, 1),
+        key.flatten(0, 1).mT,
+        beta=0 if attn_mask is None else 1,
+        alpha=query.shape[-1] ** -0.5 if scale is None else scale,
+    )
+    return scores.softmax(dim=-1).unflatten(0, batch)
+
+
+def _flat_mask(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """A mask as what is added to the scores, [batch * heads, queries, keys]."""
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
+    shape = (*query.shape[:3], key.shape[2])
+    return mask.to(query.dtype).expand(shape).flatten(0, 1)
+
+
+def _columns(query: Tensor, key: Tensor, keys: slice, **how: Any) -> Tensor:
+    """The columns `keys` of the softmax, without the rest of it: attention over values that are one-hot."""
+    query, key = _precise(query, key)
+    if how.get("attn_mask") is not None and how["attn_mask"].dtype != torch.bool:
+        how["attn_mask"] = how["attn_mask"].to(query.dtype)
+    one_hot = torch.eye(key.shape[2], dtype=key.dtype, device=key.device)[:, keys]
+    values = one_hot.expand(*key.shape[:2], *one_hot.shape)
+    return F.scaled_dot_product_attention(query, key, values, **how)
+
+
+def _of(how: dict[str, Any], rows: slice, queries: slice = ALL) -> dict[str, Any]:
+    """The arguments of an attention for some of its rows and queries."""
+    mask = how.get("attn_mask")
+    if mask is None:
+        return how
+    if mask.dim() == 4:
+        mask = mask[rows] if mask.shape[0] > 1 else mask
+        mask = mask[:, :, queries] if mask.shape[2] > 1 else mask
+    return how | {"attn_mask": mask}

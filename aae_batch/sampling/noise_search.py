@@ -1,0 +1,77 @@
+"""Start noise that is optimised before the first step, one guided forward at a time (InitNO)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from aae_batch.methods import NoiseSearch
+
+
+class Search:
+    """The search for the start noise of one sample: Guo et al. 2024 (arXiv 2404.04650), section 3.
+
+    The noise is `mean + exp(log_variance / 2) * drawn`. Adam moves mean and log_variance, from 0, until the
+    objective is on target, and both are held close to a standard normal distribution: where they go too far from
+    it they are drawn back, as far as they must be. A round that does not succeed is followed by one from
+    other noise; if none does, the best noise of all is taken.
+
+    Args:
+        drawn: the sample's noise.
+        draw: draws other noise of its shape.
+    """
+
+    def __init__(self, plan: NoiseSearch, drawn: Tensor, draw: Callable[[], Tensor]) -> None:
+        self.plan = plan
+        self.done = False
+        self.forwards = 0
+        self._draw = draw
+        self._best = -math.inf
+        self._best_noise = drawn
+        self._begin(drawn)
+
+    def _begin(self, drawn: Tensor) -> None:
+        self._drawn, self._tried = drawn, 0
+        self._mean = torch.zeros_like(drawn)
+        self._log_variance = torch.zeros_like(drawn)
+        moving = [self._mean, self._log_variance]
+        self._adam = torch.optim.Adam(moving, lr=self.plan.learning_rate, eps=1e-3)
+
+    @property
+    def noise(self) -> Tensor:
+        """What is to be tried, or what was found."""
+        if self.done:
+            return self._best_noise
+        return self._mean + torch.exp(self._log_variance / 2) * self._drawn
+
+    def advance(self, reached: float, gradient: Tensor) -> None:
+        """Take in what was seen of `noise`.
+
+        Args:
+            reached: by the objective.
+            gradient: of its loss in the noise.
+        """
+        self.forwards += 1
+        self._tried += 1
+        if reached > self._best:
+            self._best, self._best_noise = reached, self.noise
+        if reached > self.plan.target or self.forwards == self.plan.rounds * self.plan.steps:
+            self.done = True
+        elif self._tried == self.plan.steps:
+            self._begin(self._draw())
+        else:
+            self._step(gradient)
+
+    def _step(self, gradient: Tensor) -> None:
+        deviation = torch.exp(self._log_variance / 2)
+        self._mean.grad = gradient
+        self._log_variance.grad = gradient * deviation * self._drawn / 2
+        self._adam.step()
+        divergence = (self._mean**2 + self._log_variance.exp() - 1 - self._log_variance).mean() / 2
+        # It grows with the square of both.
+        shrink = (self.plan.most_divergence / divergence).sqrt().clamp_max(1)
+        self._mean.mul_(shrink)
+        self._log_variance.mul_(shrink)

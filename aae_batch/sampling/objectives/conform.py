@@ -1,0 +1,63 @@
+"""CONFORM (Meral et al., CVPR 2024, arXiv 2312.06059, section 4).
+
+    L = mean_(a, p) -log [ e^(s(a, p) / t) / (e^(s(a, p) / t) + sum_n e^(s(a, n) / t)) ],   t = 0.5
+
+The maps of the words of one subject attract each other, and those of other subjects repel them: `a` and `p` are
+of one subject, `n` is of another, and `s` is the cosine of two maps, blurred. From the second guided step on, the
+maps of the step before take part as well, as constants.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from aae_batch.sampling.objectives.maps import smooth
+from aae_batch.sampling.objectives.seen import Seen
+
+TEMPERATURE = 0.5
+
+
+def conform(seen: Seen) -> tuple[Tensor, Tensor]:
+    """The loss, and e^-loss: how surely a map is told to be of its own subject. It is 1 where there are no two
+    maps of one subject, as at the first step of subjects that are single words."""
+    now = smooth(seen.of_words(seen.words)).flatten(2)
+    before, has_before = _before(seen, now)
+    features = F.normalize(torch.cat([now, before], dim=1), dim=2, eps=1e-12)
+    likeness = features @ features.mT / TEMPERATURE
+
+    owner = torch.cat([seen.owner, seen.owner], dim=1)
+    there = torch.cat([seen.is_word, seen.is_word & has_before[:, None]], dim=1)
+    both = there[:, :, None] & there[:, None, :]
+    same = owner[:, :, None] == owner[:, None, :]
+    itself = torch.eye(owner.shape[1], dtype=torch.bool, device=owner.device)
+    of_one, of_two = both & same & ~itself, both & ~same
+
+    repelling = likeness.masked_fill(~of_two, -torch.inf).logsumexp(dim=2, keepdim=True)
+    surprise = torch.logaddexp(likeness, repelling) - likeness
+    loss = (surprise * of_one).sum(dim=(1, 2)) / of_one.sum(dim=(1, 2)).clamp_min(1)
+    return loss, torch.exp(-loss)
+
+
+def _before(seen: Seen, now: Tensor) -> tuple[Tensor, Tensor]:
+    """The maps of each row's step before, as `now` has them, and which rows have any. Keeps those of this
+    step, the last ones that are seen of it."""
+    before, has = torch.zeros_like(now), []
+    for row, (memory, step) in enumerate(zip(seen.memory, seen.steps, strict=True)):
+        words = sum(len(subject.modifiers) + 1 for subject in seen.subjects[row])
+        earlier = _turned(memory, step, now[row, :words].detach())
+        if earlier is not None:
+            before[row, :words] = earlier
+        has.append(earlier is not None)
+    return before, torch.tensor(has, device=now.device)
+
+
+def _turned(memory: dict[str, Any], step: int, maps: Tensor) -> Tensor | None:
+    """Keep a step's maps; returns those of the step before."""
+    if memory.get("step") != step:
+        memory["before"], memory["step"] = memory.get("now"), step
+    memory["now"] = maps
+    return memory["before"]

@@ -1,0 +1,51 @@
+"""SynGen (Rassin et al., NeurIPS 2023, arXiv 2306.08877, section 3).
+
+    L = sum_(m, n) D(A_m, A_n) - 1/2 [mean_u D(A_m, A_u) + mean_u D(A_n, A_u)]
+
+`D` is the symmetric Kullback-Leibler divergence, 1/2 (KL(p, q) + KL(q, p)), of maps that each sum to 1 over
+the picture. `m` runs over the modifiers of all subjects, `n` is the noun of `m`, and `u` runs over the words
+of the prompt outside their subject. The second term has no lower bound.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from aae_batch.sampling.objectives.maps import shares
+from aae_batch.sampling.objectives.seen import Seen
+
+
+def syngen(seen: Seen) -> tuple[Tensor, Tensor]:
+    """The loss, and how strongly the most neglected subject is attended to, which no threshold is for."""
+    of_words = shares(seen.of_words(seen.maps)).flatten(2)
+    of_tokens = shares(seen.maps.movedim(-1, 1)).flatten(2)
+    together = symmetric_divergence(of_words, of_words)
+    apart = symmetric_divergence(of_words, of_tokens)
+
+    outside = _outside(seen).to(apart)
+    mean_apart = (apart * outside).sum(dim=2) / outside.sum(dim=2).clamp_min(1)
+    pairs = together - (mean_apart[:, :, None] + mean_apart[:, None, :]) / 2
+    return (pairs * seen.modifies).sum(dim=(1, 2)), seen.least_excitation
+
+
+def symmetric_divergence(some: Tensor, others: Tensor) -> Tensor:
+    """Of each of [rows, n, places] from each of [rows, m, places]: [rows, n, m], in nats."""
+    least = torch.finfo(some.dtype).tiny
+    logs, other_logs = some.clamp_min(least).log(), others.clamp_min(least).log()
+    own = (some * logs).sum(dim=2)[:, :, None] + (others * other_logs).sum(dim=2)[:, None, :]
+    return (own - some @ other_logs.mT - logs @ others.mT) / 2
+
+
+def _outside(seen: Seen) -> Tensor:
+    """[rows, words, tokens], whether a token is a word of the prompt outside the word's subject."""
+    tokens = seen.maps.shape[-1]
+    there = torch.zeros(*seen.owner.shape, tokens, dtype=torch.bool)
+    for row, (subjects, end) in enumerate(zip(seen.subjects, seen.ends, strict=True)):
+        word = 0
+        for subject in subjects:
+            for _ in (*subject.modifiers, subject.head):
+                there[row, word, 1:end] = True
+                there[row, word, list(subject.token_indices)] = False
+                word += 1
+    return there.to(seen.maps.device)
