@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+from torch.overrides import TorchFunctionMode
 
 from aae_batch.errors import ModelError
-from aae_batch.sampling.model.attention_layers import cross_attention_layers, values_from
+from aae_batch.sampling.model.attention_layers import (
+    cross_attention_layers,
+    self_attention_layers,
+    values_from,
+)
 from aae_batch.sampling.model.recorder import AttentionRecorder, Layer
 from tests.conftest import small_pipeline
 
@@ -114,3 +121,162 @@ def test_fused_projections_are_refused_with_what_to_call():
         values_from(pipe.unet, torch.zeros(2, 16, 32)),
     ):
         pass
+
+
+# --- against a dense softmax ---
+
+TEXT = 5
+PICTURE, WORDS = slice(TEXT, None), slice(TEXT)
+
+
+class Dense(TorchFunctionMode):
+    """Every attention of a forward as a dense softmax, the mean over heads, by its layer."""
+
+    def __init__(self, layers) -> None:
+        super().__init__()
+        self.seen: dict[torch.nn.Module, torch.Tensor] = {}
+        self.now = None
+        self.hooks = [layer.register_forward_pre_hook(self._enter) for layer in layers]
+
+    def _enter(self, layer, _) -> None:
+        self.now = layer
+
+    def __torch_function__(self, function, types, arguments=(), named=None):
+        if function is F.scaled_dot_product_attention and self.now is not None:
+            query, key = (arguments or (named["query"], named["key"]))[:2]
+            scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
+            self.seen[self.now] = scores.softmax(dim=-1).mean(dim=1)
+            self.now = None
+        return function(*arguments, **(named or {}))
+
+    def __exit__(self, *error) -> None:
+        super().__exit__(*error)
+        for hook in self.hooks:
+            hook.remove()
+
+
+def normal(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).double()
+
+
+def stable_diffusion():
+    unet = small_pipeline().unet.double()
+    text = normal(2, 16, 32)
+    layers = [Layer(layer) for layer in cross_attention_layers(unet, 1)]
+    layers += [Layer(layer, keys=None) for layer in self_attention_layers(unet, 1)]
+
+    def forward(latents):
+        unet(latents, torch.tensor([3, 700]), encoder_hidden_states=text)
+
+    return unet, layers, normal(2, 4, 16, 16), forward
+
+
+def stable_diffusion_3():
+    network = SD3Transformer2DModel(
+        sample_size=4,
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=16,
+        pooled_projection_dim=12,
+        pos_embed_max_size=8,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    ).double()
+    blocks = network.transformer_blocks[:2]
+    layers = [Layer(block.attn, slice(16), slice(16, None)) for block in blocks]
+    layers.append(Layer(blocks[0].attn2, keys=None))
+
+    def forward(latents):
+        network(
+            hidden_states=latents,
+            encoder_hidden_states=normal(2, TEXT, 16),
+            pooled_projections=normal(2, 12),
+            timestep=torch.tensor([300.0, 700.0]).double(),
+        )
+
+    return network, layers, normal(2, 4, 4, 4), forward
+
+
+def flux():
+    network = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=12,
+        axes_dims_rope=(2, 2, 4),
+    ).double()
+    blocks = [*network.transformer_blocks, network.single_transformer_blocks[0]]
+    places = torch.cartesian_prod(torch.zeros(1), torch.arange(3.0), torch.arange(4.0))
+
+    def forward(latents):
+        network(
+            hidden_states=latents,
+            encoder_hidden_states=normal(2, TEXT, 16),
+            pooled_projections=normal(2, 12),
+            timestep=torch.tensor([0.3, 0.7]).double(),
+            img_ids=places,
+            txt_ids=torch.zeros(TEXT, 3),
+        )
+
+    return (
+        network,
+        [Layer(block.attn, PICTURE, WORDS) for block in blocks],
+        normal(2, 12, 4),
+        forward,
+    )
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+@pytest.mark.parametrize("made", [stable_diffusion, stable_diffusion_3, flux])
+def test_maps_and_gradients_are_those_of_a_dense_softmax(made, checkpointing):
+    torch.manual_seed(0)
+    network, layers, latents, forward = made()
+    network.requires_grad_(False)
+    start = latents.clone().requires_grad_(True)
+    with Dense([layer.module for layer in layers]) as dense:
+        forward(start)
+    text = [layer for layer in layers if layer.keys is not None]
+    maps = torch.stack([dense.seen[one.module][:, one.queries, one.keys] for one in text]).mean(0)
+    expected = [maps]
+    if len(text) < len(layers):
+        own = [dense.seen[one.module] for one in layers if one.keys is None]
+        expected.append(torch.stack(own).mean(0)[1:])
+
+    if checkpointing:
+        network.enable_gradient_checkpointing()
+        network.train()  # diffusers checkpoints in no other mode
+    recorder = AttentionRecorder(layers)
+    again = latents.clone().requires_grad_(True)
+    with recorder.recording(affinity_rows=slice(1, None), stop_early=True):
+        forward(again)
+    recorded = [recorder.maps] if len(expected) == 1 else [recorder.maps, recorder.affinity]
+    weights = [normal(*map.shape) for map in expected]
+    losses = [
+        sum((map * weight).sum() for map, weight in zip(some, weights, strict=True))
+        for some in (expected, recorded)
+    ]
+    (theirs,) = torch.autograd.grad(losses[0], start)
+    (ours,) = torch.autograd.grad(losses[1], again)
+    recorder.close()
+    for map, other in zip(recorded, expected, strict=True):
+        assert (map - other).abs().max() < 1e-12
+    assert (ours - theirs).abs().max() < 1e-12 * theirs.abs().max()
+    assert theirs.abs().max() > 1e-3
+
+
+def test_attention_that_does_not_go_through_torchs_function_is_refused():
+    pipe = small_pipeline()
+    pipe.enable_attention_slicing(1)
+    recorder = recorder_of(pipe.unet, 2)
+    with pytest.raises(ModelError, match="disable_attention_slicing"), recorder.recording():
+        forward(pipe)
+    recorder.close()
