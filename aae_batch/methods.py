@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -192,7 +193,8 @@ def register_method(name: str, method: Method) -> None:
 
 
 def load_plugins(modules: Sequence[str]) -> dict[str, str]:
-    """Import modules that register methods, those that installed packages bring among them.
+    """Import modules that register methods, and those that installed packages bring. Modules are looked
+    for in the current folder, too.
 
     Returns:
         The methods that are not of this package, and for each its version, or else a digest of the
@@ -208,6 +210,8 @@ def load_plugins(modules: Sequence[str]) -> dict[str, str]:
 
 
 def _import(module: str) -> None:
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         import_module(module)
     except SettingsError:

@@ -43,11 +43,15 @@ def verify(
     from aae_batch.dataset.reader import Dataset
     from aae_batch.dataset.rewriting import writing
     from aae_batch.manifest.reader import open_manifest
+    from aae_batch.methods import load_plugins
     from aae_batch.store.open import open_storage
 
     storage = open_storage(output, s3_endpoint)
+    run = Dataset(storage).run
+    if manifest and run is not None:
+        load_plugins(run["settings"].get("plugin", ()))
     with ExitStack() as stack:
-        if repair and Dataset(storage).run is not None:  # nothing is deleted in what is not ours
+        if repair and run is not None:  # nothing is deleted in what is not ours
             stack.enter_context(writing(storage))
         rows = stack.enter_context(open_manifest(manifest, s3_endpoint)) if manifest else None
         with count_reporter("shards") as on_progress:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import fields
 from typing import Any
 
-from aae_batch.methods import DEFAULT, METHODS
+from aae_batch.methods import DEFAULT, METHODS, Steering
+
+_NOT_SHOWN = {"by_method", *(field.name for field in fields(Steering))}
+"""What `steering` has in it."""
 
 
 def method_order(method: str | None) -> tuple[int, str]:
@@ -14,10 +18,20 @@ def method_order(method: str | None) -> tuple[int, str]:
     return known, method or ""
 
 
+def shown_settings(run: Mapping[str, Any], methods: Collection[str]) -> dict[str, Any]:
+    """The settings of a run for a reader: of the steering, only that of methods which have rows."""
+    settings = run["settings"]
+    if "steering" not in settings:
+        return settings
+    guidance = {k: v for k, v in settings["guidance"].items() if k not in _NOT_SHOWN}
+    steering = {m: s for m, s in settings["steering"].items() if m in methods}
+    return settings | {"guidance": guidance, "steering": steering}
+
+
 def thresholds_of(run: Mapping[str, Any]) -> dict[int, float]:
     """What the attention of a run's subjects is measured by, whatever their method: step -> threshold of
     Attend-and-Excite."""
-    guidance = run["settings"]["guidance"]
-    # Versions before there were several guided methods wrote its steering among the settings.
-    thresholds = guidance.get("steering", {}).get(DEFAULT, guidance)["thresholds"]
+    settings = run["settings"]
+    # Versions before there were several guided methods had its steering among the guidance.
+    thresholds = settings.get("steering", {}).get(DEFAULT, settings["guidance"])["thresholds"]
     return {int(step): share for step, share in thresholds.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aae_batch.dataset import layout
+from aae_batch.dataset.methods import shown_settings
 from aae_batch.errors import SettingsError
 from aae_batch.export.formats import SAMPLES, Format, Parquet
 from aae_batch.export.selection import Selection
@@ -97,10 +98,15 @@ def dataset_card(facts: Facts, settings: ExportSettings, written: Format) -> Dat
         by_conjunct=_BY_CONJUNCT,
         columns=_table(["column", "type", ""], _columns(facts, settings.format)),
         making=_table(["", ""], _making(facts.source.run)),
-        guidance=json.dumps(facts.source.run["settings"]["guidance"], indent=2),
+        guidance=json.dumps(_sampling(facts.source.run, methods), indent=2),
         code=_code,
         plain=_plain,
     )
+
+
+def _sampling(run: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
+    settings = shown_settings(run, methods)
+    return settings["guidance"] | {"steering": settings.get("steering", {})}
 
 
 def _size_category(rows: int) -> str:
@@ -157,7 +163,9 @@ def _means(facts: Facts, methods: Sequence[str]) -> tuple[list[str], list[list[s
             for name in names
         )
         lines.append([method, f"{of_method.num_rows:,}", *means])
-    return ["method", "pictures", *(f"mean {name}" for name in names)], lines
+    own = {"final_loss": "own final_loss"}
+    heads = (f"mean {own.get(name, name)}" for name in names)
+    return ["method", "pictures", *heads], lines
 
 
 def _mean(values: pa.ChunkedArray) -> str:

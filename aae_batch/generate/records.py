@@ -79,7 +79,8 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
     found = before["settings"]
     pixels |= {name: found.get(name, AUTO) for name in RESOLVED if pixels[name] == AUTO}
     form = settings.form(before)
-    changed = differences(found, pixels)
+    changed = differences(_without_steering(found), _without_steering(pixels))
+    changed = changed or differences(found, pixels)  # that of a method, by another version
     changed += differences({name: before.get(name) for name in form}, form)
     if changed:
         raise OutputError(
@@ -88,6 +89,11 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
         )
     _check_versions(before, settings.other_versions)
     return Plan(before, begun=True, committed=frozenset(dataset.shards()))
+
+
+def _without_steering(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What it is made of is among the other settings."""
+    return {name: value for name, value in settings.items() if name != "steering"}
 
 
 def _check_versions(run: Mapping[str, Any], accepted: bool) -> None:

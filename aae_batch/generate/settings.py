@@ -105,15 +105,16 @@ class JobSettings(ActorSettings):
 
         plugins = load_plugins(self.plugin)
         steering = {method: asdict(self.guidance.steering(method)) for method in METHODS}
-        guidance = json.loads(self.guidance.model_dump_json()) | {"steering": steering}
         return {
             "model": self.model,
             "revision": self.revision,
             "weights": weights_digest(self.model, self.s3_endpoint),
             "device": self.device.partition(":")[0],
             "dtype": self.dtype,
-            "guidance": json.loads(json.dumps(guidance)),
-            "plugins": plugins,
+            "guidance": json.loads(self.guidance.model_dump_json()),
+            "steering": json.loads(json.dumps(steering)),
+            "plugin": list(self.plugin),
+            "plugin_versions": plugins,
             "manifest": manifest_digest,
         }
 

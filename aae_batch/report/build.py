@@ -19,7 +19,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from aae_batch.dataset.heatmap import colour_map
-from aae_batch.dataset.methods import method_order, thresholds_of
+from aae_batch.dataset.methods import method_order, shown_settings, thresholds_of
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.scores import Scores
 from aae_batch.errors import OutputError
@@ -115,10 +115,11 @@ def render(page: Page, name: str) -> bytes:
     folder = files("aae_batch.report") / "page"
     script, style = ((folder / name).read_text("utf-8") for name in ("page.js", "page.css"))
     figures, run = page.figures, page.run
+    shown = {**run, "settings": shown_settings(run, figures.methods())}
     text = environment.get_template("page.html").render(
         name=name,
         run=run,
-        settings=list(_flat({k: v for k, v in run.items() if k not in _NOT_PIXELS})),
+        settings=list(_flat({k: v for k, v in shown.items() if k not in _NOT_PIXELS})),
         figures=figures,
         failures=sorted(figures.failures.items(), key=lambda item: -item[1].count),
         scores=figures.telling(),

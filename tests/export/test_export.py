@@ -534,7 +534,7 @@ def test_the_card_tells_what_it_holds(make_output, run, tmp_path, card_of):
     assert f"left out by the condition ``{where}``." in text
     assert "lowest final loss among all of its rows" in text
     assert '"scale_factor": 20.0' in text
-    assert "| `final_loss` | `float` | 1 - the attention of the worst subject" in text
+    assert "| `final_loss` | `float` | The method's own loss at the last step" in text
     sample = Image.open(tmp_path / "dest" / "samples.png")
     assert sample.width > 200
 

@@ -472,8 +472,8 @@ function details(card) {
 function legend() {
   const aims = thresholds.map(([step, share]) => `${told(share, 2)} at step ${step + 1}`);
   return (
-    "Curves: the largest value of each subject's map, step by step; the loss is one minus the " +
-    `lowest.${aims.length ? ` Dashed: what refinement aims at, ${aims.join(", ")}.` : ""}`
+    "Curves: the largest value of each subject's map, step by step; attend-and-excite's loss is one " +
+    `minus the lowest.${aims.length ? ` Dashed: what its refinement aims at, ${aims.join(", ")}.` : ""}`
   );
 }
 
@@ -482,7 +482,7 @@ function comparison(card) {
     ["id", rows.id],
     ["error", rows.error],
     ["negative prompt", rows.negative_prompt],
-    ["final loss", rows.final_loss],
+    ["own final loss", rows.final_loss],
     ["refinements", rows.num_refinements],
     ["neglected", rows.neglected],
     ["seconds", rows.seconds],
