@@ -64,7 +64,7 @@ def count_passes() -> Passes:
     latents = torch.empty(1, 4, 64, 64, device="meta")
     timesteps = torch.empty(1, device="meta")
     text = torch.empty(1, 77, 768, device="meta")
-    pipe = _pipeline(unet)
+    pipe = guidable(unet)
     own = count_sampling(pipe, latents, tokens=77, width=768)
     further = _further(pipe, latents, timesteps, text)
     forward, backward, upstream_denoise = _upstream(unet, latents, timesteps, text)
@@ -97,7 +97,7 @@ def theirs(passes: Passes, refinements: int) -> int:
     )
 
 
-def _pipeline(unet: UNet2DConditionModel) -> SimpleNamespace:
+def guidable(unet: UNet2DConditionModel) -> SimpleNamespace:
     return SimpleNamespace(
         unet=unet,
         vae=SimpleNamespace(config=SimpleNamespace(latent_channels=4)),

@@ -6,6 +6,7 @@ import logging
 import queue
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -25,8 +26,9 @@ from aae_batch.job.records import Loaded
 from aae_batch.job.worker import Task, Worker, WorkerContext
 from aae_batch.manifest.reader import Part
 from aae_batch.manifest.row import Row
-from aae_batch.methods import load_plugins
+from aae_batch.methods import METHODS, load_plugins
 from aae_batch.request import Request, Result
+from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.model.weights import weights_digest
 
 if TYPE_CHECKING:
@@ -57,6 +59,13 @@ class _Flight:
     task: GenerateTask
     row: Row
     outcome: Future[Outcome] = field(default_factory=Future)
+
+
+def together(requests: Sequence[Request], config: GuidanceConfig) -> list[Request]:
+    """Requests of one method next to each other: a batch that has many methods has the kernels of all of their
+    objectives in each pass."""
+    order = list(METHODS)
+    return sorted(requests, key=lambda request: order.index(request.method or config.method))
 
 
 class GenerateWorker(Worker[Outcome]):
@@ -114,7 +123,9 @@ class GenerateWorker(Worker[Outcome]):
         bad = [failed(row, self.settings.guidance) for row in rows if row.error is not None]
         failures = Counter(outcome.metadata["error_type"] for outcome in bad)
         self.count(task.piece, Tally(len(bad), failures=failures))
-        flights = [_Flight(task, row) for row in rows if row.error is None]
+        good = {id(row.request): row for row in rows if row.error is None}
+        requests = together([row.request for row in good.values()], self.settings.guidance)
+        flights = [_Flight(task, good[id(request)]) for request in requests]
         with self._lock:
             if self._broken is not None:
                 raise self._broken

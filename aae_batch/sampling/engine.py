@@ -295,24 +295,18 @@ class Batch:
         of_subjects, excitations = seen.subject_maps, seen.excitations
         with torch.no_grad():
             described = describe(of_subjects, excitations)
-        losses, reached, start = [], [], 0
-        for _, group in groupby(samples, key=_objective_of):
-            some = list(group)
-            stop = start + len(some)
-            own = None
-            if some[0].needs_affinity:
-                assert affinity is not None
-                own = affinity[start - len(samples) :][: len(some)]
-            loss, come = some[0].objective(seen.rows(start, stop, own))
-            losses.append(loss)
-            reached.append(come)
-            start = stop
+        groups = [list(group) for _, group in groupby(samples, key=_objective_of)]
+        sizes = [len(group) for group in groups]
+        affine = [len(group) for group in groups if group[0].needs_affinity]
+        own = iter(affinity.split(affine) if affinity is not None else ())
+        affinities = [next(own) if group[0].needs_affinity else None for group in groups]
+        parts = zip(groups, seen.split(sizes, affinities), strict=True)
+        losses, reached = zip(*(group[0].objective(part) for group, part in parts), strict=True)
         loss = torch.cat(losses)
         with torch.no_grad():
             told = torch.stack([loss, torch.cat(reached)], dim=1).tolist()
             figures = described.cpu().float().numpy()
-            places = [[subject.token_indices for subject in some] for some in seen.subjects]
-            raw = pool(seen.maps, places, seen.pooling)
+            raw = pool(seen.maps, seen.subject_tokens, seen.pooling)
             for i, sample in enumerate(samples):
                 n = len(sample.subjects)
                 sample.trace.observe(sample.step, figures[i, :n], told[i][0], raw[i, :n])

@@ -10,7 +10,13 @@ from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite import (
 
 from aae_batch.methods import Steering
 from aae_batch.sampling.objectives.attend_and_excite import attend_and_excite
-from aae_batch.sampling.objectives.maps import excitation, normalize_over_words, pool, smooth
+from aae_batch.sampling.objectives.maps import (
+    excitation,
+    membership,
+    normalize_over_words,
+    pool,
+    smooth,
+)
 from aae_batch.sampling.objectives.seen import Seen
 from aae_batch.sampling.steering import GuidanceSchedule, Progress
 from aae_batch.sampling.words import Subject
@@ -35,7 +41,7 @@ def test_excitation_is_upstreams_on_maps_that_are_not_square():
         maps[0].clone(), [2, 5]
     )
     words = normalize_over_words(maps, ends=torch.tensor([9]))
-    ours = excitation(smooth(pool(words, [[(2,), (5,)]], "sum")))
+    ours = excitation(smooth(pool(words, membership([[(2,), (5,)]], 2, 10, words), "sum")))
     assert torch.allclose(ours[0], torch.stack(theirs), atol=1e-6)
 
 
@@ -48,7 +54,7 @@ def test_excitation_is_upstreams_on_maps_that_are_not_square():
 )
 def test_a_subject_of_several_tokens_is_pooled(pooling, expected):
     maps = some_maps()
-    pooled = pool(maps, [[(2, 3), (5,)], [(4,)]], pooling)
+    pooled = pool(maps, membership([[(2, 3), (5,)], [(4,)]], 2, 10, maps), pooling)
     assert pooled.shape == (2, 2, 5, 7)
     assert torch.allclose(pooled[0, 0], expected(maps)[0])
     assert torch.allclose(pooled[0, 1], maps[0, :, :, 5])

@@ -24,7 +24,7 @@ TEMPERATURE = 0.5
 def conform(seen: Seen) -> tuple[Tensor, Tensor]:
     """The loss, and e^-loss: how surely a map is told to be of its own subject. It is 1 where there are no two
     maps of one subject, as at the first step of subjects that are single words."""
-    now = smooth(seen.of_words(seen.words)).flatten(2)
+    now = smooth(seen.word_maps).flatten(2)
     before, has_before = _before(seen, now)
     features = F.normalize(torch.cat([now, before], dim=1), dim=2, eps=1e-12)
     likeness = features @ features.mT / TEMPERATURE

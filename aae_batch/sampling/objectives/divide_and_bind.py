@@ -20,7 +20,7 @@ from aae_batch.sampling.objectives.seen import Seen
 
 def divide_and_bind(seen: Seen) -> tuple[Tensor, Tensor]:
     """The loss, and the total variation of the flattest subject."""
-    words = smooth(seen.of_words(seen.words))
+    words = smooth(seen.word_maps)
     variation = total_variation(words)
     at_least = variation.masked_fill(~seen.is_head, torch.inf).amin(dim=1)
     over_places = words.flatten(2).softmax(dim=2).view_as(words)

@@ -24,7 +24,7 @@ SIGMA = 0.5**0.5
 
 def focus(seen: Seen) -> tuple[Tensor, Tensor]:
     """The loss, in [0, 1], and one minus it."""
-    words = smooth(seen.of_words(seen.maps), SIGMA)
+    words = smooth(seen.raw_word_maps, SIGMA)
     subjects = torch.arange(seen.is_subject.shape[1], device=words.device)
     members = seen.owner[:, None, :] == subjects[:, None]
     count = members.sum(dim=2)

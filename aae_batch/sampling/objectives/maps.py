@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -40,14 +41,30 @@ def normalize_over_words(maps: Tensor, ends: Tensor) -> Tensor:
     return logits.softmax(dim=-1)
 
 
-def pool(
-    maps: Tensor, token_indices: Sequence[Sequence[Sequence[int]]], pooling: Pooling
+def membership(
+    token_indices: Sequence[Sequence[Sequence[int]]], most: int, tokens: int, like: Tensor
 ) -> Tensor:
+    """Which tokens are whose, as `pool` takes it: [batch, members, tokens] of 0 and 1.
+
+    Args:
+        token_indices: per sample, per subject or word, its positions.
+        most: members, of which some samples may have fewer.
+        like: on whose device and of whose dtype it is.
+    """
+    weights = [
+        [[float(i in mine) for i in range(tokens)] for mine in map(set, members)]
+        + [[0.0] * tokens] * (most - len(members))
+        for members in token_indices
+    ]
+    return torch.tensor(weights, dtype=like.dtype, device=like.device)
+
+
+def pool(maps: Tensor, weights: Tensor, pooling: Pooling) -> Tensor:
     """One map per subject, or per word, out of the maps of its tokens.
 
     Args:
         maps: [batch, height, width, tokens].
-        token_indices: per sample, per subject, its positions.
+        weights: of `membership`.
         pooling: how a subject of several tokens becomes one map. `"sum"` is the share of attention that
             the subject has, at most 1 as for a single token. `"max"` is that of its strongest token at
             each place, the authors' advice for words of several tokens.
@@ -55,12 +72,6 @@ def pool(
     Returns:
         [batch, subjects, height, width]; zeros where a sample has fewer subjects than the most.
     """
-    most = max(map(len, token_indices))
-    weights = torch.zeros(len(token_indices), most, maps.shape[-1], dtype=maps.dtype)
-    for b, subjects in enumerate(token_indices):
-        for s, indices in enumerate(subjects):
-            weights[b, s, list(indices)] = 1
-    weights = weights.to(maps.device)
     if pooling == "sum":
         return torch.einsum("bhwt,bst->bshw", maps, weights)
     absent = weights[:, :, None, None] == 0
@@ -83,6 +94,15 @@ def smooth(maps: Tensor, sigma: float = SMOOTHING_SIGMA) -> Tensor:
     kernel = (kernel / kernel.sum()).to(maps)
     padded = F.pad(maps.flatten(0, 1).unsqueeze(1), (1, 1, 1, 1), mode="reflect")
     return F.conv2d(padded, kernel[None, None]).squeeze(1).unflatten(0, maps.shape[:2])
+
+
+@lru_cache
+def _bell(sigma: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[3, 3], sums to 1."""
+    offsets = torch.tensor([-1.0, 0.0, 1.0])
+    bell = 1 / (sigma * math.sqrt(2 * math.pi)) * torch.exp(-((offsets / (2 * sigma)) ** 2))
+    kernel = bell[:, None] * bell[None, :]
+    return (kernel / kernel.sum()).to(device, dtype)
 
 
 def excitation(smoothed: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """Predicated Diffusion (Sueyoshi and Matsubara, CVPR 2024, arXiv 2311.16117, section 3).
 
-    L = mean_n -log(1 - prod_xy (1 - A_n))                                       there is an n
-      + mean_(m, n) -log[(1 - A_m (1 - A_n)) (1 - A_n (1 - A_m))]                where m is, n is, and back
-      + 0.3 mean_(m, k) -log(1 - A_m A_k)                                        m is not where k is
+    L = 0.1 mean_n -log(1 - (prod_xy (1 - A_n))^(1 / places))                  there is an n
+      + mean_(m, n) -log[(1 - B_m (1 - B_n)) (1 - B_n (1 - B_m))]              where m is, n is, and back
+      + 0.3 mean_(m, k) -log(1 - B_m B_k)                                      m is not where k is
 
 Maps are taken as how true it is that something is in a place, and the loss is how surprising the prompt is:
-`n` runs over the nouns of all subjects, `m` over the modifiers of `n`, `k` over the other nouns. The last two are means
-over the places as well, so that they do not grow with the size of the maps.
+`n` runs over the nouns of all subjects, `m` over the modifiers of `n`, `k` over the other nouns. `A` is a map after the
+softmax over words, `B` one of cross-attention as it is, scaled to lie between 0 and 1. Where the paper has a
+product over the places, here is their geometric mean, as in the authors' code: the last two terms are means
+over the places as well. Without it the first is true of nearly every map.
 """
 
 from __future__ import annotations
@@ -16,26 +18,35 @@ from torch import Tensor
 
 from aae_batch.sampling.objectives.seen import Seen
 
-LEAKAGE = 0.3
+EXISTENCE, LEAKAGE = 0.1, 0.3
 
 
 def predicated(seen: Seen) -> tuple[Tensor, Tensor]:
     """The loss, and e^-loss: how true the prompt is."""
-    words = seen.of_words(seen.words).flatten(2)
-    words = words.clamp_max(1 - torch.finfo(words.dtype).eps)
-    modifies, head = seen.modifies, seen.is_head
-
-    nowhere = torch.log1p(-words).sum(dim=2).clamp_max(-torch.finfo(words.dtype).tiny)
-    missing = -torch.log(-torch.expm1(nowhere))
+    head, modifies = seen.is_head, seen.modifies
+    nowhere = torch.log1p(-_below_one(seen.word_maps.flatten(2))).mean(dim=2)
+    missing = -torch.log(-torch.expm1(nowhere.clamp_max(-torch.finfo(nowhere.dtype).tiny)))
     existence = (missing * head).sum(dim=1) / head.sum(dim=1)
 
-    m, n = words[:, :, None], words[:, None]
+    truth = _below_one(_scaled(seen.raw_word_maps.flatten(2)))
+    m, n = truth[:, :, None], truth[:, None]
     both_ways = -(torch.log1p(-m * (1 - n)) + torch.log1p(-n * (1 - m))).mean(dim=3)
     leaks = -torch.log1p(-m * n).mean(dim=3)
     modifier = seen.is_word & ~head
     elsewhere = modifier[:, :, None] & head[:, None, :] & ~modifies
-    loss = existence + _mean(both_ways, modifies) + LEAKAGE * _mean(leaks, elsewhere)
+    loss = EXISTENCE * existence + _mean(both_ways, modifies) + LEAKAGE * _mean(leaks, elsewhere)
     return loss, torch.exp(-loss)
+
+
+def _scaled(maps: Tensor) -> Tensor:
+    """[..., places], each map between 0 and 1."""
+    low, high = maps.amin(dim=-1, keepdim=True), maps.amax(dim=-1, keepdim=True)
+    return (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny)
+
+
+def _below_one(truth: Tensor) -> Tensor:
+    """So that nothing is so surprising that its loss is infinite."""
+    return truth.clamp_max(1 - torch.finfo(truth.dtype).eps)
 
 
 def _mean(values: Tensor, some: Tensor) -> Tensor:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from aae_batch.sampling.objectives.maps import Pooling, excitation, pool, smooth
+from aae_batch.sampling.objectives.maps import Pooling, excitation, membership, pool, smooth
 from aae_batch.sampling.words import Subject
 
 
@@ -43,42 +42,59 @@ class Seen:
     memory: Sequence[dict[str, Any]]
     affinity: Tensor | None = None
 
-    def rows(self, start: int, stop: int, affinity: Tensor | None = None) -> Seen:
-        """Some of the rows, with their affinity. What has been made of all of them is not made again."""
-        some = slice(start, stop)
-        if (start, stop) == (0, len(self.ends)):
-            part = replace(self, affinity=affinity)
-        else:
-            part = Seen(
-                self.maps[some],
-                self.words[some],
-                self.ends[some],
-                self.subjects[some],
-                self.pooling,
-                self.steps[some],
-                self.memory[some],
-                affinity,
+    def split(self, sizes: Sequence[int], affinities: Sequence[Tensor | None]) -> list[Seen]:
+        """Groups of rows that follow each other, with the affinity of each. What has been made of all rows is
+        not made again, and padding stays as it is."""
+        parts, start = [], 0
+        whole = (self.maps.split(list(sizes)), self.words.split(list(sizes)), sizes, affinities)
+        for maps, words, size, affinity in zip(*whole, strict=True):
+            some = slice(start, start + size)
+            part = replace(
+                self,
+                maps=maps,
+                words=words,
+                ends=self.ends[some],
+                subjects=self.subjects[some],
+                steps=self.steps[some],
+                memory=self.memory[some],
+                affinity=affinity,
             )
-        most = max(map(len, part.subjects))
-        for name in ("subject_maps", "smoothed", "excitations"):
+            parts.append(part)
+            start += size
+        for name in _SHARED:
             if name in vars(self):
-                vars(part)[name] = vars(self)[name][some, :most]
-        return part
+                of_all = vars(self)[name]
+                pieces = (
+                    of_all.split(list(sizes))
+                    if isinstance(of_all, Tensor)
+                    else [of_all] * len(parts)
+                )
+                for part, piece in zip(parts, pieces, strict=True):
+                    vars(part)[name] = piece
+        return parts
 
     # --- subjects: [rows, subjects, ...] ---
 
     @cached_property
+    def most_subjects(self) -> int:
+        return max(map(len, self.subjects))
+
+    @cached_property
     def is_subject(self) -> Tensor:
         """[rows, subjects]"""
-        most = max(map(len, self.subjects))
-        there = [[i < len(subjects) for i in range(most)] for subjects in self.subjects]
+        there = [[i < len(some) for i in range(self.most_subjects)] for some in self.subjects]
         return torch.tensor(there, device=self.maps.device)
+
+    @cached_property
+    def subject_tokens(self) -> Tensor:
+        """[rows, subjects, tokens] of 0 and 1, which tokens are a subject's."""
+        places = [[subject.token_indices for subject in some] for some in self.subjects]
+        return membership(places, self.most_subjects, self.maps.shape[-1], self.maps)
 
     @cached_property
     def subject_maps(self) -> Tensor:
         """Of all tokens of each subject, after the softmax over words: [rows, subjects, height, width]."""
-        places = [[subject.token_indices for subject in some] for some in self.subjects]
-        return pool(self.words, places, self.pooling)
+        return pool(self.words, self.subject_tokens, self.pooling)
 
     @cached_property
     def smoothed(self) -> Tensor:
@@ -98,21 +114,36 @@ class Seen:
     # --- words of subjects, each subject's modifiers and then its head: [rows, words, ...] ---
 
     @cached_property
+    def most_words(self) -> int:
+        return max(map(len, self._word_places))
+
+    @property
     def _word_places(self) -> list[list[tuple[int, ...]]]:
         return [
             [place for subject in some for place in (*subject.modifiers, subject.head)]
             for some in self.subjects
         ]
 
-    def of_words(self, maps: Tensor) -> Tensor:
-        """The maps of the subjects' words, [rows, words, height, width], out of [rows, height, width, tokens]."""
-        return pool(maps, self._word_places, self.pooling)
+    @cached_property
+    def word_tokens(self) -> Tensor:
+        """[rows, words, tokens] of 0 and 1, which tokens are a word's."""
+        return membership(self._word_places, self.most_words, self.maps.shape[-1], self.maps)
+
+    @cached_property
+    def word_maps(self) -> Tensor:
+        """Of the subjects' words, after the softmax over all words: [rows, words, height, width]."""
+        return pool(self.words, self.word_tokens, self.pooling)
+
+    @cached_property
+    def raw_word_maps(self) -> Tensor:
+        """Of the subjects' words, as `maps` has them: [rows, words, height, width]."""
+        return pool(self.maps, self.word_tokens, self.pooling)
 
     @cached_property
     def owner(self) -> Tensor:
         """[rows, words], the subject that each word belongs to; -1 where there is no word."""
         owners = [
-            list(chain.from_iterable([s] * (len(one.modifiers) + 1) for s, one in enumerate(some)))
+            [s for s, one in enumerate(some) for _ in (*one.modifiers, one.head)]
             for some in self.subjects
         ]
         return self._padded(owners, -1)
@@ -121,7 +152,7 @@ class Seen:
     def is_head(self) -> Tensor:
         """[rows, words]"""
         heads = [
-            list(chain.from_iterable((*[False] * len(one.modifiers), True) for one in some))
+            [is_head for one in some for is_head in (*[False] * len(one.modifiers), True)]
             for some in self.subjects
         ]
         return self._padded(heads, False)
@@ -139,9 +170,12 @@ class Seen:
         return same & ~self.is_head[:, :, None] & self.is_head[:, None, :]
 
     def _padded(self, lists: list[list[Any]], filler: Any) -> Tensor:
-        most = max(map(len, lists))
-        whole = [[*some, *[filler] * (most - len(some))] for some in lists]
+        whole = [[*some, *[filler] * (self.most_words - len(some))] for some in lists]
         return torch.tensor(whole, device=self.maps.device)
+
+
+_SHARED = ("most_subjects", "is_subject", "subject_maps", "smoothed", "excitations", "most_words")
+"""What is made of all rows at once."""
 
 
 class Objective(Protocol):

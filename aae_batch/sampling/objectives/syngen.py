@@ -18,7 +18,7 @@ from aae_batch.sampling.objectives.seen import Seen
 
 def syngen(seen: Seen) -> tuple[Tensor, Tensor]:
     """The loss, and how strongly the most neglected subject is attended to, which no threshold is for."""
-    of_words = shares(seen.of_words(seen.maps)).flatten(2)
+    of_words = shares(seen.raw_word_maps).flatten(2)
     of_tokens = shares(seen.maps.movedim(-1, 1)).flatten(2)
     together = symmetric_divergence(of_words, of_words)
     apart = symmetric_divergence(of_words, of_tokens)
@@ -39,13 +39,14 @@ def symmetric_divergence(some: Tensor, others: Tensor) -> Tensor:
 
 def _outside(seen: Seen) -> Tensor:
     """[rows, words, tokens], whether a token is a word of the prompt outside the word's subject."""
-    tokens = seen.maps.shape[-1]
-    there = torch.zeros(*seen.owner.shape, tokens, dtype=torch.bool)
-    for row, (subjects, end) in enumerate(zip(seen.subjects, seen.ends, strict=True)):
-        word = 0
-        for subject in subjects:
-            for _ in (*subject.modifiers, subject.head):
-                there[row, word, 1:end] = True
-                there[row, word, list(subject.token_indices)] = False
-                word += 1
-    return there.to(seen.maps.device)
+    there = [
+        [
+            [0 < i < end and i not in subject.token_indices for i in range(seen.maps.shape[-1])]
+            for subject in subjects
+            for _ in (*subject.modifiers, subject.head)
+        ]
+        for subjects, end in zip(seen.subjects, seen.ends, strict=True)
+    ]
+    most, nothing = seen.most_words, [False] * seen.maps.shape[-1]
+    whole = [[*some, *[nothing] * (most - len(some))] for some in there]
+    return torch.tensor(whole, device=seen.maps.device)

@@ -1,0 +1,78 @@
+"""A method of a person's own, from a module that only this test has, through the command line and Ray."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from aae_batch.dataset.reader import Dataset
+
+EXAMPLE = Path(__file__).parents[2] / "examples/objective.py"
+MANIFEST = (
+    "id,prompt,subjects,method\n"
+    "own,a red circle and a blue square,circle;square,even-shares\n"
+    "paper,a red circle and a blue square,circle;square,attend-and-excite\n"
+    "one,a red circle,circle,even-shares\n"
+)
+
+
+def test_a_method_of_ones_own_runs_in_the_job(tmp_path, tiny_pipeline_folder):
+    shutil.copy(EXAMPLE, tmp_path / "objective.py")
+    (tmp_path / "manifest.csv").write_text(MANIFEST)
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [Path(sys.executable).with_name("aae-batch"), *words],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.getcwd()},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+
+    generate = ["generate", "manifest.csv", "out", "--model", str(tiny_pipeline_folder)]
+    generate += ["--actors", "1", "--image-format", "png"]
+    unknown = run(*generate, "--dry-run")
+    assert unknown.returncode == 1
+    assert "column method: 'even-shares' is not a method" in unknown.stdout
+
+    done = run(*generate, "--plugin", "objective")
+    assert done.returncode == 1, done.stderr
+    dataset = Dataset(str(tmp_path / "out"))
+    rows = {row["id"]: row for row in dataset.metadata().to_pylist()}
+    assert [rows[name]["status"] for name in ("own", "paper", "one")] == ["ok", "ok", "failed"]
+    assert "method even-shares needs 2 subjects or more" in rows["one"]["error"]
+    assert rows["own"]["sha256"] != rows["paper"]["sha256"]
+    settings = dataset.run["settings"]
+    assert settings["plugin"] == ["objective"]
+    assert list(settings["plugin_versions"]) == ["even-shares"]
+    assert settings["steering"]["even-shares"]["max_iter_to_alter"] == 2, "as the model has it"
+
+    proved = run("verify", "out", "--manifest", "manifest.csv")
+    assert proved.returncode == 0, proved.stdout + proved.stderr
+
+    module = tmp_path / "objective.py"
+    module.write_text(module.read_text().replace("1 - reached, reached", "2 - reached, reached"))
+    other = run(*generate, "--plugin", "objective")
+    assert other.returncode == 2
+    assert "plugin_versions" in other.stderr
+    missing = run(*generate, "--plugin", "no_such_module")
+    assert missing.returncode == 2
+    assert "--plugin no_such_module cannot be imported" in missing.stderr
+    assert "Traceback" not in missing.stderr
+
+
+def test_what_a_plugin_cannot_call_its_method():
+    import pytest
+
+    from aae_batch.errors import SettingsError
+    from aae_batch.methods import METHODS, Method, register_method
+
+    with pytest.raises(SettingsError, match="There is a method 'syngen' already"):
+        register_method("syngen", Method("another"))
+    with pytest.raises(SettingsError, match="cannot be called"):
+        register_method("my method/2", Method("another"))
+    register_method("syngen", METHODS["syngen"])  # a module that is imported twice
