@@ -72,6 +72,14 @@ def build(
     ignore: Annotated[
         str, typer.Option(help="Words that are never found as subjects, e.g. 'artstation;style'.")
     ] = "",
+    adjectives: Annotated[
+        bool,
+        typer.Option(
+            "--adjectives",
+            help="Subjects that are found begin with their adjectives, 'red bird': syngen needs them, "
+            "divide-and-bind, conform, focus and predicated use them.",
+        ),
+    ] = False,
     model: TokenizerOf = None,
     show: Show = 10,
     yes: Annotated[
@@ -103,7 +111,7 @@ def build(
         with count_reporter("prompts looked through for subjects") as on_progress:
             found = naming.find_subjects(
                 prompts,
-                lambda: nouns.Nouns(_listed(ignore)),
+                lambda: nouns.Nouns(_listed(ignore), adjectives),
                 lambda prompt: find_subjects or naming.may_be_guided(prompt, wanted_methods),
                 on_progress,
             )

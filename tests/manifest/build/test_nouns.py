@@ -56,5 +56,21 @@ def test_without_the_package_it_is_said_how_to_give_subjects(monkeypatch):
         return real(name, *arguments, **named)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(SettingsError, match=r"aae-batch\[nlp\].*column subjects"):
+    with pytest.raises(SettingsError, match=r"pip install HanTa.*column subjects"):
         Nouns()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subjects"),
+    [
+        ("a red bird and a cat", ("red bird", "cat")),
+        (
+            "a red and blue bird on a large, wooden bench",
+            ("red and blue bird", "large, wooden bench"),
+        ),
+        ("a small teddy bear", ("small teddy bear",)),
+        ("a cat that is red and a dog", ("cat", "dog")),
+    ],
+)
+def test_a_noun_brings_its_adjectives_on_request(prompt, subjects):
+    assert Nouns(adjectives=True)(prompt) == subjects

@@ -172,3 +172,21 @@ def test_a_manifest_can_be_written_to_an_object_store(bucket):
         assert len(manifest) == 1
     with pytest.raises(ManifestError, match="exists"):
         check_target(url, force=False)
+
+
+def test_a_method_has_rows_of_the_prompts_that_suit_it():
+    prompts = Prompts(
+        [
+            Prompt("a red cat and a dog", subjects=("red cat", "dog")),
+            Prompt("a cat and a dog", subjects=("cat", "dog")),
+            Prompt("a cat", subjects=("cat",)),
+        ]
+    )
+    rows = ManifestRows(prompts, [0, 1], ["stable-diffusion", "syngen", "conform"])
+    (table,) = rows.tables()
+    made = list(zip(table["prompt"].to_pylist(), table["method"].to_pylist(), strict=True))
+    assert len(rows) == len(made) == 2 * (3 + 2 + 1)
+    assert ("a red cat and a dog", "syngen") in made
+    assert ("a cat and a dog", "syngen") not in made
+    assert ("a cat", "conform") not in made
+    assert rows.left_out == {"syngen": 2, "conform": 1}
