@@ -1,27 +1,33 @@
-"""Attend-and-Excite as its paper writes it: one picture, one step after the other, nothing shared.
+"""Guided sampling as the papers write it: one picture, one step after the other, nothing shared.
 
-Algorithm 1 of Chefer et al. (SIGGRAPH 2023, arXiv 2301.13826), with what the paper leaves to the authors'
-code: the factor 100 before the softmax over words, the blur, the falling step size, and one update more
-after a refinement has reached its threshold. It knows nothing of `aae_batch`, so that the engine is not
-compared with itself.
+Algorithm 1 of Attend-and-Excite (Chefer et al., SIGGRAPH 2023, arXiv 2301.13826) for any loss of attention
+maps, with what the paper leaves to the authors' code: the factor 100 before the softmax over words, the blur,
+the falling step size, and one update more after a refinement has reached its threshold. It knows nothing of
+`aae_batch`, so that the engine is not compared with itself.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+Loss = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""Cross-attention [height, width, tokens], self-attention [places, places], the step -> the loss, and what it
+has reached of its threshold. Both maps are the mean over heads and layers."""
+
 
 class Maps:
-    """Processors that do what diffusers' `AttnProcessor` does, and keep the cross-attention maps of
-    `size`."""
+    """Processors that do what diffusers' `AttnProcessor` does, and keep the attention of the layers whose maps
+    have `size`."""
 
     def __init__(self, unet, size: tuple[int, int]) -> None:
         self.size = size
-        self.seen: list[Tensor] = []
+        self.cross: list[Tensor] = []
+        self.own: list[Tensor] = []
         self.unet, self.originals = unet, unet.attn_processors
         unet.set_attn_processor(self)
 
@@ -36,19 +42,30 @@ class Maps:
             )
         )
         probabilities = (query @ key.transpose(1, 2) * attn.scale).softmax(dim=-1)
-        height, width = self.size
-        if encoder_hidden_states is not None and hidden_states.shape[1] == height * width:
-            self.seen.append(probabilities.reshape(-1, height, width, probabilities.shape[-1]))
+        if hidden_states.shape[1] == math.prod(self.size):
+            (self.own if encoder_hidden_states is None else self.cross).append(probabilities)
         return attn.to_out[0](attn.batch_to_head_dim(probabilities @ value))
+
+    def clear(self) -> None:
+        self.cross.clear()
+        self.own.clear()
+
+    def mean(self) -> tuple[Tensor, Tensor]:
+        """Over layers and heads: [height, width, tokens] and [places, places]."""
+        cross, own = (torch.cat(layers).mean(dim=0) for layers in (self.cross, self.own))
+        return cross.unflatten(0, self.size), own
 
     def close(self) -> None:
         self.unet.set_attn_processor(self.originals)
 
 
-def blur(map: Tensor) -> Tensor:
-    """[height, width] under upstream's 3 x 3 bell, rounded to float32 as it is there; borders reflect."""
+def blur(map: Tensor, sigma: float = 0.5) -> Tensor:
+    """[height, width] under upstream's 3 x 3 bell, rounded to float32 as it is there; borders reflect.
+
+    The bell is exp(-(x / 2 sigma)^2), which is wider than a Gaussian of `sigma`.
+    """
     offsets = torch.tensor([-1.0, 0.0, 1.0])
-    bell = 1 / (0.5 * math.sqrt(2 * math.pi)) * torch.exp(-(offsets**2))
+    bell = 1 / (sigma * math.sqrt(2 * math.pi)) * torch.exp(-((offsets / (2 * sigma)) ** 2))
     kernel = torch.outer(bell, bell)
     kernel = (kernel / kernel.sum()).to(map)
     wide = torch.cat([map[:, 1:2], map, map[:, -2:-1]], dim=1)
@@ -59,10 +76,93 @@ def blur(map: Tensor) -> Tensor:
     )
 
 
+def compete(cross: Tensor, words: slice) -> Tensor:
+    """The softmax over words at each place, [height, width, tokens]; 0 at the positions outside `words`."""
+    shares = torch.zeros_like(cross)
+    shares[:, :, words] = (100 * cross[:, :, words]).softmax(dim=-1)
+    return shares
+
+
+def pool(maps: Tensor, tokens: Sequence[int], pooling: str) -> Tensor:
+    """[height, width]: the maps of some tokens as one, by "sum" or "max"."""
+    some = maps[:, :, list(tokens)]
+    return some.sum(dim=-1) if pooling == "sum" else some.max(dim=-1).values
+
+
 def attend_and_excite(
+    cross: Tensor,
+    affinity: Tensor,
+    step: int,
+    subjects: Sequence[Sequence[int]],
+    words: slice,
+    pooling: str,
+) -> tuple[Tensor, Tensor]:
+    """The loss of the paper's section 3, and the attention of the most neglected subject.
+
+    Args:
+        subjects: positions of each subject's tokens.
+        words: the positions that compete in the softmax over words.
+        pooling: "sum" or "max" over a subject's tokens.
+    """
+    shares = compete(cross, words)
+    peaks = [blur(pool(shares, tokens, pooling)).max() for tokens in subjects]
+    neglected = torch.stack(peaks).min()
+    return 1 - neglected, neglected
+
+
+@dataclass(frozen=True)
+class Search:
+    """InitNO's search for the start noise (Guo et al., CVPR 2024, arXiv 2404.04650, section 3).
+
+    Attributes:
+        rounds: each begins with other noise.
+        steps: noises tried in a round.
+        learning_rate: of Adam.
+        target: what a noise must have reached to be taken.
+        most_divergence: KL(N(mean, variance), N(0, 1)), the mean over elements.
+    """
+
+    rounds: int
+    steps: int
+    learning_rate: float
+    target: float
+    most_divergence: float
+
+    def run(self, noise: Tensor, draw: Callable[[], Tensor], look) -> tuple[Tensor, int]:
+        """The noise that is taken, and how many were tried.
+
+        Args:
+            noise: of the first round.
+            draw: draws that of another round.
+            look: noise -> the loss, what it has reached, and its gradient in the noise.
+        """
+        found: list[tuple[float, Tensor]] = []
+        for turn in range(self.rounds):
+            drawn = noise if turn == 0 else draw()
+            mean, log_variance = torch.zeros_like(drawn), torch.zeros_like(drawn)
+            adam = torch.optim.Adam([mean, log_variance], lr=self.learning_rate, eps=1e-3)
+            for _ in range(self.steps):
+                tried = mean + (log_variance / 2).exp() * drawn
+                _, reached, gradient = look(tried)
+                found.append((reached, tried))
+                if reached > self.target:
+                    return tried, len(found)
+                mean.grad = gradient
+                log_variance.grad = gradient * (log_variance / 2).exp() * drawn / 2
+                adam.step()
+                divergence = (mean**2 + log_variance.exp() - log_variance - 1).mean() / 2
+                if divergence > self.most_divergence:
+                    back = (self.most_divergence / divergence) ** 0.5
+                    mean *= back
+                    log_variance *= back
+        _, best = max(found, key=lambda pair: pair[0])
+        return best, len(found)
+
+
+def nurse(
     pipe,
     prompt: str,
-    subjects: Sequence[Sequence[int]],
+    loss: Loss,
     *,
     seed: int,
     steps: int,
@@ -74,18 +174,15 @@ def attend_and_excite(
     scale_factor: float,
     scale_range: tuple[float, float],
     most_refinements: int,
-    words: slice,
-    pooling: str,
     negative_prompt: str = "",
     scheduler=None,
+    search: Search | None = None,
 ) -> tuple[Tensor, int]:
-    """The final latents [channels, height, width], and how many refinements were made.
+    """The final latents [channels, height, width], and how many refinements were made and noises tried.
 
     Args:
-        subjects: positions of each subject's tokens.
         size: of the latents.
-        words: the positions that compete in the softmax over words.
-        pooling: "sum" or "max" over a subject's tokens.
+        thresholds: step -> what `loss` must have reached.
     """
     scheduler = (
         type(pipe.scheduler).from_config(pipe.scheduler.config) if scheduler is None else scheduler
@@ -94,58 +191,65 @@ def attend_and_excite(
     positive, negative = pipe.encode_prompt(prompt, "cpu", 1, True, negative_prompt=negative_prompt)
     generator = torch.Generator("cpu").manual_seed(seed)
     shape = (1, pipe.unet.config.in_channels, *size)
-    latents = torch.randn(shape, generator=generator, dtype=pipe.unet.dtype)
-    latents = latents * scheduler.init_noise_sigma
+
+    def draw() -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=pipe.unet.dtype)
+
     timesteps = scheduler.timesteps
     maps = Maps(pipe.unet, map_size)
 
-    def look(latents: Tensor, t: Tensor) -> tuple[float, Tensor]:
-        """The loss, and its gradient where the UNet sees the latents."""
+    def unit(t: Tensor) -> float:
+        """How much of a change of the latents the UNet sees."""
+        return scheduler.scale_model_input(torch.ones(1, dtype=torch.float64), t).item()
+
+    def look(latents: Tensor, i: int) -> tuple[float, float, Tensor]:
+        """The loss, what it has reached, and its gradient where the UNet sees the latents."""
+        t = timesteps[i]
         seen = scheduler.scale_model_input(latents, t).detach().requires_grad_(True)
-        maps.seen.clear()
+        maps.clear()
         with torch.enable_grad():
             pipe.unet(seen, t, encoder_hidden_states=positive)
-            mean = torch.cat(maps.seen).mean(dim=0)  # over layers and heads
-            shares = (100 * mean[:, :, words]).softmax(dim=-1)
-            shortfalls = []
-            for tokens in subjects:
-                of_tokens = shares[:, :, [token - words.start for token in tokens]]
-                of_subject = (
-                    of_tokens.sum(dim=-1) if pooling == "sum" else of_tokens.max(dim=-1).values
-                )
-                shortfalls.append(1 - blur(of_subject).max())
-            loss = torch.stack(shortfalls).max().clamp_min(0)
-            (gradient,) = torch.autograd.grad(loss, seen)
-        return float(loss), gradient
+            value, reached = loss(*maps.mean(), i)
+            (gradient,) = torch.autograd.grad(value, seen)
+        return value.item(), reached.item(), gradient
 
     refinements = 0
     with torch.no_grad():
+        noise = draw()
+        if search is not None:
+            sigma = scheduler.init_noise_sigma
+
+            def look_at_noise(noise: Tensor) -> tuple[float, float, Tensor]:
+                value, reached, gradient = look(noise * sigma, 0)
+                return value, reached, gradient * unit(timesteps[0]) * sigma
+
+            noise, refinements = search.run(noise, draw, look_at_noise)
+        latents = noise * scheduler.init_noise_sigma
+
         for i, t in enumerate(timesteps):
             share = i / max(len(timesteps) - 1, 1)
             scale = scale_range[0] + (scale_range[1] - scale_range[0]) * share
-            step_size = scale_factor * math.sqrt(scale)
-            unit = scheduler.scale_model_input(torch.ones(1, dtype=torch.float64), t).item()
+            step_size = scale_factor * math.sqrt(scale) / unit(t)
 
-            def update(latents: Tensor, gradient: Tensor) -> Tensor:
-                return latents - step_size / unit * gradient  # noqa: B023 - called in this turn
-
-            if i < guided_steps or i in thresholds:
-                loss, gradient = look(latents, t)
-                target = 1 - thresholds[i] if i in thresholds else math.inf
-                made = 0
-                while loss > target and made < most_refinements:
+            if guided := i < guided_steps or i in thresholds:
+                value, reached, gradient = look(latents, i)
+                target = thresholds.get(i, -math.inf)
+                made, on_target = 0, reached >= target
+                while made < most_refinements and not on_target:
+                    # Upstream asks what was reached before the update, so one update more is made.
+                    on_target = reached >= target
+                    latents = latents - step_size * gradient
+                    value, reached, gradient = look(latents, i)
                     made += 1
-                    # upstream looks anew before each update; that is the loss the loop asks for next
-                    loss, gradient = look(latents, t)
-                    latents = update(latents, gradient)
                 refinements += made
-                if made:
-                    loss, gradient = look(latents, t)
-                if i < guided_steps and loss:
-                    latents = update(latents, gradient)
+                if i < guided_steps and value:
+                    latents = latents - step_size * gradient
 
             seen = scheduler.scale_model_input(latents, t)
+            maps.clear()
             noise = pipe.unet(seen, t, encoder_hidden_states=positive).sample
+            if not guided:
+                loss(*maps.mean(), i)  # A loss may remember the maps of the step before.
             if guidance_scale > 1:
                 without = pipe.unet(seen, t, encoder_hidden_states=negative).sample
                 noise = without + guidance_scale * (noise - without)

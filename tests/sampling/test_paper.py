@@ -6,13 +6,15 @@ None of this needs diffusers' deprecated pipeline, which `test_parity.py` compar
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, LMSDiscreteScheduler
 
 from aae_batch import Engine, GuidanceConfig, Request
 from tests.conftest import small_pipeline
-from tests.oracle import attend_and_excite
+from tests.oracle import attend_and_excite, nurse
 
 ODD = GuidanceConfig(
     num_inference_steps=7,
@@ -33,10 +35,16 @@ def paper_latents(pipe, request: Request, config: GuidanceConfig, subjects, **wh
     last = (
         end if pipe.unet.config.cross_attention_dim == 1024 else pipe.tokenizer.model_max_length - 1
     )
-    return attend_and_excite(
+    loss = partial(
+        attend_and_excite,
+        subjects=subjects,
+        words=slice(1, last),
+        pooling=config.subject_pooling,
+    )
+    return nurse(
         pipe,
         request.prompt,
-        subjects,
+        loss,
         seed=request.seed,
         steps=config.num_inference_steps,
         thresholds=config.thresholds,
@@ -47,8 +55,6 @@ def paper_latents(pipe, request: Request, config: GuidanceConfig, subjects, **wh
         scale_factor=config.scale_factor,
         scale_range=config.scale_range,
         most_refinements=config.max_refinement_steps,
-        words=slice(1, last),
-        pooling=config.subject_pooling,
         negative_prompt=request.negative_prompt or "",
         **where,
     )
