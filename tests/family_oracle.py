@@ -232,17 +232,23 @@ def focus(cross, affinity, step, asked: Asked) -> tuple[Tensor, Tensor]:
 
 def predicated(cross, affinity, step, asked: Asked) -> tuple[Tensor, Tensor]:
     shares = compete(cross, asked.words)
+
+    def truth(word) -> Tensor:
+        map = asked.of_word(cross, word)
+        return ((map - map.min()) / (map.max() - map.min())).clamp(max=0.999)
+
     there, bound, leaks = [], [], []
     for subject in asked.subjects:
-        noun = asked.of_word(shares, subject.noun)
-        there.append(-(1 - (1 - noun).prod()).log())
+        noun = asked.of_word(shares, subject.noun).clamp(max=0.999)
+        there.append(-(1 - (1 - noun).prod() ** (1 / noun.numel())).log())
+        noun = truth(subject.noun)
         for modifier in subject.modifiers:
-            own = asked.of_word(shares, modifier)
+            own = truth(modifier)
             bound.append(-((1 - own * (1 - noun)) * (1 - noun * (1 - own))).log().mean())
             others = [other.noun for other in asked.subjects if other is not subject]
-            elsewhere = [asked.of_word(shares, noun) for noun in others]
+            elsewhere = [truth(noun) for noun in others]
             leaks += [-(1 - own * other).log().mean() for other in elsewhere]
-    loss = mean(there) + mean(bound) + 0.3 * mean(leaks)
+    loss = 0.1 * mean(there) + mean(bound) + 0.3 * mean(leaks)
     return loss, (-loss).exp()
 
 

@@ -6,7 +6,8 @@
 
 Maps are taken as how true it is that something is in a place, and the loss is how surprising the prompt is:
 `n` runs over the nouns of all subjects, `m` over the modifiers of `n`, `k` over the other nouns. `A` is a map after the
-softmax over words, `B` one of cross-attention as it is, scaled to lie between 0 and 1. Where the paper has a
+softmax over words, `B` one of cross-attention as it is, scaled to lie between 0 and 1; nothing is taken as truer than
+0.999, so that no gradient is out of all bounds. Where the paper has a
 product over the places, here is their geometric mean, as in the authors' code: the last two terms are means
 over the places as well. Without it the first is true of nearly every map.
 """
@@ -19,16 +20,17 @@ from torch import Tensor
 from aae_batch.sampling.objectives.seen import Seen
 
 EXISTENCE, LEAKAGE = 0.1, 0.3
+SUREST = 0.999
 
 
 def predicated(seen: Seen) -> tuple[Tensor, Tensor]:
     """The loss, and e^-loss: how true the prompt is."""
     head, modifies = seen.is_head, seen.modifies
-    nowhere = torch.log1p(-_below_one(seen.word_maps.flatten(2))).mean(dim=2)
+    nowhere = torch.log1p(-seen.word_maps.flatten(2).clamp_max(SUREST)).mean(dim=2)
     missing = -torch.log(-torch.expm1(nowhere.clamp_max(-torch.finfo(nowhere.dtype).tiny)))
     existence = (missing * head).sum(dim=1) / head.sum(dim=1)
 
-    truth = _below_one(_scaled(seen.raw_word_maps.flatten(2)))
+    truth = _scaled(seen.raw_word_maps.flatten(2)).clamp_max(SUREST)
     m, n = truth[:, :, None], truth[:, None]
     both_ways = -(torch.log1p(-m * (1 - n)) + torch.log1p(-n * (1 - m))).mean(dim=3)
     leaks = -torch.log1p(-m * n).mean(dim=3)
@@ -42,11 +44,6 @@ def _scaled(maps: Tensor) -> Tensor:
     """[..., places], each map between 0 and 1."""
     low, high = maps.amin(dim=-1, keepdim=True), maps.amax(dim=-1, keepdim=True)
     return (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny)
-
-
-def _below_one(truth: Tensor) -> Tensor:
-    """So that nothing is so surprising that its loss is infinite."""
-    return truth.clamp_max(1 - torch.finfo(truth.dtype).eps)
 
 
 def _mean(values: Tensor, some: Tensor) -> Tensor:
