@@ -38,7 +38,7 @@ browser: ## install Chromium for the page's tests, where there is none and apt-g
 
 test: install browser ## everything but the slow tests and those that need a GPU
 	@# three, since they wait for Ray half of their time
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: install ## the slow tests
 	$(BIN)/python -m pytest -m slow

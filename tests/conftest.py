@@ -112,6 +112,27 @@ def small_pipeline(
     return pipe
 
 
+LONG = (
+    "test_nodes.py",
+    "test_object_store.py",
+    "test_readme.py",
+    "generate/test_driver.py",
+    "test_cluster.py",
+    "test_score.py",
+    "test_plugin.py",
+    "shapes/test_model.py",
+    "test_cluster_files.py",
+    "jobs/test_generate.py",
+    "test_family.py",
+)
+"""Files that take long, though their tests are few. They begin first, so that at the end no process is left
+alone with one."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not str(item.path).endswith(LONG))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_wait_for_the_disk() -> Iterator[None]:
     """No test survives a power cut, and ten thousand small files that wait for the disk take minutes. That

@@ -6,7 +6,6 @@ In float64, as in the parity tests, so that rounding does not hide another algor
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import cycle
 
 import numpy as np
 import pytest
@@ -170,16 +169,17 @@ def test_structure_diffusion_of_one_noun_phrase_is_stable_diffusion(one_pipe):
 
 
 def test_a_row_does_not_depend_on_the_methods_of_its_neighbours(one_pipe):
+    methods = list(METHODS)[:4]  # the others are mixed with each other in test_family
     requests = [
         Request(PROMPT, subjects=SUBJECTS, seed=1, method=method, num_inference_steps=steps)
-        for method, steps in zip(METHODS, cycle((4, 3, 5)))
+        for method, steps in zip(methods, (4, 3, 5, 4), strict=True)
     ] + [
-        Request("a red star and a cross", subjects=["red star", "cross"], seed=2, method=method)
-        for method in METHODS
+        Request("a star and a cross", subjects=["star", "cross"], seed=2, method=method)
+        for method in methods
     ]
     config = CONFIG.updated(max_refinement_steps=2)
     alone = generate(one_pipe, requests, 1, config)
-    assert len(alone) == 2 * len(METHODS)
+    assert len(alone) == 2 * len(methods)
     for slots in (3, 8):
         together = generate(one_pipe, requests[::-1], slots, config)
         for name, result in alone.items():
