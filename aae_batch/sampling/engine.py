@@ -301,7 +301,7 @@ class Batch:
         own = iter(affinity.split(affine) if affinity is not None else ())
         affinities = [next(own) if group[0].needs_affinity else None for group in groups]
         parts = zip(groups, seen.split(sizes, affinities), strict=True)
-        losses, reached = zip(*(group[0].objective(part) for group, part in parts), strict=True)
+        losses, reached = zip(*(_judged(group[0], part) for group, part in parts), strict=True)
         loss = torch.cat(losses)
         with torch.no_grad():
             told = torch.stack([loss, torch.cat(reached)], dim=1).tolist()
@@ -361,6 +361,30 @@ class Batch:
                 )
                 failed.append(sample.fail(NonFiniteError(sample.request.name, reason)))
         return failed
+
+
+def _judged(sample: Sample, seen: Seen) -> tuple[Tensor, Tensor]:
+    """What the objective of a sample, and of others beside it, says of them.
+
+    Raises:
+        SettingsError: it is not one that `Objective` describes.
+    """
+    name, shape = sample.config.method, (len(seen.ends),)
+    try:
+        loss, reached = sample.objective(seen)
+        shapes = tuple(loss.shape), tuple(reached.shape)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise SettingsError(
+            f"The objective of method {name} failed with {type(error).__name__}: {error}"
+        ) from error
+    if shapes != (shape, shape):
+        raise SettingsError(
+            f"The objective of method {name} returned tensors of {shapes[0]} and {shapes[1]}; it must "
+            f"return two of {shape}, a value for each row."
+        )
+    return loss, reached
 
 
 def _objective_of(sample: Sample) -> tuple[bool, str]:

@@ -8,7 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from aae_batch import Engine, GuidanceConfig, Request
 from aae_batch.dataset.reader import Dataset
+from aae_batch.errors import SettingsError
+from aae_batch.methods import METHODS, Method, load_plugins, register_method
 
 EXAMPLE = Path(__file__).parents[2] / "examples/objective.py"
 MANIFEST = (
@@ -65,12 +70,44 @@ def test_a_method_of_ones_own_runs_in_the_job(tmp_path, tiny_pipeline_folder):
     assert "Traceback" not in missing.stderr
 
 
-def test_what_a_plugin_cannot_call_its_method():
-    import pytest
+@pytest.fixture
+def methods():
+    """The table, and whatever a test adds to it only for that test."""
+    before = dict(METHODS)
+    yield METHODS
+    METHODS.clear()
+    METHODS.update(before)
 
-    from aae_batch.errors import SettingsError
-    from aae_batch.methods import METHODS, Method, register_method
 
+def test_an_installed_package_brings_its_methods_by_an_entry_point(tmp_path, methods, monkeypatch):
+    shutil.copy(EXAMPLE, tmp_path / "shares_of_an_installed_package.py")
+    info = tmp_path / "shares-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shares\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[aae_batch.methods]\nany-name = shares_of_an_installed_package\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert list(load_plugins([])) == ["even-shares"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        (lambda seen: (seen.excitations, seen.excitations), r"returned tensors of \(1, 2\) and"),
+        (lambda seen: seen.no_such_thing, "failed with AttributeError: .*no_such_thing"),
+        (lambda seen: None, "failed with TypeError"),
+    ],
+)
+def test_an_objective_that_is_none_stops_with_a_sentence(methods, sd1_pipeline, objective, said):
+    register_method("mine", Method("broken", objective=objective))
+    engine = Engine.from_pipeline(sd1_pipeline, slots=1)
+    request = Request("a star and a cross", ["star", "cross"], method="mine")
+    with pytest.raises(SettingsError, match=f"The objective of method mine {said}"):
+        list(engine.generate([request], GuidanceConfig(num_inference_steps=2)))
+
+
+def test_what_a_plugin_cannot_call_its_method(methods):
     with pytest.raises(SettingsError, match="There is a method 'syngen' already"):
         register_method("syngen", Method("another"))
     with pytest.raises(SettingsError, match="cannot be called"):
