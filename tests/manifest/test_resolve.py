@@ -55,6 +55,19 @@ BAD = {
     "steps": (NAMED | {"num_inference_steps": 0}, "RequestError", "use 1 to 1000"),
     "scale": (NAMED | {"guidance_scale": -1}, "RequestError", "is not a number from 0"),
     "method": (NAMED | {"method": "magic"}, "RequestError", "is not a method"),
+    "one-for-two": (NAMED | {"method": "conform"}, "SubjectError", "conform needs 2 subjects"),
+    "one-mixed": (NAMED | {"method": "self-cross"}, "SubjectError", "self-cross needs 2 subjects"),
+    "none-for-one": (PROMPT | {"method": "initno"}, "PromptError", "no subject is named"),
+    "no-adjective": (
+        PROMPT | {"subjects": ["circle", "square"], "method": "syngen"},
+        "SubjectError",
+        "method syngen needs a subject with an adjective",
+    ),
+    "index-alone": (
+        PROMPT | {"token_indices": [3, 7], "method": "syngen"},
+        "SubjectError",
+        "method syngen needs a subject with an adjective",
+    ),
     "negative-type": (NAMED | {"negative_prompt": 1}, "RequestError", "is not text"),
     "seed": (NAMED | {"seed": "x"}, "RequestError", "is not a whole number"),
     "../id": (NAMED, "RequestError", "cannot be a file name"),
@@ -81,6 +94,9 @@ GOOD = {
     "zero": NAMED | {"guidance_scale": 0, "negative_prompt": ""},
     "composed": PROMPT | {"method": "composable-diffusion"},
     "indexed": PROMPT | {"token_indices": [[2, 3], [7]]},
+    "adjective": PROMPT | {"subjects": ["red circle", "square"], "method": "syngen"},
+    "indexed-adjective": PROMPT | {"token_indices": [[2, 3], [7]], "method": "syngen"},
+    "two-for-two": PROMPT | {"subjects": ["circle", "square"], "method": "focus"},
     "sized": NAMED | {"height": 64, "width": 96},
 }
 

@@ -98,3 +98,21 @@ def test_the_token_table_shows_what_was_cut():
     assert cut == ["and", "a", "star"]
     assert [token.kind for token in table.tokens[:2]] == ["start", "word"]
     assert table.tokens[15].kind == "end"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "modifiers", "head"),
+    [
+        ("a red circle and a star", "red circle", ["red"], "circle"),
+        ("a red and blue circle", "red and blue circle", ["red", "blue"], "circle"),
+        ("a circle with a star", "circle with a star", [], "circle"),
+        ("the red circle", "the red circle", ["red"], "circle"),
+        ("a star", "star", [], "star"),
+        ("a and a star", "a and a", [], "a"),
+    ],
+)
+def test_a_subject_has_a_noun_and_what_modifies_it(prompt, subject, modifiers, head):
+    (found,) = resolve_subjects(TOKENIZER, Request(prompt, [subject]))
+    table = token_table(TOKENIZER, prompt)
+    assert [table.text(table.tokens[i] for i in one) for one in found.modifiers] == modifiers
+    assert table.text(table.tokens[i] for i in found.head) == head
