@@ -214,6 +214,17 @@ class Case:
             for number, method in enumerate([*GUIDED, "stable-diffusion"])
         ]
 
+    def neighbours(self) -> list[Request]:
+        """Rows that share forwards with those of `requests`, and have more subjects and words."""
+        one = Request(
+            "a star and a green cross and a blue square",
+            subjects=["star", "green cross", "blue square"],
+            num_inference_steps=3,
+            height=8 * self.size[0],
+            width=8 * self.size[1],
+        )
+        return [replace(one, method=method) for method in ("conform", "initno", "syngen")]
+
     def config(self) -> GuidanceConfig:
         return GuidanceConfig(
             **ODD,
@@ -307,8 +318,11 @@ def test_a_sample_is_guided_as_its_paper_does_alone_and_beside_all_others(case, 
         monkeypatch.setitem(METHODS, name, replace(METHODS[name], start=plan))
     requests = case.requests()
     theirs = {request.method: case.paper(pipe, request) for request in requests}
-    for slots in (1, 4):
-        results = list(Engine.from_pipeline(pipe, slots=slots).generate(requests, case.config()))
+    for slots, others in ((1, []), (4, case.neighbours())):
+        engine = Engine.from_pipeline(pipe, slots=slots)
+        rows = sorted([*others, *requests], key=lambda row: row.method)
+        results = list(engine.generate(rows, case.config()))
+        results = [result for result in results if result.request not in others]
         assert len(results) == len(requests)
         for result in results:
             latents, refinements = theirs[result.request.method]
