@@ -2,8 +2,8 @@
 
     python examples/engine.py
 
-writes plain.png and guided.png into the current folder. It needs neither a GPU nor a model hub: the small
-model in the package draws coloured shapes.
+writes plain.png and guided.png to the current folder. It needs neither a GPU nor a model hub: it uses the
+small model in the package, which draws coloured shapes.
 """
 
 from aae_batch import Engine, GuidanceConfig, Request
@@ -14,7 +14,7 @@ SUBJECTS = ["red circle", "blue square"]
 # "shapes" is the embedded model; a hub id, a folder in diffusers' layout or a URL works as well.
 engine = Engine.from_pretrained("shapes", slots=2)
 
-# The settings the embedded model was tuned with; `GuidanceConfig()` holds the paper's.
+# The settings tuned for the embedded model; `GuidanceConfig()` has the paper's.
 config = GuidanceConfig(
     num_inference_steps=30,
     guidance_scale=3.0,

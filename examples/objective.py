@@ -1,9 +1,9 @@
-"""A method of your own: every subject is to have the same share of attention.
+"""A custom method that gives every subject the same share of attention.
 
     aae-batch generate manifest.csv output --plugin objective --method even-shares
 
-in this folder, where Python finds the module, or with a package that is installed. On a cluster every machine
-needs it (`ray job submit --working-dir`).
+Run this in this folder, or install the module, so that Python finds it. On a cluster every machine needs it
+(`ray job submit --working-dir`).
 """
 
 import torch
@@ -14,8 +14,8 @@ from aae_batch.sampling.objectives import Seen
 
 
 def even_shares(seen: Seen) -> tuple[Tensor, Tensor]:
-    """The loss of each row, and how far it has come: how near the least share is to an equal one."""
-    attention = seen.subject_maps.mean(dim=(2, 3))  # [rows, subjects]; 0 where there is no subject
+    """Return each row's loss, and its progress: the least share relative to an equal share. Both [rows]."""
+    attention = seen.subject_maps.mean(dim=(2, 3))  # [rows, subjects]; 0 for padding
     shares = attention / attention.sum(dim=1, keepdim=True)
     least = shares.masked_fill(~seen.is_subject, torch.inf).amin(dim=1)
     reached = least * seen.is_subject.sum(dim=1)

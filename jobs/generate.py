@@ -2,8 +2,8 @@
 
     ray job submit --working-dir . -- python jobs/generate.py --manifest s3://... --output s3://...
 
-The options, their checks and the exit codes are the command line's own. The cluster to join is the
-one that the job was submitted to.
+Options, checks and exit codes are those of the command line. The job joins the cluster it was submitted
+to.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-# The package of the working directory comes before an installed one, as it does in Ray's actors.
+# Prefer the package in the working directory to an installed one, as Ray's actors do.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import typer

@@ -1,8 +1,8 @@
-"""Watch for AWS's notice that this spot machine is taken back, two minutes ahead, and drain its Ray node.
+"""Watch for AWS's interruption notice of this spot instance, two minutes ahead, and drain its Ray node.
 
-`cluster.yaml` starts it beside Ray on every machine that comes and goes. A drained node is given nothing
-new; its actor finishes and commits what it has. The notice is an item of the instance's metadata, which
-is 404 until there is one:
+`cluster.yaml` runs this beside Ray on every spot instance. A drained node gets no new work; its actor
+finishes and commits what it has. The notice is an item of the instance metadata, which returns 404 until
+an interruption is scheduled:
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
 """
 
@@ -16,7 +16,7 @@ import urllib.request
 
 METADATA = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://169.254.169.254").rstrip("/")
 SECONDS_BETWEEN_LOOKS = 5
-SECONDS_LEFT = 110  # of the two minutes, after the longest wait for a look and a slow answer
+SECONDS_LEFT = 110  # of the two minutes, after the longest poll interval and a slow response
 DRAIN = ["ray", "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
 DRAIN += ["--reason-message", "AWS takes the spot machine back"]
 
@@ -28,7 +28,7 @@ def request(path: str, method: str = "GET", **headers: str) -> str:
 
 
 def is_noticed() -> bool:
-    """Whether the machine is to go; False, too, where no metadata answer for the moment."""
+    """Return whether an interruption is scheduled; False also while the metadata service does not respond."""
     try:
         token = request("api/token", "PUT", **{"X-aws-ec2-metadata-token-ttl-seconds": "60"})
         request("meta-data/spot/instance-action", **{"X-aws-ec2-metadata-token": token})

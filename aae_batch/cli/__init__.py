@@ -1,6 +1,6 @@
-"""The command line: a module for each command.
+"""The command line: one module per command.
 
-Nothing heavy is imported before a command runs, so that `--help` answers at once.
+Heavy imports wait until a command runs, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ app.add_typer(manifest, name="manifest")
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     app()
 
 

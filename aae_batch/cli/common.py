@@ -1,4 +1,4 @@
-"""What the commands share: exit codes, options, and how errors are told."""
+"""Exit codes, options and error reporting that the commands share."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import typer
 from aae_batch.errors import AaeBatchError, JobError
 
 COMPLETE, WITH_FAILURES, USAGE, STOPPED = 0, 1, 2, 3
-"""Exit codes: all rows have pictures; some failed; the command or its input is wrong; stopped on the
-way, and the same command goes on."""
+"""Exit codes: every row has an image; some rows failed; wrong command or input; stopped early, and the
+same command resumes."""
 
-Output = Annotated[str, typer.Argument(help="The dataset's root: a folder, or a URL.")]
+Output = Annotated[str, typer.Argument(help="Root of the dataset: a folder or a URL.")]
 
 
 @contextmanager
 def errors_in_a_sentence() -> Iterator[None]:
-    """Errors of ours are one sentence and an exit code; any other is a bug and keeps its traceback."""
+    """Turn this package's errors into one sentence and an exit code. Others are bugs and keep a traceback."""
     try:
         yield
     except KeyboardInterrupt:
@@ -32,7 +32,7 @@ def errors_in_a_sentence() -> Iterator[None]:
     except AaeBatchError as error:
         complain(str(error))
         raise typer.Exit(USAGE) from None
-    except PermissionError as error:  # wherever it came up, it is the user's to grant
+    except PermissionError as error:  # wherever it occurs, only the user can fix it
         complain(f"{error.strerror}: {error.filename}.")
         raise typer.Exit(USAGE) from None
 

@@ -1,5 +1,5 @@
 """`aae-batch demo`: a small dataset with the embedded model, both methods from the same noise, and a
-page to look at."""
+page to view it."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
 
 PROMPTS = 24
 LABELS = {"stable-diffusion": "plain", "attend-and-excite": "guided"}
-"""The methods that the demo compares, and what it calls them."""
+"""The methods that the demo compares, and their labels."""
 MANIFEST = "manifest.jsonl"
 SHEET = "contact_sheet.png"
 
 
 @settings_command()
 def demo(
-    output: Annotated[Path, typer.Argument(help="Folder for the pictures.")] = Path("demo-output"),
+    output: Annotated[Path, typer.Argument(help="Folder for the images.")] = Path("demo-output"),
 ) -> int:
-    """Make a small dataset with the embedded model, plain and guided from the same noise, and a
-    page to look at both."""
+    """Generate a small dataset with the embedded model, plain and guided from the same noise, and a
+    page to compare them."""
     return run_demo(output)
 
 
 def run_demo(
     output: Path, model: str = "shapes", write: Callable[[str], None] = print, **guidance: Any
 ) -> int:
-    """Generate, score, lay out, and say what came of it. Returns the number of failed rows.
+    """Generate, score, lay out and summarise the demo. Returns the number of failed rows.
 
-    The prompts are the first of the model's report split, which a fixed seed has shuffled and no
-    setting was tuned on, each with the first of its seeds. Nothing is picked by its looks.
+    The prompts are the first of the model's report split, each with the first of its seeds. A fixed
+    seed shuffled that split, no setting was tuned on it, and no image is hand-picked.
 
     Raises:
-        AaeBatchError: the job cannot start or go on.
+        AaeBatchError: the job cannot start or continue.
     """
     from aae_batch.dataset.image_format import PNG
     from aae_batch.dataset.reader import Dataset
@@ -82,10 +82,10 @@ def run_demo(
             shard_size=12,
         )
         summary = run_job(settings, on_progress)
-        # by the detector of the world of shapes, so that the page's cards say what is there
+        # with the detector of the embedded model, so that the page's cards show which subjects are found
         judge = ScoreSettings(output=str(output), metric="detector", detector="shapes", actors=1)
         score(judge, on_progress)
-    storage.write_bytes(MANIFEST, rows)  # for whoever wants to look at it
+    storage.write_bytes(MANIFEST, rows)  # for reference
     dataset = Dataset(storage)
     groups, counts = _drawn(dataset, pairs)
     title = f"{counts}; same noise left and right, prompts not picked".capitalize()
@@ -95,7 +95,7 @@ def run_demo(
     write(f"images, attention, metadata, scores: {storage.root}")
     write(f"contact sheet: {storage.place(SHEET)}")
     write(f"page to look at: {write_report(storage)}")
-    write(f"refinements of a guided picture: {refinements:.1f} on average")
+    write(f"refinements per guided image: {refinements:.1f} on average")
     write(counts)
     return summary["failed"]
 
@@ -118,7 +118,7 @@ def _row_id(pair: Pair, method: str) -> str:
 
 
 def _drawn(dataset: Dataset, pairs: Sequence[Pair]) -> tuple[list[Group], str]:
-    """The pictures of each pair, and how often they have both things, each in its colour."""
+    """Return each pair's images, and a sentence on how often both objects appear in their colours."""
     from aae_batch.report.contact_sheet import Group
     from aae_batch.shapes.world import caption
 
@@ -138,7 +138,7 @@ def _drawn(dataset: Dataset, pairs: Sequence[Pair]) -> tuple[list[Group], str]:
 
 
 def _judged(dataset: Dataset, row: dict[str, Any], pair: Pair, label: str) -> tuple[Picture, bool]:
-    """The picture as the sheet shows it, and whether both things are there in their colours."""
+    """Return the image with its findings, and whether both objects appear in their colours."""
     from PIL import Image
 
     from aae_batch.report.contact_sheet import Finding, Picture

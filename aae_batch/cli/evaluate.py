@@ -1,4 +1,4 @@
-"""`aae-batch evaluate`: are the subjects there, and which method does better?"""
+"""`aae-batch evaluate`: score images and compare methods."""
 
 from __future__ import annotations
 
@@ -28,36 +28,33 @@ def _score_settings() -> type[Settings]:
 def evaluate(
     outputs: Annotated[
         list[str],
-        typer.Argument(
-            help="Roots of datasets: folders, or URLs. Several are compared in one table."
-        ),
+        typer.Argument(help="Dataset roots: folders or URLs. Several are compared in one table."),
     ],
     metric: Annotated[
         list[str] | None,
         typer.Option(
-            help="clip (similarity of the picture with the prompt, and with its worst subject), "
-            "captions (similarity of a caption with the prompt), detector (which subjects are "
-            "found) or attention (from the tables alone). May be given several times, or as "
-            "clip,attention.",
-            show_default="none: print the table of what is scored",
+            help="clip (similarity of the image to the prompt and to its worst subject), captions "
+            "(similarity of a generated caption to the prompt), detector (which subjects are found) "
+            "or attention (from the tables alone). Repeat the option, or separate metrics by commas.",
+            show_default="none: print the table of existing scores",
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be scored; no model is loaded.")
+        bool, typer.Option("--dry-run", help="Print what would be scored, without loading a model.")
     ] = False,
     csv: Annotated[
-        Path | None, typer.Option(help="Write the table to this file, a line for each cell.")
+        Path | None, typer.Option(help="Write the table to this CSV file, one line per cell.")
     ] = None,
     latex: Annotated[
-        Path | None, typer.Option(help="Write the table to this file, for LaTeX with booktabs.")
+        Path | None, typer.Option(help="Write the table to this LaTeX file, for booktabs.")
     ] = None,
     **settings: Any,
 ) -> int:
-    """Score the pictures of OUTPUTS, and compare their methods in a table.
+    """Score the images of OUTPUTS and compare their methods in a table.
 
-    Scores lie beside each dataset, in metrics/. What is scored already is kept: run the same command
-    again to go on after a stop, or when more pictures are there.
-    Exit codes: 0 complete, 1 some pictures could not be scored, 2 wrong command or input, 3 stopped.
+    Scores are stored with each dataset, in metrics/. Existing scores are kept: run the same command
+    again to resume after a stop, or to score images that were added.
+    Exit codes: 0 complete, 1 some images could not be scored, 2 wrong command or input, 3 stopped.
     """
     from aae_batch.evaluate.settings import ScoreSettings
 
@@ -85,7 +82,7 @@ def evaluate(
 
 
 def _each_once(outputs: list[str], endpoint: str | None) -> list[str]:
-    """Outputs without those that are named again in another way."""
+    """Return the outputs without those that name the same root again."""
     from aae_batch.store.open import open_storage
 
     found: dict[str, str] = {}
@@ -104,11 +101,11 @@ def _say_plan(job: ScoreSettings) -> None:
         f"{len(plan.kept)} scored already, {plan.missing} not generated yet"
     )
     if again := sum(len(rows) for rows in plan.again.values()):
-        print(f"{again} pictures that could not be scored are to be tried again")
+        print(f"{again} images that could not be scored will be retried")
 
 
 def _score(job: ScoreSettings) -> int:
-    """Returns how many pictures could not be scored."""
+    """Score, and return the number of images that could not be scored."""
     from aae_batch.cli.terminal import progress_reporter
     from aae_batch.evaluate.driver import score
 
@@ -122,14 +119,14 @@ def _score(job: ScoreSettings) -> int:
         )
     if scored.unscored:
         complain(
-            f"{scored.unscored} pictures could not be scored: their scores are null. Try them again with "
+            f"{scored.unscored} images could not be scored: their scores are null. Try them again with "
             "--retry-failed."
         )
     return scored.unscored
 
 
 def _table(outputs: list[str], endpoint: str | None) -> Table:
-    """Each output is called by the last part of its path, where that tells it from the others."""
+    """Make the table, in which outputs are named by the last part of their path if that is unique."""
     from aae_batch.dataset.reader import Dataset
     from aae_batch.errors import OutputError
     from aae_batch.evaluate.pictures import read_pictures

@@ -1,4 +1,4 @@
-"""`aae-batch export`: a finished output as a dataset for others."""
+"""`aae-batch export`: write an output in a format that other tools load."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            help="hf (Parquet with a column of pictures, as Hugging Face's hub shows it), parquet (the "
-            "same with a plain card), webdataset (tars) or imagefolder (a file per picture)."
+            help="hf (Parquet with an image column, as Hugging Face's hub shows it), parquet (the same "
+            "with a plain card), webdataset (tars) or imagefolder (one file per image)."
         ),
     ] = "hf",
     where: Annotated[
         str | None,
         typer.Option(
-            help="Only rows that this SQL expression is true of, over the columns of the metadata and of "
-            'scores, e.g. "final_loss < 0.5 AND neglected IS NOT TRUE".',
-            show_default="all with a picture",
+            help="Export only rows for which this SQL expression over the metadata and score columns is "
+            'true, e.g. "final_loss < 0.5 AND neglected IS NOT TRUE".',
+            show_default="all with an image",
         ),
     ] = None,
     select: Annotated[
         str | None,
         typer.Option(
-            help=f"{BEST}: of each prompt and method, only the picture with the lowest final loss, of "
-            "those that --where admits.",
+            help=f"{BEST}: for each prompt and method, export only the image with the lowest final loss "
+            "among the rows that --where admits.",
             show_default="all",
         ),
     ] = None,
     of: Annotated[
         int | None,
         typer.Option(
-            help=f"With --select {BEST}: choose among so many seeds, the first of each prompt.",
+            help=f"With --select {BEST}: number of seeds to choose from, the first of each prompt.",
             show_default="all seeds of a prompt",
         ),
     ] = None,
     partial: Annotated[
         bool,
-        typer.Option("--partial", help="Take what is committed of an output that is not complete."),
+        typer.Option("--partial", help="Export the committed part of an incomplete output."),
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an earlier export in DEST.")
@@ -63,26 +63,28 @@ def export(
     license: Annotated[
         str | None,
         typer.Option(
-            help="For the dataset card, as the hub spells it, e.g. cc-by-4.0.",
-            show_default="left to you, which the card says",
+            help="Licence on the dataset card, as the hub spells it, e.g. cc-by-4.0.",
+            show_default="none; the card says so",
         ),
     ] = None,
     rows_per_file: Annotated[
         int,
         typer.Option(
-            help="Of a Parquet file or a tar; memory holds so many pictures up to two and a half times."
+            help="Rows per Parquet file or tar; memory holds up to 2.5 copies of that many images."
         ),
     ] = 1000,
 ) -> None:
-    """Write the pictures of OUTPUT and what is known of them to DEST, in a format that other tools
-    load, with a dataset card and a page of samples.
+    """Write the images and metadata of OUTPUT to DEST, in a format that other tools load, with a
+    dataset card and a page of samples.
 
-    Exit codes: 0 written, 2 wrong command or input, 3 stopped on the way; the same command starts over.
+    Exit codes: 0 written, 2 wrong command or input, 3 stopped early; the same command starts over.
     """
     if select not in (None, BEST):
         raise SettingsError(f"--select {select}: there is only {BEST}.")
     if of is not None and select is None:
-        raise SettingsError(f"--of {of} says among how many to choose: give --select {BEST}, too.")
+        raise SettingsError(
+            f"--of {of} sets how many seeds to choose from: give --select {BEST}, too."
+        )
     from aae_batch.cli.terminal import count_reporter
     from aae_batch.dataset.reader import Dataset
     from aae_batch.export.condition import Condition
@@ -109,7 +111,7 @@ def export(
     left_out = [
         f"{count} {reason}"
         for count, reason in (
-            (written.failed, "without a picture"),
+            (written.failed, "without an image"),
             (written.refused, "left out by --where"),
             (written.beaten, "not the best of their prompt"),
         )

@@ -1,4 +1,4 @@
-"""`aae-batch generate`: the pictures of a manifest."""
+"""`aae-batch generate`: generate the images of a manifest."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def generate(
         bool,
         typer.Option(
             "--dry-run",
-            help="Check everything and say what would be done; only the tokenizer is loaded.",
+            help="Check everything and print what would be done; loads only the tokenizer.",
         ),
     ] = False,
     **settings: Any,
 ) -> int:
-    """Generate the pictures of MANIFEST into OUTPUT, with attention statistics and metadata.
+    """Generate the images of MANIFEST into OUTPUT, with attention statistics and metadata.
 
-    What is already there is kept: run the same command again to go on after a stop.
+    Finished shards are kept: run the same command again to resume after a stop.
     Exit codes: 0 complete, 1 complete with failed rows, 2 wrong command or input, 3 stopped.
     """
     job = _job(settings)
@@ -34,7 +34,7 @@ def generate(
 
 
 def _job(given: dict[str, Any]) -> JobSettings:
-    """Sampling settings that are not given are the model's own."""
+    """Make the job's settings. Sampling settings that are not given default to the model's."""
     from aae_batch.generate.settings import JobSettings, listed
     from aae_batch.methods import load_plugins
     from aae_batch.sampling.config import GuidanceConfig

@@ -1,4 +1,4 @@
-"""Options made from settings: a model's field says what its option is called, takes and means."""
+"""Options made from settings: each field defines the name, type and help text of its option."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from aae_batch.settings import Settings
 
 OWN = "the model's own"
-"""The default of sampling settings, since a model may bring other values than `GuidanceConfig` has."""
+"""Shown as the default of sampling settings, since a model may bring values other than
+`GuidanceConfig`'s."""
 
 
 def job_settings() -> type[Settings]:
@@ -30,18 +31,18 @@ def job_settings() -> type[Settings]:
 
 
 class SettingsCommand:
-    """A command some of whose options are fields of settings, in the form that typer takes.
+    """A command that takes some of its options from the fields of a settings model.
 
-    A parameter of `run` without an `Annotated` of its own is the field of its name. `**settings` are
-    all the other fields; in place of a field that holds settings itself, there are its own fields, None
-    where they are not given. The model is imported when typer asks for the signature, not before.
+    A parameter of `run` without its own `Annotated` stands for the field of the same name, and
+    `**settings` stands for all other fields. A nested settings field is replaced by its own fields,
+    which are None when not given. The model is imported only when typer asks for the signature.
 
     Args:
-        run: is called with all values by name, and returns the exit code.
-        model: returns the class of the settings.
-        arguments: fields that are arguments, not options.
-        without: fields that `**settings` leaves out.
-        defaults: in place of the model's.
+        run: called with all values by name; returns the exit code.
+        model: returns the settings class.
+        arguments: fields that are arguments instead of options.
+        without: fields that `**settings` omits.
+        defaults: replace the model's defaults.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class SettingsCommand:
             raise typer.Exit(self._run(**given) or COMPLETE)
 
     def with_options_only(self, **defaults: Any) -> SettingsCommand:
-        """The same with an option in place of each argument, and with other defaults."""
+        """Return the same command with options in place of arguments, and with other defaults."""
         return SettingsCommand(self._run, self._model, without=self._without, defaults=defaults)
 
     @cached_property
@@ -110,7 +111,7 @@ class SettingsCommand:
 
 
 def _kind(annotation: Any) -> Any:
-    """What typer is to make of the text: a number, a flag, or text still, which the model reads."""
+    """Return the type that typer parses: bool, int, float, or str, which the model then parses."""
     if get_origin(annotation) is Annotated:
         return _kind(get_args(annotation)[0])
     given = [kind for kind in get_args(annotation) or (annotation,) if kind is not NoneType]
@@ -118,12 +119,12 @@ def _kind(annotation: Any) -> Any:
 
 
 def settings_command(*models: Callable[[], type[Settings]], **how: Any) -> Any:
-    """Decorates a function, as `SettingsCommand` takes it."""
+    """Decorate a function as a `SettingsCommand`."""
     return lambda run: SettingsCommand(run, *models, **how)
 
 
 def add_commands(app: typer.Typer, *commands: Callable[..., None]) -> None:
-    """Add commands that get their options when they are called: a list of them needs no settings."""
+    """Add commands that resolve their options when called, so that listing them imports no settings."""
     for command in commands:
 
         def listed() -> None: ...
@@ -134,7 +135,7 @@ def add_commands(app: typer.Typer, *commands: Callable[..., None]) -> None:
 
 
 class _Listed(TyperCommand):
-    """A command as a list of commands shows it."""
+    """The entry of a command in a list of commands."""
 
     def make_context(self, info_name: Any, args: Any, parent: Any = None, **extra: Any) -> Any:
         app = typer.Typer(add_completion=False, rich_markup_mode=None)

@@ -1,4 +1,4 @@
-"""`aae-batch report`: a page to look at a dataset by."""
+"""`aae-batch report`: write a page to browse a dataset."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def report(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Write the page to this file of this machine.",
+            help="Write the page to this local file.",
             show_default="report.html in OUTPUT",
         ),
     ] = None,
@@ -28,29 +28,29 @@ def report(
         int | None,
         typer.Option(
             min=1,
-            help="Show so many rows, the first of the manifest; the figures are of all rows.",
-            show_default="10000, or 2000 where pictures are embedded",
+            help="Number of rows to show, from the start of the manifest; the figures cover all rows.",
+            show_default="10000, or 2000 with embedded images",
         ),
     ] = None,
     embed: Annotated[
         bool,
         typer.Option(
             "--embed",
-            help="Put small pictures into the page, so that it can be sent to someone. Otherwise it "
-            "shows those of OUTPUT, in the layout 'files'; other layouts, and a page outside "
-            "of a bucket, always embed.",
+            help="Embed small images in the page, so that it can be sent to someone. By default the page "
+            "links to the images of OUTPUT. Layouts other than 'files', and a local page of an output "
+            "in a bucket, always embed.",
         ),
     ] = False,
     thumbnail: Annotated[
-        int, typer.Option(min=16, max=2048, help="Longer side of an embedded picture, in pixels.")
+        int, typer.Option(min=16, max=2048, help="Longer side of an embedded image, in pixels.")
     ] = 256,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
-    """Make a page to look at OUTPUT by, while its job runs or afterwards.
+    """Write a page to browse OUTPUT, while its job runs or afterwards.
 
-    It shows the methods side by side from the same noise, each subject's attention laid over the
-    picture and step by step, scores of `aae-batch evaluate`, filters, sorting, and figures. It needs
-    no server and no network.
+    It shows the methods side by side from the same noise, each subject's attention over the image and
+    per step, scores of `aae-batch evaluate`, filters, sorting and summary figures. It needs no server
+    and no network.
     """
     from aae_batch.cli.terminal import count_reporter
     from aae_batch.report.write import write_report

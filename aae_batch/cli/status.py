@@ -1,4 +1,4 @@
-"""`aae-batch status`: how far is the job?"""
+"""`aae-batch status`: print the progress of a job."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aae_batch.errors import OutputError
 
 @settings_command()
 def status(output: Output, s3_endpoint: str | None) -> None:
-    """Say how far OUTPUT is, while its job runs or afterwards."""
+    """Print the progress of OUTPUT, while its job runs or afterwards."""
     import time
 
     from aae_batch.dataset import status as progress

@@ -1,4 +1,4 @@
-"""How a job's progress looks: a bar on a terminal, a line now and then elsewhere."""
+"""Show a job's progress: a bar on a terminal, periodic lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LINE_SECONDS = 15.0
 
 @contextmanager
 def progress_reporter() -> Iterator[Callable[[Progress], None]]:
-    """A callback for a job's progress, by what standard error is."""
+    """Yield a callback that shows a job's progress on standard error."""
     if not sys.stderr.isatty():
         yield lines(_print)
         return
@@ -38,7 +38,7 @@ def progress_reporter() -> Iterator[Callable[[Progress], None]]:
 
 @contextmanager
 def count_reporter(things: str) -> Iterator[Callable[[int, int], None]]:
-    """A callback for how many of how many things are done, by what standard error is."""
+    """Yield a callback that takes (done, total) and shows the count of `things` on standard error."""
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import Progress as Bar
@@ -61,7 +61,7 @@ def count_reporter(things: str) -> Iterator[Callable[[int, int], None]]:
 def lines(
     write: Callable[[str], None], clock: Callable[[], float] = time.monotonic
 ) -> Callable[[Progress], None]:
-    """Write one line at once, one every 15 seconds, and one at the end."""
+    """Return a callback that writes one line at once, one every 15 seconds, and one at the end."""
     last = -LINE_SECONDS
 
     def on_progress(progress: Progress) -> None:

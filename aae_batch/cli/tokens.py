@@ -1,4 +1,4 @@
-"""`aae-batch tokens`: how a prompt is split."""
+"""`aae-batch tokens`: print the tokens of a prompt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aae_batch.cli.options import settings_command
 
 @settings_command()
 def tokens(
-    prompt: Annotated[str, typer.Argument(help="The text.")],
+    prompt: Annotated[str, typer.Argument(help="The prompt text.")],
     model: str,
     revision: str | None,
     s3_endpoint: str | None,

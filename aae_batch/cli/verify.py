@@ -1,4 +1,4 @@
-"""`aae-batch verify`: is the dataset whole?"""
+"""`aae-batch verify`: check that a dataset is complete and undamaged."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def verify(
     output: Output,
     s3_endpoint: str | None,
     manifest: Annotated[
-        str | None, typer.Option(help="Compare the rows with this manifest, too.")
+        str | None, typer.Option(help="Also compare the rows with this manifest.")
     ] = None,
     repair: Annotated[
         bool,
         typer.Option(
             "--repair",
-            help="Delete what is broken, so that the next run makes it again, and pictures of rows that "
-            "failed. Lists it and asks first. No run may be writing meanwhile.",
+            help="Delete what is broken, so that the next run generates it again, and images of failed "
+            "rows. Lists the files and asks first. No run may be writing at the same time.",
         ),
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Repair without asking.")] = False,
 ) -> int:
-    """Prove that OUTPUT has every row once, with its picture and statistics, undamaged.
+    """Prove that OUTPUT has every row exactly once, with its image and statistics undamaged.
 
     Exit codes: 0 proved, 1 something is missing or wrong, 2 wrong command or input.
     """
@@ -51,7 +51,7 @@ def verify(
     if manifest and run is not None:
         load_plugins(run["settings"].get("plugin", ()))
     with ExitStack() as stack:
-        if repair and run is not None:  # nothing is deleted in what is not ours
+        if repair and run is not None:  # without a run, nothing will be deleted
             stack.enter_context(writing(storage))
         rows = stack.enter_context(open_manifest(manifest, s3_endpoint)) if manifest else None
         with count_reporter("shards") as on_progress:

@@ -1,1 +1,1 @@
-"""A finished output as a dataset for others."""
+"""Export an output in formats that other tools load."""

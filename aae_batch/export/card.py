@@ -1,4 +1,4 @@
-"""The dataset card: a README.md with the header that Hugging Face's hub reads, from `card.md.jinja`."""
+"""Render the dataset card, a README.md with Hugging Face's metadata header, from `card.md.jinja`."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ _SIZES = (
 )
 _BY_CONJUNCT = "composable-diffusion"
 _OF_ATTENTION = ("final_loss", "neglected")
-"""Besides those of the metric `attention`. With `_BY_CONJUNCT` they are of another kind: see
-`layout.ATTENTION_SCHEMA`."""
+"""Columns that, like the metric `attention`'s, do not compare between `_BY_CONJUNCT` and other methods:
+see `layout.ATTENTION_SCHEMA`."""
 
 _DESCRIPTIONS = {
     column.name: (column.metadata or {}).get(b"description", b"").decode()
     for column in (*layout.MANIFEST_COLUMNS, *layout.OUTCOME_COLUMNS)
 } | {
-    "image": "The picture.",
-    "file_name": "The picture, beside the table; readers show it as the column image.",
+    "image": "The image.",
+    "file_name": "The image's file, relative to the table; readers show it as the column image.",
 }
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card tells of an export.
+    """What a card says about an export.
 
     Attributes:
-        schema: of the exported rows, as far as the format has their columns.
-        figures: the rows' method and the columns that are averaged for each.
+        schema: the exported columns that the format can hold.
+        figures: the method of each row, and the columns that are averaged per method.
     """
 
     title: str
@@ -59,11 +59,11 @@ class Facts:
 
 
 def dataset_card(facts: Facts, settings: ExportSettings, written: Format) -> DatasetCard:
-    """The card of what was written.
+    """Return the card of what was written.
 
-    Its header has no `configs`: `datasets` finds the split by the files' names, and then its cache
-    tells this export from another one of the same name by the files that it finds. With a pattern in
-    `configs` it goes by the pattern, and loads the rows of the earlier one.
+    Its header has no `configs`, so `datasets` finds the split by file names, and its cache tells two
+    exports of the same name apart by their files. With a pattern in `configs` it compares only the
+    pattern, and loads the rows of the earlier export.
     """
     from huggingface_hub import DatasetCard, DatasetCardData
 
@@ -110,13 +110,15 @@ def _sampling(run: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
 
 
 def _size_category(rows: int) -> str:
-    """The hub's name for so many rows."""
+    """Return the hub's size category for a number of rows."""
     return _SIZES[min(max(0, len(str(rows)) - 3), len(_SIZES) - 1)]
 
 
 def check_features(schema: pa.Schema) -> None:
-    """Raises:
-    SettingsError: `datasets` has no features for a column of this schema.
+    """Check that `datasets` can describe every column.
+
+    Raises:
+        SettingsError: a column has a type that `datasets` has no feature for.
     """
     from datasets import Features
 
@@ -146,8 +148,8 @@ def _add_info(data: DatasetCardData, written: Parquet, rows: int) -> None:
 
 
 def _means(facts: Facts, methods: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Heads and lines of a table: each method's pictures, and the means of its figures; "-" for one
-    that cannot be compared with the other methods'."""
+    """Return the header and rows of a table: number of images and mean figures per method. "-" marks a
+    mean that does not compare with other methods'."""
     figures = facts.figures
     names = [
         name
@@ -165,7 +167,7 @@ def _means(facts: Facts, methods: Sequence[str]) -> tuple[list[str], list[list[s
         lines.append([method, f"{of_method.num_rows:,}", *means])
     own = {"final_loss": "own final_loss"}
     heads = (f"mean {own.get(name, name)}" for name in names)
-    return ["method", "pictures", *heads], lines
+    return ["method", "images", *heads], lines
 
 
 def _mean(values: pa.ChunkedArray) -> str:
@@ -182,7 +184,7 @@ def _columns(facts: Facts, export_format: str) -> list[list[str]]:
         is_folder = export_format == "imagefolder"
         columns.insert(0, ("file_name", "string") if is_folder else ("image", "image"))
     return [
-        [_code(name), _code(kind), described.get(name, "Of the manifest.")]
+        [_code(name), _code(kind), described.get(name, "From the manifest.")]
         for name, kind in columns
     ]
 
@@ -191,7 +193,7 @@ def _making(run: dict[str, Any]) -> list[list[str]]:
     settings = run["settings"]
     model = settings["model"]
     if Path(model).expanduser().is_absolute() or "://" in model:
-        model = f"{Path(model).name}, a folder"  # a path is of a machine, and nobody else's concern
+        model = f"{Path(model).name}, a folder"  # a local path means nothing to others
     facts = {
         "model": model,
         "revision": settings["revision"],
@@ -211,7 +213,7 @@ def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _code(text: str) -> str:
-    """Text as code of one line; it may hold backticks itself."""
+    """Return text, which may contain backticks, as a one-line code span."""
     text = " ".join(text.split())
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
     pad = " " if text.startswith("`") or text.endswith("`") else ""
@@ -219,5 +221,5 @@ def _code(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text in which Markdown and HTML mean nothing."""
+    """Escape Markdown and HTML."""
     return re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", " ".join(str(text).split()))

@@ -1,4 +1,4 @@
-"""`--where`: a condition on one row, in SQL, evaluated by DuckDB."""
+"""`--where`: a SQL condition on one row, evaluated by DuckDB."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _PLACE = "the row's place"
 
 
 class Condition:
-    """An expression over the columns of a row, e.g. `final_loss < 0.5 AND neglected IS NOT TRUE`.
+    """A SQL expression over the columns of a row, e.g. `final_loss < 0.5 AND neglected IS NOT TRUE`.
 
-    It is an expression and nothing else, by two parses that only a whole one passes, and it sees
-    neither files nor settings nor other tables.
+    Two parses ensure that it is a single complete expression. It cannot access files, settings or
+    other tables.
 
     Raises:
-        SettingsError: it is none, or DuckDB is not installed.
+        SettingsError: the text is not an expression, or DuckDB is not installed.
     """
 
     def __init__(self, text: str) -> None:
@@ -40,16 +40,16 @@ class Condition:
         self._knows = cache(self._has_type)
         try:
             duckdb.SQLExpression(text)
-            # In brackets of lines of their own, so that a comment at its end does not hide one.
+            # The brackets have their own lines, so that a trailing comment cannot hide the closing one.
             self._expression = duckdb.SQLExpression(f"(\n{text}\n)")
         except duckdb.Error as error:
             raise self._refused(error) from None
 
     def admits(self, rows: pa.Table) -> np.ndarray:
-        """Which rows it is true of: bool [rows].
+        """Return which rows satisfy the condition: bool [rows].
 
         Raises:
-            SettingsError: it does not fit the columns.
+            SettingsError: the condition does not fit the columns.
         """
         places = pa.array(np.arange(rows.num_rows))
         known = rows.select([column.name for column in rows.schema if self._knows(column.type)])
@@ -61,7 +61,7 @@ class Condition:
         return np.isin(np.arange(rows.num_rows), found)
 
     def _has_type(self, kind: pa.DataType) -> bool:
-        """Whether DuckDB has a type; a manifest's own column may be of any."""
+        """Return whether DuckDB supports a type; a manifest's extra columns may have any."""
         try:
             self._connection.from_arrow(pa.schema([("column", kind)]).empty_table())
         except self._error:
@@ -71,6 +71,6 @@ class Condition:
     def _refused(self, error: Exception) -> SettingsError:
         reason = str(error).split("\n\nLINE")[0].replace("\n", " ")
         return SettingsError(
-            f"--where {shown(self.text)} is no condition on a row's columns, such as \"final_loss < "
+            f"--where {shown(self.text)} is not a condition on a row's columns, such as \"final_loss < "
             f'0.5 AND neglected IS NOT TRUE": {reason}'
         )

@@ -1,8 +1,8 @@
-"""Where an export goes: what lies there, and what of it may be replaced.
+"""The destination of an export: what it contains, and which files may be replaced.
 
-An export writes its marker first, `.aae_batch_export.json`, which says what it is going to write, and
-its card last. So a file is known for an export's own by the marker beside it and by its name, and an
-export for whole by its card.
+An export first writes its marker, `.aae_batch_export.json`, which says what it will write, and writes
+its card last. The marker and a file's name show that the file belongs to an export; the card shows that
+the export is complete.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ MARKER = ".aae_batch_export.json"
 
 @dataclass(frozen=True)
 class Marker:
-    """What an export is going to write: in which format, in how many parts, and the suffix of its
-    picture files, with its dot."""
+    """What an export will write: the format, the number of parts, and the suffix of image files,
+    including the dot."""
 
     format: str
     pieces: int
@@ -34,7 +34,7 @@ class Marker:
 
     @classmethod
     def read(cls, destination: Storage) -> Marker | None:
-        """That of the export in the destination; None where none can be read."""
+        """Return the marker in the destination, or None if it is missing or invalid."""
         if not destination.exists(MARKER):
             return None
         try:
@@ -45,10 +45,10 @@ class Marker:
 
 
 def replaceable(destination: Storage, force: bool) -> list[str]:
-    """The files of an earlier export in the destination, its card first.
+    """Return the files of an earlier export in the destination, its card first.
 
     Raises:
-        OutputError: there are files of others; or the earlier export is whole, and not `force`.
+        OutputError: the destination holds other files, or a complete export and `force` is not set.
     """
     names = [name for name in destination.list("") if not name.startswith(".")]
     own: set[str] = set()
@@ -56,7 +56,7 @@ def replaceable(destination: Storage, force: bool) -> list[str]:
         own = {CARD, SAMPLES} | files_of(marker.format, marker.pieces, marker.suffix, names)
     if foreign := next((name for name in names if name not in own), None):
         raise OutputError(
-            f"{destination.root} holds {foreign}, which is of no export: choose an empty destination."
+            f"{destination.root} holds {foreign}, which no export wrote: choose an empty destination."
         )
     if CARD in names and not force:
         raise OutputError(
@@ -67,8 +67,8 @@ def replaceable(destination: Storage, force: bool) -> list[str]:
 
 
 def replace(destination: Storage, earlier: list[str], marker: Marker) -> None:
-    """Delete the files of an earlier export, the card before the others so that what is left of it is
-    never taken for whole, and then mark the place for this one."""
+    """Delete the files of an earlier export, then write the marker of this one. The card goes first, so
+    that a partly deleted export never looks complete."""
     if earlier:
         destination.delete(earlier[0])
     with ThreadPoolExecutor(THREADS) as pool:

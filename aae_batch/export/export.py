@@ -1,4 +1,4 @@
-"""A finished output becomes a dataset for others: chosen rows, in their format, with a card."""
+"""Export an output: selected rows in another format, with a dataset card."""
 
 from __future__ import annotations
 
@@ -36,26 +36,27 @@ def export(
     choosing: OnProgress = lambda done, total: None,
     writing: OnProgress = lambda done, total: None,
 ) -> Selection:
-    """Write the rows of `dataset` that `settings` choose to `destination`, the card last: where it is,
-    the export is whole.
+    """Write the rows of `dataset` that `settings` select to `destination`.
+
+    The card is written last: an export that has one is complete.
 
     Args:
-        choosing, writing: get how many shards of how many are looked through, and then written.
+        choosing, writing: called with (done, total) shards while selecting and while writing.
 
     Raises:
-        OutputError: the output is not complete, or cannot be read; the destination is not empty, or
-            cannot be written, or another process is writing to it; no row is left.
+        OutputError: the output is incomplete or unreadable; the destination is not empty, cannot be
+            written, or has another writer; or no row is selected.
         SettingsError: the settings do not fit the rows.
     """
     source = open_source(dataset, settings.partial)
     if settings.format == "hf":
         check_features(source.schema)
-    replaceable(destination, settings.force)  # before it is looked through what there is to export
+    replaceable(destination, settings.force)  # fail before reading the tables
     selection = choose(source, settings.where, settings.best, choosing)
     if not len(selection):
         raise OutputError(
             f"No row of {dataset.storage.root} is left to export: {selection.failed} of "
-            f"{selection.rows} have no picture, and --where leaves out {selection.refused}."
+            f"{selection.rows} have no image, and --where leaves out {selection.refused}."
         )
     with _locked(destination):
         _write(source, selection, destination, settings, writing)
@@ -78,7 +79,7 @@ def _write(
     for part in _parts(source, selection, settings.rows_per_file, on_progress):
         written.write(part)
         seen.add(part)
-        del part  # memory is for one part, not for the next as well
+        del part  # so that memory never holds two parts
     written.close()
     destination.write_bytes(SAMPLES, samples_page(seen.samples))
     schema = source.schema
@@ -91,7 +92,7 @@ def _write(
 
 
 def _in_json(schema: pa.Schema, selection: Selection) -> pa.Schema:
-    """The columns that JSON has values for; the others are noted."""
+    """Return the columns that JSON can represent, and note the others in `selection`."""
     names = json_columns(schema)
     selection.notes += [
         f"The column {column.name} is left out, since JSON has no values of its type, {column.type}."
@@ -102,8 +103,8 @@ def _in_json(schema: pa.Schema, selection: Selection) -> pa.Schema:
 
 
 def _locked(destination: Storage) -> AbstractContextManager[object]:
-    """The destination, with nobody else writing to it. That of the hub is not locked: each sign of
-    life would be a commit."""
+    """Lock the destination against other writers, except on the hub, where every renewal of the lock
+    would be a commit."""
     is_hub = destination.root.startswith("hf://")
     return nullcontext() if is_hub else destination.writing()
 
@@ -111,7 +112,7 @@ def _locked(destination: Storage) -> AbstractContextManager[object]:
 def _parts(
     source: Source, selection: Selection, size: int, on_progress: OnProgress
 ) -> Iterator[Part]:
-    """The chosen rows with their scores and pictures, `size` a part and fewer in the last."""
+    """Yield the selected rows with their scores and images, `size` per part, fewer in the last."""
     held: list[pa.Table] = []
     pictures: list[bytes] = []
     index = 0
@@ -139,8 +140,8 @@ def _parts(
 
 
 class _Seen:
-    """What the card shows of the rows that go by: the figures of all, and pictures that are evenly
-    spaced over them."""
+    """Collects what the card shows while rows pass by: the figures of all of them, and evenly spaced
+    sample images."""
 
     def __init__(self, rows: int, scored: Sequence[str]) -> None:
         self.samples: list[tuple[dict, bytes]] = []

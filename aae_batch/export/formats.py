@@ -1,4 +1,4 @@
-"""How a dataset for others is laid out: parts, which are rows with their pictures, one file or many."""
+"""The export formats. Each writes parts, which are rows with their images, as one file or many."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ FORMATS = ("hf", "parquet", "webdataset", "imagefolder")
 CARD = "README.md"
 SAMPLES = "samples.png"
 TABLE = "train/metadata.parquet"
-"""Of a folder of images."""
+"""The table of an image folder."""
 
 ROWS_A_GROUP = 100
-"""Of a Parquet file: what a reader who wants one picture must fetch."""
+"""Rows per Parquet row group: what a reader must fetch to get one image."""
 
 MOST_PARQUET_FILES = 100_000
-"""Hugging Face's `datasets` finds names with five digits."""
+"""Hugging Face's `datasets` finds only names with five digits."""
 
 THREADS = 8
-"""Files that are written at once where each picture is one."""
+"""Concurrent writes in formats with one file per image."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows and their pictures, encoded, in the same order. `index` counts the parts from 0."""
+    """Rows and their encoded images, in the same order. `index` counts parts from 0."""
 
     index: int
     rows: pa.Table
@@ -50,21 +50,21 @@ class Format(Protocol):
     def write(self, part: Part) -> None: ...
 
     def close(self) -> None:
-        """Write what can only be written at the end."""
+        """Write what has to wait for the last part."""
 
 
 def open_format(
     name: str, destination: Storage, parts: int, suffix: str, schema: pa.Schema
 ) -> Format:
-    """The format of a name.
+    """Return the writer of the format `name`.
 
     Args:
-        parts: how many there are going to be.
-        suffix: of picture files, with its dot.
+        parts: the number of parts that will be written.
+        suffix: of image files, including the dot.
         schema: of the parts' rows.
 
     Raises:
-        SettingsError: there are more parts than readers would find.
+        SettingsError: readers would not find that many parts.
     """
     if name == "imagefolder":
         return ImageFolder(destination, suffix)
@@ -74,10 +74,10 @@ def open_format(
 
 
 def files_of(format: str, parts: int, suffix: str, names: Iterable[str]) -> set[str]:
-    """Those of `names` that files of an export can have, besides its card and its samples.
+    """Return those of `names` that an export can have written, besides its card and samples.
 
     Args:
-        format, parts, suffix: as for `open_format`.
+        format, parts, suffix: as in `open_format`.
     """
     if format == "imagefolder":
         ids = {name: name.removeprefix("train/").removesuffix(suffix) for name in names}
@@ -98,17 +98,17 @@ def _parquet_name(parts: int, index: int) -> str:
 
 
 class Parquet:
-    """`data/train-00000-of-00005.parquet`: a file a part, with a column `image`.
+    """`data/train-00000-of-00005.parquet`: one file per part, with a column `image`.
 
     Attributes:
         num_bytes: written so far.
-        memory_bytes: the rows in Arrow's format, which Hugging Face calls the dataset's size.
+        memory_bytes: size of the rows in Arrow's format, which Hugging Face calls the dataset size.
     """
 
     def __init__(self, destination: Storage, parts: int, suffix: str, schema: pa.Schema) -> None:
         if parts > MOST_PARQUET_FILES:
             raise SettingsError(
-                f"Of {parts:,} Parquet files the library datasets would find the first "
+                f"Of {parts:,} Parquet files the library datasets would find only the first "
                 f"{MOST_PARQUET_FILES:,}: give larger --rows-per-file."
             )
         self._destination = destination
@@ -118,12 +118,12 @@ class Parquet:
         self.memory_bytes = 0
         image = pa.field(layout.IMAGE_COLUMN.name, layout.IMAGE_COLUMN.type)
         self.schema = pa.schema([image, *schema], metadata=layout.HUGGING_FACE)
-        # Pictures are compressed already, and none is there twice.
+        # Images are already compressed and unique: no compression or dictionary for them.
         others = [leaf for leaf in _leaves(self.schema) if leaf != f"{image.name}.bytes"]
         self._options = {"compression": dict.fromkeys(others, "zstd"), "use_dictionary": others}
 
     def write(self, part: Part) -> None:
-        """Memory holds the pictures twice: as they are, and in the file."""
+        """Write a part. Memory holds its images twice: in the part and in the file."""
         sink = io.BytesIO()
         with pq.ParquetWriter(sink, self.schema, write_page_index=True, **self._options) as file:
             for start in range(0, part.rows.num_rows, ROWS_A_GROUP):
@@ -148,7 +148,7 @@ class Parquet:
 
 @dataclass
 class WebDataset:
-    """`train-00000.tar`: a file a part, with `<id>.png` and `<id>.json` of each row."""
+    """`train-00000.tar`: one file per part, with `<id>.png` and `<id>.json` for each row."""
 
     destination: Storage
     suffix: str
@@ -162,7 +162,7 @@ class WebDataset:
 
 @dataclass
 class ImageFolder:
-    """`train/<id>.png`, and `train/metadata.parquet` with all rows, which are in memory until then."""
+    """`train/<id>.png`, and `train/metadata.parquet` with all rows, which stay in memory until `close`."""
 
     destination: Storage
     suffix: str
@@ -183,7 +183,7 @@ class ImageFolder:
 
 
 def _leaves(schema: pa.Schema) -> list[str]:
-    """What Parquet calls the columns of a schema, e.g. `subjects.list.element`."""
+    """Return Parquet's paths of the leaf columns of a schema, e.g. `subjects.list.element`."""
     sink = io.BytesIO()
     pq.write_table(schema.empty_table(), sink)
     written = pq.ParquetFile(sink).schema

@@ -1,4 +1,4 @@
-"""A page of some of the pictures, for the dataset card."""
+"""Sample images for the dataset card."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from aae_batch.report.contact_sheet import Group, Picture, contact_sheet
 SAMPLES_SHOWN = 12
 _COLUMNS = 4
 _LETTERS = 26
-"""Of a prompt: what fits over its picture."""
+"""Characters of a prompt that fit above its image."""
 
 
 def samples_page(samples: Sequence[tuple[Mapping[str, Any], bytes]]) -> bytes:
-    """A PNG of pictures under their prompts.
+    """Return a PNG of images under their prompts.
 
     Args:
-        samples: rows with their encoded pictures.
+        samples: rows with their encoded images.
     """
     groups = [
         Group(_short(row["prompt"]), (Picture(f"{row['method']}, seed {row['seed']}", _rgb(data)),))
         for row, data in samples
     ]
-    title = f"{len(groups)} pictures, evenly spaced over the dataset"
+    title = f"{len(groups)} images, evenly spaced over the dataset"
     return PNG.encode(contact_sheet(title, groups, columns=min(_COLUMNS, len(groups))))
 
 

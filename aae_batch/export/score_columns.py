@@ -1,4 +1,4 @@
-"""Scores as columns of exported rows."""
+"""Add scores as columns to exported rows."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from aae_batch.dataset.scores import Scores
 
 
 class ScoreColumns:
-    """A column for each that a metric has, named as there, or `<metric>_<column>` where the name is
-    taken.
+    """One column per column of each metric, with the same name, or `<metric>_<column>` if that is taken.
 
     Args:
-        taken: names of columns that the rows have.
+        taken: column names that the rows already have.
 
     Attributes:
-        of_metrics: by metric, the columns there by their names here.
+        of_metrics: for each metric, its columns by their exported name.
     """
 
     def __init__(self, dataset: Dataset, taken: Collection[str]) -> None:
@@ -38,10 +37,10 @@ class ScoreColumns:
         return [name for columns in self.of_metrics.values() for name in columns]
 
     def beside(self, rows: pa.Table, shard: int) -> pa.Table:
-        """A shard's rows with their scores, null where a picture has none that are current.
+        """Return a shard's rows with their scores, null where an image has no current score.
 
         Args:
-            rows: has the columns `id` and `sha256`.
+            rows: must have the columns `id` and `sha256`.
         """
         for metric, columns in self.of_metrics.items():
             scores = self._scores.of(metric, shard, rows).columns

@@ -1,4 +1,4 @@
-"""Which rows of an output are exported, decided from its tables."""
+"""Select the rows of an output to export, from its tables."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from aae_batch.export.source import Source
 from aae_batch.store.read_ahead import read_ahead
 
 _NAMED = 3
-"""So many prompts and methods are named in a note."""
+"""Pairs of prompt and method that a note names."""
 
 _COLUMNS = ["prompt", "method", "seed", "final_loss", "status"]
 
 
 @dataclass(frozen=True)
 class Best:
-    """Keep one picture for each prompt and method: that with the lowest final loss, of equals that of
-    the lower seed.
+    """Keep one image per prompt and method: the one with the lowest final loss, then the lowest seed.
 
     Attributes:
-        of: choose among so many rows of a prompt, its first in the manifest; None: among all.
+        of: choose among this many rows of a prompt, the first in the manifest; None: among all.
     """
 
     of: int | None = None
@@ -38,16 +37,16 @@ class Best:
 
 @dataclass
 class Selection:
-    """Rows that are exported.
+    """The rows to export.
 
     Attributes:
-        places: of each shard, which of its rows, in order.
-        rows: of the shards that are committed.
-        failed: rows without a picture, among those that the condition is true of.
-        refused: rows that the condition is not true of.
-        beaten: rows with a picture that another one of the same prompt and method was preferred to, or
-            that could not be compared.
-        notes: sentences on what is less than was asked for.
+        places: the selected row positions of each shard, in order.
+        rows: number of rows in the committed shards.
+        failed: rows that satisfy the condition but have no image.
+        refused: rows that do not satisfy the condition.
+        beaten: rows with an image that lost to another of the same prompt and method, or could not be
+            compared.
+        notes: sentences on what falls short of the request.
     """
 
     places: dict[int, np.ndarray] = field(default_factory=dict)
@@ -67,14 +66,14 @@ def choose(
     best: Best | None,
     on_progress: Callable[[int, int], None],
 ) -> Selection:
-    """The rows with a picture that `where` is true of, and of these the best.
+    """Select the rows that have an image and satisfy `where`, and the best of these.
 
-    Reads the tables shard by shard, some of them ahead; memory holds eight bytes a row, with `best`
-    some 300.
+    Reads the tables shard by shard with read-ahead. Memory use is 8 bytes per row, or about 300 with
+    `best`.
 
     Raises:
-        SettingsError: the condition does not fit the columns, or no prompt has as many rows as the
-            best is to be chosen from.
+        SettingsError: the condition does not fit the columns, or no prompt has the `best.of` rows to
+            choose from.
     """
     selection = Selection()
     admitted = []
@@ -96,7 +95,7 @@ def choose(
         selection.failed += int((~ok).sum())
         if best is None:
             selection.places[shard] = places[ok]
-        else:  # a row whose prompt or method could not be read has failed, and competes with no other
+        else:  # rows whose prompt or method could not be read have failed, and do not compete
             known = pc.and_(table["prompt"].is_valid(), table["method"].is_valid())
             selection.places[shard] = places[known.to_numpy()]
             admitted.append(table.filter(known))
@@ -107,10 +106,10 @@ def choose(
 
 
 def _keep_the_best(selection: Selection, admitted: pa.Table, best: Best) -> None:
-    """Narrow `selection` to the best.
+    """Narrow `selection` to the best rows.
 
     Args:
-        admitted: the rows of `selection`, in its order.
+        admitted: the rows of `selection`, in the same order.
     """
     ok = pc.equal(admitted["status"], "ok").to_numpy()
     groups, pairs = _groups(admitted)
@@ -131,7 +130,7 @@ def _keep_the_best(selection: Selection, admitted: pa.Table, best: Best) -> None
     if best.of is not None and sizes.size:
         if sizes.max() < best.of:
             raise SettingsError(
-                f"--of {best.of}: no prompt has so many rows of one method to choose from; the most "
+                f"--of {best.of}: no prompt has that many rows of one method to choose from; the most "
                 f"is {sizes.max()}."
             )
         if len(short := np.flatnonzero(sizes < best.of)):
@@ -141,7 +140,7 @@ def _keep_the_best(selection: Selection, admitted: pa.Table, best: Best) -> None
             )
     if len(empty := np.setdiff1d(np.arange(len(pairs)), having)):
         selection.notes.append(
-            f"{len(empty)} of {len(pairs)} pairs of prompt and method have no picture with a final "
+            f"{len(empty)} of {len(pairs)} pairs of prompt and method have no image with a final "
             f"loss, and are left out: {_named([pairs[i] for i in empty])}."
         )
 
@@ -151,7 +150,7 @@ def _named(pairs: Sequence[str]) -> str:
 
 
 def _groups(rows: pa.Table) -> tuple[np.ndarray, list[str]]:
-    """The number of each row's prompt and method, int64 [rows], and what messages call each pair."""
+    """Number the pairs of prompt and method: int64 [rows], and the name of each pair in messages."""
     prompts = rows["prompt"].combine_chunks().dictionary_encode()
     methods = rows["method"].combine_chunks().dictionary_encode()
     count = max(1, len(methods.dictionary))
@@ -163,7 +162,7 @@ def _groups(rows: pa.Table) -> tuple[np.ndarray, list[str]]:
 
 
 def _rank(groups: np.ndarray) -> np.ndarray:
-    """How many rows of the same group stand before each row."""
+    """Return how many rows of the same group precede each row: int64 [rows]."""
     order = np.argsort(groups, kind="stable")
     sizes = np.bincount(groups)
     starts = np.repeat(np.cumsum(sizes) - sizes, sizes)

@@ -1,4 +1,4 @@
-"""What is exported, and how."""
+"""The settings of an export."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aae_batch.export.formats import FORMATS
 from aae_batch.export.selection import Best
 
 ROWS_PER_FILE = 1000
-"""Some 400 MB of 512 x 512 PNG: what the hub likes a file to be, and what memory has room for."""
+"""About 400 MB of 512 x 512 PNG: a file size that the hub recommends and that fits in memory."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class ExportSettings:
 
     Attributes:
         format: `hf`, `parquet`, `webdataset` or `imagefolder`.
-        where: only rows that this is true of.
-        best: of each prompt, only the best of these.
-        partial: take what is committed of an output that is not complete.
+        where: export only rows that satisfy this condition.
+        best: export only the best of these rows for each prompt and method.
+        partial: export the committed part of an incomplete output.
         force: replace an earlier export in the destination.
-        license: for the card, as the hub spells it; None: left to the user.
-        rows_per_file: of a Parquet file or a tar; memory holds so many pictures, up to two and a half times.
+        license: for the card, as the hub spells it; None leaves it to the user.
+        rows_per_file: of a Parquet file or tar; memory holds up to 2.5 copies of that many images.
 
     Raises:
         SettingsError: a value is unknown or out of range, or needs a package that is missing.

@@ -1,4 +1,4 @@
-"""The output that is exported."""
+"""The output to export."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from aae_batch.export.score_columns import ScoreColumns
 _LEFT_OUT = frozenset(
     ["status", "error_type", "error", "file_name", "seconds", "shard", "fingerprint"]
 )
-"""Columns that tell of the job, or of the places in its output, and not of a picture."""
+"""Columns that describe the job or its file layout, not an image."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """An output as it was when it was opened; a job may commit more meanwhile.
+    """A snapshot of an output when it was opened; a job may commit more shards meanwhile.
 
     Attributes:
-        run: what its `run.json` says.
-        shards: those that are committed.
-        planned: how many there are going to be.
+        run: the contents of `run.json`.
+        shards: the committed shards.
+        planned: number of shards of the complete output.
         schema: of the exported rows.
     """
 
@@ -37,8 +37,10 @@ class Source:
 
 
 def open_source(dataset: Dataset, partial: bool) -> Source:
-    """Raises:
-    OutputError: there is no run, no shard, or, unless `partial`, not every shard.
+    """Open an output for export.
+
+    Raises:
+        OutputError: the output has no run or no shards, or is incomplete and `partial` is not set.
     """
     run = dataset.run
     root = dataset.storage.root
@@ -49,8 +51,8 @@ def open_source(dataset: Dataset, partial: bool) -> Source:
     there = f"{len(shards)} of {planned} shards are there"
     if not partial and (len(shards) < planned or dataset.summary is None):
         raise OutputError(
-            f"{root} is not complete, {there}: finish it by the command that began it, or export what "
-            "there is with --partial."
+            f"{root} is not complete, {there}: finish it with the command that started it, or export "
+            "what is there with --partial."
         )
     if not shards:
         raise OutputError(f"Nothing of {root} can be exported yet, {there}: wait for the first.")
@@ -61,5 +63,5 @@ def open_source(dataset: Dataset, partial: bool) -> Source:
 
 
 def exported(rows: pa.Table) -> pa.Table:
-    """The columns that tell of the pictures."""
+    """Return only the columns that describe the images."""
     return rows.drop_columns([name for name in rows.column_names if name in _LEFT_OUT])

@@ -1,1 +1,1 @@
-"""Pictures to look at."""
+"""The report page and the contact sheet."""

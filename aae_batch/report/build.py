@@ -1,7 +1,6 @@
-"""From a dataset, complete or not, to one page that needs nothing else but its pictures.
+"""Build the report page of a dataset, complete or not. Besides the images the page needs no other file.
 
-The dataset is read shard by shard, and no shard is held: the figures are of all rows, the cards of the
-first ones.
+The dataset is read one shard at a time. The figures cover all rows, the cards only the first.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from aae_batch.report.rows import COLUMNS, Rows, linked
 from aae_batch.report.thumbnails import Thumbnails
 
 LIMIT_LINKED, LIMIT_EMBEDDED = 10_000, 2_000
-"""Rows shown by default. A picture in the page is 5 to 20 KB of it."""
+"""Rows shown by default. An embedded image takes 5 to 20 KB of the page."""
 
 _PICTURES_A_BLOCK = 64
 _NOT_PIXELS = ("rows", "manifest", "shard_size", "layout", "started")
@@ -37,14 +36,14 @@ _NOT_PIXELS = ("rows", "manifest", "shard_size", "layout", "started")
 
 @dataclass
 class Page:
-    """What a page is made of.
+    """The contents of a page.
 
     Attributes:
-        run: what `run.json` says.
-        figures: over all rows that are committed.
-        rows: those that are shown.
-        pictures: those that the page holds, as WebP in base64; none where it links to them.
-        unreadable: pictures that could not be read.
+        run: the contents of `run.json`.
+        figures: over all committed rows.
+        rows: the rows shown.
+        pictures: the embedded images, WebP in base64; empty if the page links to images.
+        unreadable: number of images that could not be read.
     """
 
     run: dict[str, Any]
@@ -65,15 +64,16 @@ def collect(
     """Read what the page shows.
 
     Args:
-        limit: rows to show, the first of the manifest; default: fewer where pictures are embedded.
-        embed: put pictures into the page, and not links to them. Layouts other than `files` have
-            nothing to link to: theirs always are.
-        side: pixels of an embedded picture's longer side.
-        prefix: from the page's folder to the output root, empty or ending in `/`.
-        on_progress: gets how many shards of how many are read.
+        limit: number of rows to show, from the start of the manifest; default: `LIMIT_LINKED`, or
+            `LIMIT_EMBEDDED` with embedded images.
+        embed: embed images instead of linking to them. Layouts other than `files` have no image files
+            to link to, and always embed.
+        side: pixels of an embedded image's longer side.
+        prefix: path from the page's folder to the output root, empty or ending in `/`.
+        on_progress: called with (done, total) shards.
 
     Raises:
-        OutputError: there is no run, or a table cannot be read.
+        OutputError: the output has no run, or a table cannot be read.
     """
     run = dataset.run
     if run is None:
@@ -100,10 +100,10 @@ def collect(
 
 
 def render(page: Page, name: str) -> bytes:
-    """The page as HTML.
+    """Return the page as HTML.
 
     Args:
-        name: what the dataset is called, e.g. its root.
+        name: title of the dataset, e.g. its root.
     """
     environment = Environment(
         loader=PackageLoader("aae_batch.report", "page"),
@@ -139,7 +139,7 @@ def render(page: Page, name: str) -> bytes:
 
 
 def _data(page: Page) -> dict[str, Any]:
-    """What the page's script reads; `page.js` says how."""
+    """Return the data that `page.js` reads; it documents the format."""
     rows = page.rows
     methods = sorted(set(rows.columns["method"]) - {None}, key=method_order)
     return {
@@ -162,7 +162,7 @@ def _packed(data: bytes) -> str:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Settings by name and as text; those that are not set are left out."""
+    """Yield the settings that are set, as dotted names and text."""
     for name, value in values.items():
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{name}.")

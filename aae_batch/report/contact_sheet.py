@@ -1,4 +1,4 @@
-"""Pictures side by side under their prompts, on one page."""
+"""A contact sheet: images side by side under their prompts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEADING = 26
 
 @dataclass(frozen=True)
 class Finding:
-    """One line under a picture, coloured by its verdict."""
+    """One line under an image, coloured by its verdict."""
 
     text: str
     verdict: Verdict
@@ -34,7 +34,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, what it is, and what was found in it."""
+    """An image with its label and findings."""
 
     label: str
     image: Image.Image
@@ -43,14 +43,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Group:
-    """Pictures that belong together, under one title."""
+    """Images under one title."""
 
     title: str
     pictures: tuple[Picture, ...]
 
 
 def contact_sheet(title: str, groups: Sequence[Group], columns: int = 3) -> Image.Image:
-    """Lay `groups` out in a grid of `columns` under a title. Every group is given the same room."""
+    """Lay `groups` out in a grid of `columns` under a title. All groups have the same size."""
     across = max(len(group.pictures) for group in groups)
     lines = max(len(picture.findings) for group in groups for picture in group.pictures)
     cell_width = across * SIDE + (across - 1) * GAP // 2 + 2 * GAP
@@ -94,7 +94,7 @@ _STROKES: dict[Verdict, list[list[tuple[int, int]]]] = {
     "partly": [[(-6, 2), (-2, -2), (2, 2), (6, -2)]],
     "note": [],
 }
-"""A tick, a cross, and a tilde: drawn, since not every font has them."""
+"""A tick, a cross and a tilde, drawn as strokes because not every font has them."""
 
 
 def _draw_mark(draw: ImageDraw.ImageDraw, x: int, y: int, verdict: Verdict) -> None:

@@ -1,4 +1,4 @@
-"""The figures at the top of the page: counts and means over all rows of a dataset."""
+"""The figures at the top of the page: counts and means over all rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OWN = ("final_loss", "neglected", "num_refinements", "seconds")
 
 @dataclass
 class Failures:
-    """Rows that failed for one reason: how many, and the first of them."""
+    """Rows that failed for one reason: their number, and the id and error of the first."""
 
     count: int
     row: str
@@ -25,13 +25,13 @@ class Failures:
 
 @dataclass
 class Figures:
-    """Counts and sums that grow shard by shard.
+    """Counts and sums, accumulated shard by shard.
 
     Attributes:
-        rows, failed: how many.
+        rows, failed: numbers of rows.
         failures: by `error_type`.
-        scores: all scores that were seen, in their order.
-        stale: scores that are left out; see `dataset.scores.ShardScores`.
+        scores: all scores seen, in order.
+        stale: number of scores left out; see `dataset.scores.ShardScores`.
     """
 
     rows: int = 0
@@ -40,14 +40,14 @@ class Figures:
     scores: dict[Score, None] = field(default_factory=dict)
     stale: int = 0
     _totals: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    """By method: `method_count`, and of each column `<name>_sum` and `<name>_count`."""
+    """Per method: `method_count`, and `<name>_sum` and `<name>_count` of each column."""
 
     def add(self, table: pa.Table, judged: Judged) -> None:
-        """Take in a shard.
+        """Add a shard.
 
         Args:
             table: its metadata.
-            judged: what metrics say of its rows.
+            judged: the scores of its rows.
         """
         self.rows += table.num_rows
         self.stale += judged.stale
@@ -66,7 +66,7 @@ class Figures:
 
     @property
     def images(self) -> dict[str, int]:
-        """Pictures by method."""
+        """Number of images per method."""
         return {method: total["method_count"] for method, total in self._totals.items()}
 
     @property
@@ -75,16 +75,16 @@ class Figures:
 
     @property
     def judged(self) -> int:
-        """Pictures of which it is known whether a subject was neglected."""
+        """Number of images for which `neglected` is known."""
         return sum(total["neglected_count"] for total in self._totals.values())
 
     def methods(self) -> list[str]:
-        """Those that have pictures, the baseline first."""
+        """Return the methods that have images, the baseline first."""
         return sorted(self._totals, key=method_order)
 
     def telling(self) -> list[Score]:
-        """The scores worth a column of means: no words, nothing that no picture has, and no number
-        that is zero throughout. A share of zero is a finding."""
+        """Return the scores worth a column of means: no text, no score without values, and no number
+        that is zero throughout. A boolean's share of zero is informative and stays."""
         numbers = [score for score in self.scores if not score.is_text]
         means = {score: [self.mean(method, score) for method in self._totals] for score in numbers}
         return [
@@ -94,7 +94,7 @@ class Figures:
         ]
 
     def mean(self, method: str, of: str | Score) -> float | None:
-        """The mean over a method's pictures of a metadata column or a score; None without values."""
+        """Return the mean of a metadata column or score over a method's images; None without values."""
         name = of.name if isinstance(of, Score) else of
         total = self._totals[method]
         count = total[f"{name}_count"]

@@ -1,4 +1,4 @@
-"""What metrics say of a shard's pictures, as the page shows it."""
+"""The scores of a shard, as the page shows them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import pyarrow as pa
 from aae_batch.dataset.scores import Scores
 
 FOUND, BOUND = "found", "bound"
-"""The columns that say of each subject whether a detector found it, and whether in its colour; the
-second may be missing."""
+"""Columns with one boolean per subject: whether a detector found it, and whether in the prompt's
+colour. The second may be missing."""
 
 _OF_THE_METADATA = ("neglected", "num_refinements")
-"""Columns of the attention metric that repeat the metadata's, which the page shows anyway."""
+"""Columns of the attention metric that the page already shows from the metadata."""
 
 _LABELS = {
     "clip_full": "CLIP, prompt",
     "clip_min_subject": "CLIP, weakest subject",
     "clip_caption": "CLIP, caption",
-    "caption": "caption of the picture",
+    "caption": "caption of the image",
     "subjects_named": "subjects named",
     "subjects_found": "subjects found",
     "all_found": "all subjects found",
@@ -32,11 +32,7 @@ _LABELS = {
 
 @dataclass(frozen=True)
 class Score:
-    """A metric's column; its values are numbers unless they are words or booleans.
-
-    Attributes:
-        label: what a person calls it.
-    """
+    """A column of a metric. Its values are numbers unless `is_text` or `is_truth` (booleans)."""
 
     metric: str
     column: str
@@ -45,7 +41,7 @@ class Score:
 
     @property
     def name(self) -> str:
-        """What tells it from all others."""
+        """A unique name."""
         return f"{self.metric}/{self.column}"
 
     @property
@@ -55,14 +51,14 @@ class Score:
 
 @dataclass
 class Judged:
-    """The scores of one shard, in the order of its metadata rows; null where a picture has none.
+    """The scores of one shard, in the order of its metadata rows; null for images without scores.
 
     Attributes:
         columns: the values of each score.
         found: per row, whether each subject was found.
-        bound: per row, whether each subject has the colour that the prompt gives it; null where it
-            gives none, or no detector tells colours.
-        stale: scores that are left out; see `dataset.scores.ShardScores`.
+        bound: per row, whether each subject has the colour that the prompt gives it; null if it gives
+            none, or if the detector does not judge colours.
+        stale: number of scores left out; see `dataset.scores.ShardScores`.
     """
 
     found: pa.ChunkedArray
@@ -72,10 +68,10 @@ class Judged:
 
 
 def judged(scores: Scores, shard: int, metadata: pa.Table) -> Judged:
-    """What all metrics say of a shard.
+    """Return the scores of all metrics for a shard.
 
     Args:
-        metadata: its columns `id` and `sha256` are used.
+        metadata: the shard's metadata, with the columns `id` and `sha256`.
     """
     nothing = pa.chunked_array([pa.nulls(metadata.num_rows)])
     result = Judged(nothing, nothing)

@@ -1,5 +1,4 @@
-"""The rows that the page shows: their columns, the curves and maps of their subjects, as it reads
-them."""
+"""The rows that the page shows, in the format that its script reads: columns, curves and maps."""
 
 from __future__ import annotations
 
@@ -23,41 +22,41 @@ COLUMNS = [
     ),
     "set",
 ]
-"""What is read of the metadata; `set` is there in benchmarks alone."""
+"""Metadata columns to read; only benchmark manifests have `set`."""
 
 _AS_THEY_ARE = [name for name in COLUMNS if name not in ("status", "file_name", "sha256", "shard")]
 _AS_TEXT = ("seed", "set")
-"""A seed may be longer than a number of JavaScript; a manifest's own column may be anything."""
+"""Shown as text: a seed may exceed JavaScript's integers, and `set` may have any type."""
 _DIGITS = {"seconds": 2}
 _ATTENTION = ["id", "subject", "max_attention", "map", "map_height", "map_width", "map_scale"]
 _OF_SUBJECT = ("subject", "steps", "height", "width", "scale", "found", "bound")
 UNIT = 65535
-"""An attention of 1 in a curve."""
+"""The value of an attention of 1 in a curve."""
 
 Locate = Callable[[dict[str, Any]], str | int | None]
-"""From a metadata row with a picture to its URL, or its place among those that the page holds; None
-where there is none."""
+"""Maps a metadata row to the URL of its image or its index among the embedded images; None if the image
+cannot be read."""
 
 
 def linked(prefix: str = "") -> Locate:
-    """Pictures by their URL relative to the page: `prefix` and the file's name."""
+    """Return a `Locate` of URLs relative to the page: `prefix` and the file's name."""
     return lambda row: quote(prefix + row["file_name"])
 
 
 class Rows:
-    """Rows as columns, which grow shard by shard.
+    """Rows as columns, accumulated shard by shard.
 
-    A card of the page is the rows of one prompt, seed and set, each made by another method; a second
-    row of the same method begins another card.
+    A card of the page holds the rows of one prompt, seed and set, each from another method. A second
+    row of the same method starts another card.
 
     Attributes:
-        columns: of every row, by name; `card` numbers the cards, `picture` is None without one,
-            `first` and `attended` are the place and the number of its rows in `attention`.
-        attention: of every row and subject, by name: `subject`, `steps` of its curve, `height`,
-            `width` and `scale` of its map, and `found` and `bound`, what a detector says.
-        scores: of every row, by score.
-        curves: max attention per step, uint16, little-endian, 65535 for 1, one after the other.
-        maps: uint8, row by row, one after the other.
+        columns: one value per row, by name. `card` numbers the cards, `picture` is None without an
+            image, `first` and `attended` are the start and number of the row's entries in `attention`.
+        attention: one value per row and subject, by name: `subject`, `steps` of its curve, `height`,
+            `width` and `scale` of its map, and a detector's `found` and `bound`.
+        scores: one value per row, by score.
+        curves: max attention per step, uint16, little-endian, 65535 for 1, concatenated.
+        maps: uint8, row-major, concatenated.
     """
 
     def __init__(self) -> None:
@@ -75,12 +74,12 @@ class Rows:
         return len(self.columns["id"])
 
     def add(self, table: pa.Table, attention: pa.Table, judged: Judged, locate: Locate) -> None:
-        """Take in a shard, or the first rows of one.
+        """Add a shard, or its first rows.
 
         Args:
-            table: its metadata; the columns of `COLUMNS` are used.
-            attention: its attention table, whole.
-            judged: what metrics say of its rows, whole.
+            table: metadata of the rows to add, with the columns of `COLUMNS`.
+            attention: attention table of the whole shard.
+            judged: scores of the whole shard.
         """
         before = len(self)
         rows = table.to_pylist()
@@ -119,7 +118,7 @@ class Rows:
     def _add_attention(
         self, seen: list[dict], found: Sequence[bool], bound: Sequence[bool | None]
     ) -> None:
-        """`seen` is in the order of the row's subjects, as `found` and `bound` are."""
+        """Add a row's attention. `seen`, `found` and `bound` are in the order of its subjects."""
         self.columns["first"].append(len(self.attention["subject"]))
         self.columns["attended"].append(len(seen))
         for one, is_found, is_bound in zip_longest(seen, found[: len(seen)], bound[: len(seen)]):
@@ -140,7 +139,7 @@ class Rows:
 
 
 def _short(value: Any, digits: int = 4) -> Any:
-    """Floats with the digits that a person looks at; NaN and infinity, which JSON has not, as None."""
+    """Round floats for display. NaN and infinity, which JSON lacks, become None."""
     if not isinstance(value, float):
         return value
     return round(value, digits) if np.isfinite(value) else None

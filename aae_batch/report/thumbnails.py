@@ -1,4 +1,4 @@
-"""Pictures made small enough to be part of a page."""
+"""Images scaled down for embedding in a page."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ QUALITY = 82
 
 
 class Thumbnails:
-    """Pictures as WebP in base64, held in the order they were asked for.
+    """Images as WebP in base64, in the order of the calls.
 
     Args:
-        side: pixels of the longer side, at most; a smaller picture keeps its size.
+        side: largest longer side in pixels; smaller images keep their size.
 
     Attributes:
-        held: the pictures.
-        unreadable: how many could not be read.
+        held: the images.
+        unreadable: number of images that could not be read.
     """
 
     def __init__(self, dataset: Dataset, side: int) -> None:
@@ -31,7 +31,7 @@ class Thumbnails:
         self.unreadable = 0
 
     def __call__(self, row: dict[str, Any]) -> int | None:
-        """Hold a metadata row's picture; returns its place, None where it cannot be read."""
+        """Add the image of a metadata row. Returns its index, or None if it cannot be read."""
         try:
             image = self._dataset.image(row).convert("RGB")
         except (OutputError, OSError, tarfile.TarError):

@@ -1,4 +1,4 @@
-"""Write the page of a dataset, into its root or elsewhere."""
+"""Write the report page of a dataset, to its root or elsewhere."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def write_report(
     side: int = 256,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> str:
-    """Write the page; returns the URL that it opens by.
+    """Write the page and return its URL.
 
     Args:
-        html: a file of this machine; default: `report.html` in the root.
-        limit, embed, side, on_progress: as `collect` takes them.
+        html: a local file; default: `report.html` in the root.
+        limit, embed, side, on_progress: as in `collect`.
 
     Raises:
-        OutputError: there is no run, something cannot be read, or the page cannot be written.
+        OutputError: the output has no run or cannot be read, or the page cannot be written.
     """
     prefix = ""
     if html is not None:

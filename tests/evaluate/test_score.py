@@ -504,7 +504,7 @@ def test_a_picture_that_kills_its_judge_has_no_score_and_costs_no_other(
             assert one == other
 
     later = run("evaluate", output, "--metric", "detector")
-    assert (later.exit_code, "1 pictures could not be scored" in later.stderr) == (1, True)
+    assert (later.exit_code, "1 images could not be scored" in later.stderr) == (1, True)
     retried = score(settings(output, "detector", retry_failed=True))
     assert (retried.rows, retried.kept, retried.unscored) == (1, 3, 0)
     assert all_scores(Dataset(output), "detector").to_pylist() == expected

@@ -282,7 +282,7 @@ def test_scores_of_an_earlier_run_of_their_metric_are_left_out(make_output):
 def test_where_is_an_expression_and_sees_the_row_alone(make_output, run, tmp_path, where, reason):
     result = run(make_output(), "--where", where)
     assert result.exit_code == 2
-    assert "is no condition on a row's columns" in result.output
+    assert "is not a condition on a row's columns" in result.output
     assert reason in result.output
     assert not (tmp_path / "dest").exists()
 
@@ -352,13 +352,13 @@ def test_rows_without_a_prompt_or_a_method_are_of_no_pair(make_output, run, tmp_
     assert result.exit_code == 0
     assert "pairs of prompt and method" not in result.output
     assert exported(tmp_path / "dest") == ["cat-4-a", "cat-3-s", "dog-5-s", "dog-3-a"]
-    assert "2 without a picture" in result.output
+    assert "2 without an image" in result.output
 
 
 def test_prompts_without_a_final_loss_are_named(make_output, run, tmp_path):
     output = make_output(rows=SEEDS, losses={"cat-4-a": 0.2} | dict.fromkeys(ALL_DOGS, None))
     result = run(output, "--select", "best-attention")
-    note = "2 of 4 pairs of prompt and method have no picture with a final loss, and are left out"
+    note = "2 of 4 pairs of prompt and method have no image with a final loss, and are left out"
     assert f"{note}: 'a dog' by " in result.output
     assert exported(tmp_path / "dest") == ["cat-4-a", "cat-3-s"]
 
@@ -369,7 +369,9 @@ ALL_DOGS = [row["id"] for row in SEEDS if row["prompt"] == "a dog"]
 def test_more_seeds_than_any_prompt_has_are_refused(make_output, run):
     result = run(make_output(rows=SEEDS), "--select", "best-attention", "--of", 4)
     assert result.exit_code == 2
-    assert "no prompt has so many rows of one method to choose from; the most is 3" in result.output
+    assert (
+        "no prompt has that many rows of one method to choose from; the most is 3" in result.output
+    )
 
 
 @pytest.mark.parametrize(
@@ -472,7 +474,7 @@ def test_files_of_others_are_never_replaced(tmp_path, format, name):
     Marker(format, pieces=1, suffix=".png").write(storage)
     storage.write_bytes("README.md", b"")
     storage.write_bytes(name, b"")
-    with pytest.raises(OutputError, match=f"holds {name}, which is of no export"):
+    with pytest.raises(OutputError, match=f"holds {name}, which no export wrote"):
         replaceable(storage, force=True)
 
 
@@ -483,7 +485,7 @@ def test_without_a_marker_every_file_is_of_others(tmp_path, name, marker):
     storage.write_bytes(name, b"")
     if marker is not None:
         storage.write_bytes(MARKER, marker.encode())
-    with pytest.raises(OutputError, match="which is of no export"):
+    with pytest.raises(OutputError, match="which no export wrote"):
         replaceable(storage, force=True)
 
 

@@ -1,4 +1,4 @@
-"""`aae-batch manifest`: make manifests and check them."""
+"""`aae-batch manifest`: build and check manifests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aae_batch.cli.manifest.validate import validate
 from aae_batch.cli.options import add_commands
 
 manifest = typer.Typer(
-    help="Make manifests, and check them without a model's weights.",
+    help="Build manifests, and check them without loading a model's weights.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

@@ -1,4 +1,4 @@
-"""`aae-batch manifest benchmark`: the prompts of the paper."""
+"""`aae-batch manifest benchmark`: write a manifest of the paper's prompts."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ def benchmark(
         typer.Option(
             "--set",
             help="animals (66 prompts), animals-objects (144), objects (66), or all of these; for the "
-            "embedded model shapes (10), coloured-shapes (240) or report-shapes (the 60 of them that its "
-            "figures are of).",
+            "embedded model shapes (10), coloured-shapes (240) or report-shapes (the 60 of those behind "
+            "its reported figures).",
         ),
     ] = "all",
     seeds: Annotated[
-        str, typer.Option(help="A row for each: 64 or 0:64 for 0 to 63, or 1,5,9.")
+        str, typer.Option(help="One row per seed: 64 or 0:64 for 0 to 63, or 1,5,9.")
     ] = "64",
     methods: Annotated[str, typer.Option(help=METHODS_HELP)] = "both",
     prompts: Annotated[
         str | None,
         typer.Option(
-            help="The authors' file of prompts, JSON or a prompt on each line: their colours.",
+            help="The authors' prompt file, JSON or one prompt per line, which gives the colours.",
             show_default="colours drawn by --colour-seed",
         ),
     ] = None,
-    colour_seed: Annotated[int, typer.Option(help="Draws the colours of objects.")] = 0,
+    colour_seed: Annotated[int, typer.Option(help="Seed that draws the colours of objects.")] = 0,
     model: TokenizerOf = None,
     show: Show = 10,
     force: Force = False,
 ) -> None:
-    """Make the manifest of Attend-and-Excite's own benchmark: 276 prompts of two things each.
+    """Write the manifest of Attend-and-Excite's own benchmark: 276 prompts of two subjects each.
 
-    The paper does not print the colours of its objects, drawn at random: here --colour-seed draws
-    them, unless --prompts has the authors' file. A column set says of which set a row is.
+    The paper does not print the random colours of its objects: --colour-seed draws them, unless
+    --prompts gives the authors' file. The column set names the prompt set of each row.
     """
     from aae_batch.generate.settings import listed
     from aae_batch.manifest.build import benchmark as paper

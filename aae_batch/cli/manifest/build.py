@@ -1,4 +1,4 @@
-"""`aae-batch manifest build`: a manifest from prompts."""
+"""`aae-batch manifest build`: write a manifest from prompts."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def build(
     source: Annotated[
         str,
         typer.Argument(
-            help="Prompts: .txt, one on each line; .csv, .jsonl or .parquet with a column prompt, "
-            "whose other columns are kept; or .yaml with lists for a template, and perhaps the "
-            "template. A path or a URL."
+            help="Prompts: .txt, one per line; .csv, .jsonl or .parquet with a column prompt (other "
+            "columns are kept); or .yaml with lists for a template, and optionally the template. A path "
+            "or a URL."
         ),
     ],
     output: Target,
@@ -39,7 +39,7 @@ def build(
     template: Annotated[
         str | None,
         typer.Option(
-            help="A prompt with gaps for the lists of a .yaml: 'a {animal} and a {color} {object}'. "
+            help="A prompt with placeholders for the lists of a .yaml: 'a {animal} and a {color} {object}'. "
             "{animal.1} and {animal.2} are two different animals.",
             show_default="template in the .yaml",
         ),
@@ -54,43 +54,43 @@ def build(
     seeds: Annotated[
         str | None,
         typer.Option(
-            help="A row for each: 64 or 0:64 for 0 to 63, or 1,5,9.",
-            show_default="one for each prompt, from its id",
+            help="One row per seed: 64 or 0:64 for 0 to 63, or 1,5,9.",
+            show_default="one per prompt, from its id",
         ),
     ] = None,
     methods: Annotated[
-        str | None, typer.Option(help=METHODS_HELP, show_default="as the run says")
+        str | None, typer.Option(help=METHODS_HELP, show_default="the run's method")
     ] = None,
     find_subjects: Annotated[
         bool | None,
         typer.Option(
             "--find-subjects/--no-find-subjects",
-            help="Where no subjects are given, take the nouns; needs the extra nlp.",
-            show_default="where a row may be guided",
+            help="Take the nouns of prompts that have no subjects; needs the extra nlp.",
+            show_default="for prompts that may be guided",
         ),
     ] = None,
     ignore: Annotated[
-        str, typer.Option(help="Words that are never found as subjects, e.g. 'artstation;style'.")
+        str, typer.Option(help="Words that are never taken as subjects, e.g. 'artstation;style'.")
     ] = "",
     adjectives: Annotated[
         bool,
         typer.Option(
             "--adjectives",
-            help="Subjects that are found begin with their adjectives, 'red bird': syngen needs them, "
+            help="Include adjectives in the subjects found, e.g. 'red bird': syngen needs them, "
             "divide-and-bind, conform, focus and predicated use them.",
         ),
     ] = False,
     model: TokenizerOf = None,
     show: Show = 10,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Take the subjects that were found without asking.")
+        bool, typer.Option("--yes", "-y", help="Accept the subjects found without asking.")
     ] = False,
     force: Force = False,
 ) -> None:
-    """Make the manifest OUTPUT of the prompts in SOURCE: a row for each prompt, seed and method.
+    """Write the manifest OUTPUT for the prompts in SOURCE: one row per prompt, seed and method.
 
-    Subjects that were found are shown first, and asked about.
-    Exit codes: 0 written, 1 not wanted, 2 wrong command or input.
+    Subjects found automatically are shown first, for confirmation.
+    Exit codes: 0 written, 1 not confirmed, 2 wrong command or input.
     """
     from aae_batch.cli.terminal import count_reporter
     from aae_batch.generate.settings import listed

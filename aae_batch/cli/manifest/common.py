@@ -1,4 +1,4 @@
-"""What the commands that write a manifest share: options, the preview, the question."""
+"""Options, preview and confirmation shared by the commands that write a manifest."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ Target = Annotated[
     str, typer.Argument(help="The manifest to write, .parquet, .csv or .jsonl: a path or a URL.")
 ]
 METHODS_HELP = (
-    "A row for each: a comma list of methods; both, for attend-and-excite and stable-diffusion from the "
-    "same noise; or all."
+    "One row per method: a comma-separated list; both, for attend-and-excite and stable-diffusion from "
+    "the same noise; or all."
 )
 TokenizerOf = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="Add token_indices as this model's tokenizer has them, and check every subject with it. "
-        "Without, subjects are words, which fit any model.",
+        help="Add token_indices from this model's tokenizer, and check every subject with it. Without "
+        "it, subjects are words, which fit any model.",
         show_default="none",
     ),
 ]
 Show = Annotated[int, typer.Option(min=0, help="Prompts to show before the manifest is written.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace a manifest that exists.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing manifest.")]
 
 
 def show_prompts(prompts: Prompts, places: Sequence[int], title: str) -> None:
-    """Prompts with their subjects, on standard output."""
+    """Print prompts with their subjects."""
     if not places:
         return
     from rich.console import Console
@@ -57,7 +57,7 @@ def show_prompts(prompts: Prompts, places: Sequence[int], title: str) -> None:
 
 
 def show_found(found: Found, show: int) -> None:
-    """What subjects were found, and how many prompts have too few."""
+    """Print the subjects found, and how many prompts have too few."""
     count = len(found.places)
     shown = found.places[:show]
     show_prompts(
@@ -68,7 +68,7 @@ def show_found(found: Found, show: int) -> None:
 
 
 def warn_of_unguidable(count: int) -> None:
-    """That some prompts name nothing, however that came about."""
+    """Warn of prompts that have no subject, for whatever reason."""
     if count:
         prompts, them = ("1 prompt has", "it") if count == 1 else (f"{count} prompts have", "them")
         complain(
@@ -78,7 +78,7 @@ def warn_of_unguidable(count: int) -> None:
 
 
 def warn_of_left_out(rows: ManifestRows) -> None:
-    """That some methods have no rows of some prompts."""
+    """Warn of methods that have no rows for some prompts."""
     for method, count in rows.left_out.items():
         needs = METHODS[method]
         what = f"{needs.least_subjects} subjects"
@@ -88,18 +88,18 @@ def warn_of_left_out(rows: ManifestRows) -> None:
 
 
 def ask(question: str, yes: bool) -> None:
-    """Ask on a terminal; elsewhere `--yes` must have answered.
+    """Ask on a terminal; elsewhere `--yes` must be given.
 
     Raises:
-        SettingsError: there is no one to ask.
+        SettingsError: standard input is not a terminal.
         typer.Abort: the answer is no.
     """
     if yes:
         return
     if not sys.stdin.isatty():
         raise SettingsError(
-            "The subjects were found automatically and nobody can be asked here whether they are "
-            "right: look at them above, and add --yes."
+            "The subjects were found automatically, and without a terminal nobody can confirm them: "
+            "check them above, and add --yes."
         )
     typer.confirm(question, abort=True)
 

@@ -1,4 +1,4 @@
-"""`aae-batch manifest validate`: what would go wrong, before anything is paid for."""
+"""`aae-batch manifest validate`: find rows that would fail, before paying for a run."""
 
 from __future__ import annotations
 
@@ -31,36 +31,38 @@ def validate(
     width: int | None,
     plugin: str | None,
     s3_endpoint: str | None,
-    limit: Annotated[int, typer.Option(min=0, help="Problems to show.")] = 20,
+    limit: Annotated[int, typer.Option(min=0, help="Number of problems to show.")] = 20,
     output: Annotated[
-        str | None, typer.Option(help="Write all problems to this .csv.", show_default="nowhere")
+        str | None,
+        typer.Option(help="Write all problems to this CSV file.", show_default="nowhere"),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print all problems and totals as JSON instead.")
     ] = False,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="To judge rows with.", show_default="one per core")
+        int | None,
+        typer.Option(min=1, help="Processes that check rows.", show_default="one per core"),
     ] = None,
     price: Annotated[
         bool,
-        typer.Option("--price", help="Also FLOPs and bytes of the rows that are good."),
+        typer.Option("--price", help="Also estimate FLOPs and bytes of the good rows."),
     ] = False,
     refinements: Annotated[
         float,
-        typer.Option(min=0, help="For --price: refinements of a guided picture, on average."),
+        typer.Option(min=0, help="For --price: average number of refinements per guided image."),
     ] = 20.0,
     tflops: Annotated[
         float | None,
         typer.Option(
             min=0.001,
-            help="For --price: the TFLOP/s that your GPU sustains, as you measured them; adds its hours.",
+            help="For --price: the sustained TFLOP/s you measured on your GPU; adds GPU hours.",
             show_default="no hours",
         ),
     ] = None,
 ) -> int:
-    """Find every row of MANIFEST that would fail, and why, with no more of a model than its tokenizer.
+    """Find every row of MANIFEST that would fail, and why, loading only the model's tokenizer.
 
-    Warnings, which fail nothing: prompts that are cut off, and rows that ask for the same picture.
+    Prompts that are cut off, and rows that ask for the same image, are warnings and do not fail.
     Exit codes: 0 no row would fail, 1 some would, 2 the manifest cannot be read or the command is wrong.
     """
     from aae_batch.generate.settings import listed
@@ -116,7 +118,7 @@ def _validate(
     limit: int | None,
     endpoint: str | None,
 ) -> tuple[list[Problem], Summary]:
-    """The first `limit` problems, or all, and the totals."""
+    """Return the first `limit` problems, or all if None, and the totals."""
     import csv
     from contextlib import ExitStack
 
@@ -173,7 +175,7 @@ def _print(summary: Summary, shown: list[Problem], output: str | None) -> None:
 
 
 def printable(text: str) -> str:
-    """Without what moves a terminal's cursor, and not too long."""
+    """Replace unprintable characters, which could move a terminal's cursor, and shorten long text."""
     shown = "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
     )

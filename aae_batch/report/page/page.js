@@ -1,11 +1,11 @@
-// The pictures of a dataset as cards: filters, sorting, attention maps and curves.
+// The images of a dataset as cards: filters, sorting, attention maps and curves.
 //
-// `data` has the rows as columns, and a column per figure of each row and subject; `maps` has the
-// curves of all subjects as uint16, then their maps as uint8, in the order of `data.attention`. `ramp`
-// has the 256 colours of an attention map, sRGB bytes.
+// `data` contains the rows as columns, and `data.attention` columns with one value per row and subject.
+// `maps` contains the curves of all subjects as uint16, then their maps as uint8, in the order of
+// `data.attention`. `ramp` contains the 256 colours of an attention map, sRGB bytes.
 
 const CARDS_A_PAGE = 48;
-const UNIT = 65535; // an attention of 1 in a curve
+const UNIT = 65535; // the value of an attention of 1 in a curve
 const HUES = 6; // --subject-0 ... in page.css
 
 const { rows, attention, scores, methods, thresholds, embedded, picturesABlock, ramp } = JSON.parse(
@@ -22,7 +22,7 @@ const known = new Set(found.flatMap((row) => row.subjects));
 
 // --- data ----------------------------------------------------------------------------------------
 
-/** The bytes of a script element: gzip in base64. */
+/** Decode a script element: gzip in base64. */
 async function unpacked(id) {
   const text = byId(id).textContent.trim();
   const packed =
@@ -31,7 +31,7 @@ async function unpacked(id) {
   return new Response(stream).arrayBuffer();
 }
 
-/** Of each row of `attention`: its curve in [0, 1], and its map as uint8. */
+/** Split the buffer into the curve in [0, 1] and the uint8 map of each row of `attention`. */
 function parted(buffer) {
   const view = new DataView(buffer);
   const curves = [];
@@ -49,7 +49,7 @@ function parted(buffer) {
   return [curves, maps];
 }
 
-/** The rows of each card, those of the first method first. */
+/** Return the rows of each card, in the order of `methods`. */
 function gathered() {
   const cards = [];
   rows.card.forEach((card, row) => (cards[card] ??= []).push(row));
@@ -57,12 +57,12 @@ function gathered() {
   return cards.map((card) => card.sort((a, b) => rank(a) - rank(b)));
 }
 
-/** The rows of `attention` that are of a row of the dataset. */
+/** Return the indices in `attention` of a dataset row. */
 function attendedOf(row) {
   return Array.from({ length: rows.attended[row] }, (_, i) => rows.first[row] + i);
 }
 
-/** Names that tell equal ones apart: cat, cat (2). */
+/** Make names unique: cat, cat (2). */
 function numbered(names) {
   const seen = new Map();
   return names.map((name) => {
@@ -71,12 +71,12 @@ function numbered(names) {
   });
 }
 
-/** The labels of the subjects that some rows attended to, each once. */
+/** Return the labels of the subjects with attention in a card, each once. */
 function labelsOf(card) {
   return [...new Set(card.flatMap((row) => attendedOf(row).map((i) => labels[i])))];
 }
 
-/** The subjects of some rows, each once: those with attention, or else those asked for. */
+/** Return the subjects of a card, each once: those with attention, or else those requested. */
 function subjectsOf(card) {
   const seen = card.flatMap((row) => attendedOf(row).map((i) => attention.subject[i]));
   return [...new Set(seen.length ? seen : card.flatMap((row) => rows.subjects[row] ?? []))];
@@ -92,7 +92,7 @@ function searchable(row) {
 const blocks = document.querySelectorAll("script[data-pictures]");
 const opened = new Map();
 
-/** Where the picture of a row is: a URL, relative to the page or of its bytes. */
+/** Return the URL of a row's image: relative to the page, or a data URL. */
 function pictureOf(row) {
   const picture = rows.picture[row];
   if (typeof picture !== "number") return picture;
@@ -107,7 +107,7 @@ function byId(id) {
   return document.getElementById(id);
 }
 
-/** An element with attributes and children. Text is only ever text: nothing is parsed as HTML. */
+/** Create an element. Children that are strings become text: nothing is parsed as HTML. */
 function el(tag, attributes = {}, ...children) {
   return dressed(document.createElement(tag), attributes, children);
 }
@@ -146,13 +146,13 @@ const DEFAULTS = {
   sort: "",
   order: "",
   page: "1",
-  card: "", // the name of the card that is open
+  card: "", // the name of the open card
 };
 const form = byId("filters");
 let state = { ...DEFAULTS };
 let shown = [];
 
-/** The state that the address holds. What no select offers is as good as not given. */
+/** Read the state from the URL. Values that no select offers are ignored. */
 function fromHash() {
   const given = new URLSearchParams(location.hash.slice(1));
   const offered = (name, value) => {
@@ -166,7 +166,7 @@ function fromHash() {
   return Object.fromEntries(entries);
 }
 
-/** Change the state, and the page with it. The history keeps one entry for the page. */
+/** Update the state and the page. The history keeps one entry for the page. */
 function change(values) {
   state = { ...state, ...values };
   show();
@@ -194,7 +194,7 @@ const SHOWS = {
   attended: (row) => rows.neglected[row] === false,
 };
 
-/** The rows of a card that the method's filter leaves. */
+/** Return the rows of a card that the method filter admits. */
 function visible(card) {
   return state.method ? card.filter((row) => rows.method[row] === state.method) : card;
 }
@@ -213,7 +213,7 @@ function matches() {
   return cards.filter((card) => visible(card).some(fits));
 }
 
-/** Sort by the highest figure of a card's rows, or by the lowest; cards without come last. */
+/** Sort by the highest or lowest figure of a card's rows; cards without figures come last. */
 function sorted(cards) {
   const up = state.order === "up";
   const values = SORTS[state.sort]?.[1];
@@ -234,7 +234,7 @@ document.documentElement.style.setProperty(
   [0, 51, 102, 153, 204, 255].map((i) => `rgb(${ramp[i].join(" ")})`).join(", "),
 );
 
-/** Draw a map over its picture: bilinear between its cells, the more of it the more opaque. */
+/** Draw a map over its image: bilinear between cells, more opaque where attention is higher. */
 function draw(canvas, i) {
   const [map, height, width] = [maps[i], attention.height[i], attention.width[i]];
   const times = Math.max(1, Math.round(160 / Math.max(height, width)));
@@ -256,19 +256,19 @@ function draw(canvas, i) {
   context.putImageData(image, 0, 0);
 }
 
-/** The two cells whose centres a pixel lies between, and how far along it is. */
+/** Return the two cells whose centres enclose a pixel, and its relative position in [0, 1]. */
 function between(pixel, times, cells) {
   const at = Math.min(cells - 1, Math.max(0, (pixel + 0.5) / times - 0.5));
   const low = Math.floor(at);
   return [low, Math.min(cells - 1, low + 1), at - low];
 }
 
-/** The row of `attention` of a row of the dataset and a label; undefined where there is none. */
+/** Return the index in `attention` of a dataset row and a label, or undefined. */
 function mapOf(row, label) {
   return attendedOf(row).find((i) => labels[i] === label);
 }
 
-/** Buttons that lay a subject's map over pictures: while pointed at or focused, or once pressed. */
+/** Create buttons that show a subject's map over the images, on hover or focus, or until released. */
 function chips(card, subjects, figures) {
   let pressed = null;
   const overlay = (subject) => card.forEach((row, i) => lay(figures[i], mapOf(row, subject)));
@@ -282,7 +282,7 @@ function chips(card, subjects, figures) {
     const button = el("button", { type: "button", class: "chip", style: `--hue: ${hue(i)}` });
     button.append(el("span", { dir: "auto" }, subject));
     button.setAttribute("aria-pressed", "false");
-    button.title = "Lay its attention over the pictures";
+    button.title = "Show its attention over the images";
     button.subject = subject;
     button.addEventListener("click", () => press(pressed === subject ? null : subject));
     button.addEventListener("pointerenter", ({ pointerType }) => {
@@ -316,14 +316,14 @@ function hue(i) {
 
 // --- curves --------------------------------------------------------------------------------------
 
-/** The highest value to be drawn of some rows, rounded up, so that their charts can be compared. */
+/** Return a card's highest value, rounded up: the common scale of its charts. */
 function ceiling(card) {
   const most = card.flatMap(attendedOf).reduce((high, i) => Math.max(high, ...curves[i]), 0);
   const top = Math.max(most, ...thresholds.map(([, share]) => share)) * 1.05;
   return [0.05, 0.1, 0.2, 0.4, 0.6, 0.8].find((value) => top <= value) ?? 1;
 }
 
-/** Max attention per step of each subject, and the thresholds; null without any. */
+/** Plot the max attention per step of each subject, and the thresholds; null without curves. */
 function chart(row, subjects, top, large) {
   const attended = attendedOf(row).filter((i) => curves[i].length);
   if (!attended.length) return null;
@@ -378,14 +378,14 @@ function figureOf(row, subjects, top, large) {
     const image = el("img", { alt, width, height, loading: "lazy", decoding: "async" });
     image.addEventListener("error", () => {
       frame.classList.add("lost");
-      frame.append(el("span", { class: "none" }, "Not beside this page: --embed puts it in."));
+      frame.append(el("span", { class: "none" }, "Not found next to this page: --embed includes it."));
     });
     image.src = picture;
     frame.append(image, el("canvas", { "aria-hidden": "true" }));
   } else if (rows.error_type[row] !== null) {
     frame.append(el("span", { class: "none bad" }, rows.error_type[row]));
   } else {
-    frame.append(el("span", { class: "none" }, "The picture could not be read."));
+    frame.append(el("span", { class: "none" }, "The image could not be read."));
   }
   const method = el("span", { class: "method" }, name);
   if (rows.error_type[row] !== null) method.append(el("span", { class: "badge bad" }, "failed"));
@@ -404,7 +404,7 @@ function figureOf(row, subjects, top, large) {
   return el("figure", {}, frame, caption, chart(row, subjects, top, large));
 }
 
-/** What a detector says of a subject. One that is there in another colour than asked for is missed. */
+/** Show a detector's verdict on a subject. A subject found in another colour counts as missed. */
 function verdictOf(i) {
   const [found, bound] = [attention.found[i], attention.bound[i]];
   if (found && bound === false) {
@@ -434,7 +434,7 @@ function cardOf(card) {
   return node;
 }
 
-/** What the address calls a card: the id of its first row. */
+/** Return the name of a card in the URL, from the id of its first row. */
 function nameOf(card) {
   return names[rows.card[card[0]]];
 }
@@ -500,7 +500,7 @@ function comparison(card) {
     ),
   );
   const top = el("thead", {}, el("tr", {}, el("td"), ...head));
-  const named = { role: "region", "aria-label": "Figures of each picture" };
+  const named = { role: "region", "aria-label": "Figures of each image" };
   return el(
     "div",
     { class: "scroll compare", tabindex: "0", ...named },
@@ -508,7 +508,7 @@ function comparison(card) {
   );
 }
 
-/** Open the card before or after the one that is open. */
+/** Open the card before or after the current one. */
 function step(by) {
   const next = shown[shown.findIndex((card) => nameOf(card) === state.card) + by];
   if (next) change({ card: nameOf(next) });
@@ -568,7 +568,7 @@ function turn(by) {
   grid.querySelector("h2 button")?.focus({ preventScroll: true });
 }
 
-/** Fill a select with options; a reason is what follows the colon. */
+/** Add options, pairs of value and text, to a select. */
 function offer(select, options) {
   select.append(...options.map(([value, text]) => el("option", { value }, text)));
 }
@@ -622,7 +622,7 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-/** Arrows go to the card beside, above or below. */
+/** Move the focus by arrow keys to the card beside, above or below. */
 function move(event) {
   const all = [...grid.children];
   const columns = all.filter((card) => card.offsetTop === all[0].offsetTop).length;
@@ -651,7 +651,7 @@ function light(theme) {
   try {
     localStorage.setItem(THEME, theme);
   } catch {
-    // it is forgotten with the page
+    // without storage the theme lasts only as long as the page
   }
 }
 
@@ -661,7 +661,7 @@ byId("theme").addEventListener("click", () => {
   light((document.documentElement.dataset.theme ?? system) === "dark" ? "light" : "dark");
 });
 
-/** A focused card is not to lie under the bar of filters, however many lines it has. */
+/** Keep a focused card clear of the filter bar, however many lines the bar has. */
 new ResizeObserver(() => {
   document.documentElement.style.setProperty("--bar", `${form.offsetHeight}px`);
 }).observe(form);
