@@ -1,4 +1,4 @@
-"""How far an output is, from its listing and what its job says of itself; no table is read."""
+"""The progress of an output, from its listing and its job's records; no table is read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aae_batch.dataset.layout import PROGRESS, PROGRESS_SECONDS, SUMMARY, Progre
 from aae_batch.dataset.run_record import Shards
 
 SILENT_AFTER = 4 * PROGRESS_SECONDS
-"""A job that has said nothing for so long has stopped, or hangs."""
+"""Seconds without a new `progress.json` after which a job counts as stopped or hanging."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class Status:
     """The state of an output at one moment.
 
     Attributes:
-        rows, shards: how many there will be.
-        rows_done, shards_done: those that are committed.
-        finished: rows that are finished, those of shards under way included.
-        failures: rows that failed, by `error_type`; None where that is not known.
-        images_per_second: of the job that runs, or of the last one; None where that is not known.
-        eta: seconds left of the job that runs.
-        complete: all is committed and counted.
-        notes: sentences on what is not known, or does not agree.
+        rows, shards: planned numbers.
+        rows_done, shards_done: committed numbers.
+        finished: finished rows, including those of shards in progress.
+        failures: failed rows by `error_type`; None if unknown.
+        images_per_second: of the running job, or of the last one if complete; None if unknown.
+        eta: seconds left of the running job.
+        complete: all shards are committed and the summary is written.
+        notes: sentences on what is unknown or inconsistent.
     """
 
     rows: int
@@ -62,11 +62,11 @@ def status(
     summary: dict[str, Any] | None,
     now: float,
 ) -> Status:
-    """The state of an output.
+    """Return the state of an output.
 
     Args:
-        run, progress, summary: what its files of these names say; None where there is none.
-        committed: its shards whose metadata is listed.
+        run, progress, summary: the content of the output's files of these names; None if missing.
+        committed: shards whose metadata is listed.
         now: seconds since 1970.
     """
     planned = Shards.of(run)

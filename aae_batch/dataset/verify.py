@@ -1,4 +1,4 @@
-"""Is an output what its run promises? Everything in it is read, a few shards at a time."""
+"""Verify that an output matches its run's record. All of it is read, a few shards at a time."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Verification:
-    """What was found in an output.
+    """The result of verifying an output.
 
     Attributes:
-        layout: None where nothing says it.
-        rows, shards: how many there should be.
-        committed: shards that are there.
-        images: rows with a picture.
-        failures: rows without, by `error_type`.
+        layout: None without a readable `run.json`.
+        rows, shards: expected numbers.
+        committed: number of committed shards.
+        images: number of rows with an image.
+        failures: rows without an image, by `error_type`.
     """
 
     layout: Layout | None = None
@@ -51,7 +51,7 @@ class Verification:
 
     @property
     def only_incomplete(self) -> bool:
-        """Nothing is wrong with what is there; the rest is still to be made."""
+        """Whether parts are missing and everything that exists is correct."""
         return bool(self.problems) and all(p.kind == "missing" for p in self.problems)
 
     def __str__(self) -> str:
@@ -69,16 +69,16 @@ def verify(
     manifest: Manifest | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verification:
-    """Hold an output against its `run.json`, and against the manifest if that is given.
+    """Check an output against its `run.json` and, if given, the manifest.
 
-    Memory holds a few shards and eight bytes a row. Of pictures in files, only the folders of
-    committed shards are looked through for strays.
+    Memory use is a few shards plus eight bytes per row. In the layout `files`, stray images are searched
+    only in the folders of committed shards.
 
     Args:
-        progress: is told how many of the committed shards are done.
+        progress: called with the numbers of checked and of committed shards.
 
     Raises:
-        OutputError: the storage does not answer, so that nothing can be said.
+        OutputError: the storage cannot be read.
         ManifestError: the manifest cannot be read.
     """
     dataset = Dataset(storage)
@@ -121,10 +121,11 @@ def verify(
 
 
 def to_delete(storage: Storage, found: Verification) -> list[str]:
-    """What a repair deletes, in order: the summary, damaged and stray pictures, then of each broken shard
-    what must be made again, its commit last. Where it is interrupted, the next one goes on.
+    """Return the names that a repair deletes, in order: the summary, damaged and stray images, then of
+    each broken shard what must be generated again, its commit last. An interrupted repair can be run
+    again.
 
-    All of it has names that the run gives; what else lies in the output is a person's to move.
+    All of them are names that a run gives; other objects in the output are left to the user.
     """
     broken = sorted({p.shard for p in found.problems if p.kind == "broken" and p.shard is not None})
     names = [name for problem in found.problems for name in problem.names]
@@ -138,7 +139,8 @@ def to_delete(storage: Storage, found: Verification) -> list[str]:
 
 
 def _committed(storage: Storage, shards: int, found: Verification) -> list[int]:
-    """The shards of the run that are committed; what else is among them is a problem."""
+    """Return the run's committed shards, sorted. Missing shards and other objects in the metadata folder
+    are added to the problems."""
     committed = []
     for name in storage.list(layout.METADATA):
         shard = layout.shard_of(name)
@@ -163,13 +165,14 @@ def _committed(storage: Storage, shards: int, found: Verification) -> list[int]:
 
 
 def _hashes(ids: list[str]) -> np.ndarray:
-    """Eight bytes an id, since all the ids of a large run would fill the memory."""
+    """Return an 8-byte hash per id, since all ids of a large run would fill the memory."""
     digests = (hashlib.blake2b(row_id.encode(), digest_size=8).digest() for row_id in ids)
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
 def _repeated_ids(dataset: Dataset, hashes: list[tuple[int, np.ndarray]]) -> Iterator[Problem]:
-    """Rows whose picture has the id of an earlier one. (A row that failed may: that is why it failed.)"""
+    """Yield rows with an image whose id an earlier row with an image has. (Failed rows may repeat an id:
+    that is why they failed.)"""
     if not hashes:
         return
     values, counts = np.unique(np.concatenate([own for _, own in hashes]), return_counts=True)
@@ -188,7 +191,8 @@ def _repeated_ids(dataset: Dataset, hashes: list[tuple[int, np.ndarray]]) -> Ite
 
 
 def _strangers(storage: Storage, kind: Layout, shards: int) -> Iterator[Problem]:
-    """What lies among the objects that have the pictures. (In files it is each shard's concern.)"""
+    """Yield a problem for unknown objects among the images. (In the layout `files` each shard's check
+    does this.)"""
     shard_kind = LAYOUTS[kind]
     if shard_kind.at_once:
         return
@@ -199,7 +203,7 @@ def _strangers(storage: Storage, kind: Layout, shards: int) -> Iterator[Problem]
 
 
 def _summary(dataset: Dataset, found: Verification) -> Iterator[Problem]:
-    """Does the summary count what the tables have? Told only where the tables are all there."""
+    """Yield differences between the summary's counts and the tables, if no table is missing."""
     failed = found.failures.total()
     if found.images + failed != found.rows:
         return
