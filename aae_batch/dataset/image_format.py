@@ -37,9 +37,9 @@ class ImageFormat(Settings):
     what: ClassVar[str] = "image format"
 
     kind: ImageKind = Field("png", description="The file format.")
-    level: int | None = Field(None, ge=0, le=9, description="Of PNG's compression.")
-    quality: int | None = Field(None, ge=1, le=100, description="Of JPEG, and of lossy WebP.")
-    lossless: bool | None = Field(None, description="WebP that keeps every pixel.")
+    level: int | None = Field(None, ge=0, le=9, description="PNG compression level.")
+    quality: int | None = Field(None, ge=1, le=100, description="Quality of JPEG and lossy WebP.")
+    lossless: bool | None = Field(None, description="Whether WebP is lossless.")
 
     @model_validator(mode="before")
     @classmethod

@@ -105,13 +105,13 @@ ATTENTION_SCHEMA = pa.schema(
         column("id", pa.string(), "The row's id, as in the metadata table."),
         column("subject", pa.string(), "The subject's words."),
         column("token_indices", pa.list_(pa.int32()), "Its positions in the tokenizer's output."),
-        column("tokens", pa.list_(pa.string()), "The part of the prompt at each of them."),
+        column("tokens", pa.list_(pa.string()), "The part of the prompt at each position."),
         column("max_attention", _STEPS, "Per step: the largest value of the subject's map."),
         column("mean_attention", _STEPS, "Per step: the mean of the subject's map."),
-        column("entropy", _STEPS, "Per step: of the map as a distribution over the picture, nats."),
+        column("entropy", _STEPS, "Per step: of the map as a distribution over the image, nats."),
         column("center_x", _STEPS, "Per step: centre of mass from the left, in [0, 1]."),
         column("center_y", _STEPS, "Per step: centre of mass from the top, in [0, 1]."),
-        column("loss", _STEPS, "Per step: the loss of the picture, the same for its subjects."),
+        column("loss", _STEPS, "Per step: the loss of the image, the same for its subjects."),
         column("map", pa.binary(), "uint8, map_height x map_width: attention at the last step."),
         column("map_height", pa.int32(), "Rows of map."),
         column("map_width", pa.int32(), "Columns of map."),
@@ -127,7 +127,7 @@ them. Its positions still refer to the whole prompt.
 
 SCORED_COLUMNS: tuple[pa.Field, ...] = (
     column("id", pa.string(), "The row's id, as in the metadata table."),
-    column("sha256", pa.string(), "Of the picture that was scored."),
+    column("sha256", pa.string(), "SHA-256 of the scored image."),
 )
 """The first columns of every metric's table; the metric's own columns follow. One row per image."""
 

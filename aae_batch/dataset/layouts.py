@@ -109,7 +109,7 @@ class Tar(Shard):
             elif name not in texts:
                 yield broken(f"{self._name} has {name}, which no row names.")
             elif not _is_json_of(row_id := texts.pop(name), content):
-                yield broken(f"{name} is not what was said of it.", row=row_id)
+                yield broken(f"{name} is not the JSON of its row.", row=row_id)
         for name, row_id in texts.items():
             yield broken(f"{name} is missing in {self._name}.", row=row_id)
 

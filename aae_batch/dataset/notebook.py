@@ -86,7 +86,7 @@ class OpenDataset:
         """
         row = self._row(id)
         if row["status"] == "failed":
-            raise OutputError(f"Row {id} has no picture: {row['error']}")
+            raise OutputError(f"Row {id} has no image: {row['error']}")
         return self.dataset.image(row)
 
     def attention(self, id: str) -> pa.Table:

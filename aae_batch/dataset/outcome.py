@@ -47,7 +47,7 @@ class Outcome:
         row = {column.name: self.metadata.get(column.name) for column in MANIFEST_COLUMNS}
         error = OccupiedError(
             self.metadata["id"],
-            f"{place} is there and is no picture of this run: move it away, and run the same command "
+            f"{place} exists and is not an image of this run: move it away, and run the same command "
             "again with --retry-failed.",
         )
         return Outcome(self.index, row | reason(error))

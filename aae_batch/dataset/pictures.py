@@ -22,8 +22,8 @@ def checked_bytes(dataset: Dataset, row: Mapping[str, Any]) -> bytes:
     data = dataset.image_bytes(row)
     if hashlib.sha256(data).hexdigest() != row["sha256"]:
         raise OutputError(
-            f"The picture of row {row['id']} in {dataset.storage.root} is not the one that its "
-            "metadata has the SHA-256 of: run `aae-batch verify --repair`, then generate it again."
+            f"The image of row {row['id']} in {dataset.storage.root} does not match the SHA-256 in its "
+            "metadata: run `aae-batch verify --repair`, then generate it again."
         )
     return data
 

@@ -120,7 +120,7 @@ class Dataset:
             isinstance(run.get("settings"), dict) and isinstance(run.get("fingerprint"), str)
         ):
             raise OutputError(
-                f"{self.storage.place(name)} does not say how the pictures were scored: remove it, and "
+                f"{self.storage.place(name)} does not say how the images were scored: remove it, and "
                 f"score again with --metric {metric}."
             )
         return run
@@ -178,7 +178,7 @@ class Dataset:
         except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors for damaged files
             place = self.storage.place(row["file_name"] or layout.metadata_name(row["shard"]))
             raise OutputError(
-                f"The picture of row {row['id']} in {place} is damaged: {self._repair()}"
+                f"The image of row {row['id']} in {place} is damaged: {self._repair()}"
             ) from error
         return image
 
@@ -205,7 +205,7 @@ class Dataset:
             return self._held[1][key]
         except KeyError:
             raise OutputError(
-                f"Row {row['id']} has no picture in {self.storage.place(place)}; its columns status "
+                f"Row {row['id']} has no image in {self.storage.place(place)}; its columns status "
                 "and error say why."
             ) from None
 
@@ -235,13 +235,13 @@ class Dataset:
             fix = self._repair()
             if name.startswith(layout.METRICS):
                 metric = name.split("/")[1]
-                fix = f"`aae-batch evaluate` with --metric {metric} makes it again."
+                fix = f"`aae-batch evaluate` with --metric {metric} computes it again."
             raise OutputError(f"{place} is damaged: {fix}") from error
 
     def _repair(self) -> str:
         return (
-            f"`aae-batch verify --repair {self.storage.root}` removes what is, and the command that "
-            "began the run makes it again."
+            f"`aae-batch verify --repair {self.storage.root}` removes it, and the command that started "
+            "the run generates it again."
         )
 
     def _json(self, name: str) -> dict[str, Any] | None:
@@ -253,7 +253,7 @@ class Dataset:
             raise OutputError(f"{self.storage.place(name)} is not JSON: {error}.") from error
         if not isinstance(found, dict):
             raise OutputError(
-                f"{self.storage.place(name)} is no JSON object: restore or remove it."
+                f"{self.storage.place(name)} is not a JSON object: restore or remove it."
             )
         return found
 

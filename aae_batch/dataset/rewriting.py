@@ -56,7 +56,7 @@ def _unpacked(storage: Storage, name: str) -> dict[str, bytes]:
     shard = layout.shard_of(name)
     if not objects or shard is None or not all(layout.is_of_shard(n, shard) for n in objects):
         raise OutputError(
-            f"{storage.place(name)} is damaged, or none that a run wrote: move it away, and let "
-            "`aae-batch verify` say what is missing."
+            f"{storage.place(name)} is damaged, or was not written by a run: move it away; "
+            "`aae-batch verify` says what is missing."
         )
     return objects

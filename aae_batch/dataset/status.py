@@ -80,14 +80,14 @@ def status(
         failures = summary["failures"]
         speed = (summary.get("last_session") or {}).get("images_per_second")
     elif summary is not None:
-        notes.append(f"{SUMMARY} is there and shards are missing: the next run makes them again.")
+        notes.append(f"{SUMMARY} exists but shards are missing: the next run generates them again.")
     if complete:
         pass
     elif progress is None:
-        notes.append(f"There is no {PROGRESS}: failures and speed are not known.")
+        notes.append(f"There is no {PROGRESS}: failures and speed are unknown.")
     elif progress["rows"] != planned.rows:
         notes.append(
-            f"{PROGRESS} is of {progress['rows']} rows, not of {planned.rows}: it is left aside."
+            f"{PROGRESS} covers {progress['rows']} rows, not {planned.rows}: it is ignored."
         )
     else:
         failures = progress["failures"]
@@ -97,8 +97,8 @@ def status(
             speed, eta = progress["images_per_second"], progress["eta_seconds"]
         else:
             notes.append(
-                f"The job last said something {timedelta(seconds=round(silent))} ago: it has stopped, "
-                "or hangs. The same command goes on with it."
+                f"The job last reported {timedelta(seconds=round(silent))} ago: it has stopped or hangs. "
+                "The same command resumes it."
             )
             if progress["done"] < rows_done:
                 notes.append(
@@ -106,6 +106,6 @@ def status(
                     "them are not counted."
                 )
     if all_there and not complete:
-        notes.append(f"All is there but {SUMMARY}: the same command writes it.")
+        notes.append(f"Only {SUMMARY} is missing: the same command writes it.")
     counts = (planned.rows, len(planned), rows_done, len(done), finished)
     return Status(*counts, failures, speed, eta, complete, tuple(notes))

@@ -56,7 +56,7 @@ class Verification:
 
     def __str__(self) -> str:
         state = (
-            "proved" if self.proved else "incomplete" if self.only_incomplete else "not as it was"
+            "proved" if self.proved else "incomplete" if self.only_incomplete else "problems found"
         )
         return (
             f"{self.committed} of {self.shards} shards, {self.rows} rows: {self.images} images, "
@@ -87,12 +87,12 @@ def verify(
     except OutputError as error:
         return Verification(problems=[Problem("other", str(error))])
     if run is None:
-        text = f"There is no {layout.RUN}, so there is no telling what should be here."
+        text = f"There is no {layout.RUN}, so the expected content is unknown."
         return Verification(problems=[Problem("other", text)])
     shards = Shards.of(run)
     found = Verification(run["layout"], shards.rows, len(shards))
     if manifest is not None and manifest.digest != run["settings"]["manifest"]:
-        text = f"{manifest.path} is not the manifest of {layout.RUN}: its SHA-256 is another."
+        text = f"{manifest.path} is not the manifest of {layout.RUN}: its SHA-256 differs."
         found.problems.append(Problem("other", text))
         manifest = None
     committed = _committed(storage, len(shards), found)
@@ -114,7 +114,7 @@ def verify(
     found.problems += _repeated_ids(dataset, hashes)
     found.problems += _strangers(storage, run["layout"], len(shards))
     for name in storage.list(layout.REWRITING):
-        text = f"{name} waits to be carried out: run the same command again."
+        text = f"{name} is an unfinished rewrite: run the same command again."
         found.problems.append(Problem("missing", text, layout.shard_of(name)))
     found.problems += _summary(dataset, found)
     return found
@@ -145,10 +145,12 @@ def _committed(storage: Storage, shards: int, found: Verification) -> list[int]:
     for name in storage.list(layout.METADATA):
         shard = layout.shard_of(name)
         if shard is None or layout.metadata_name(shard) != name:
-            text = f"{name} is no table of a shard: remove it, if you know what it is."
+            text = f"{name} is not a table of a shard: remove it, if you know what it is."
             found.problems.append(Problem("other", text))
         elif shard >= shards:
-            text = f"{name} is of no shard: the run has {shards}, from 0. Move it away."
+            text = (
+                f"{name} belongs to no shard: the run has {shards}, numbered from 0. Move it away."
+            )
             found.problems.append(Problem("other", text))
         else:
             committed.append(shard)

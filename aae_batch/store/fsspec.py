@@ -49,7 +49,7 @@ class FsspecStorage(ObjectStorage):
             raise OutputError(f"{scheme}:// needs a package that is missing{fix}.") from None
         except ValueError:
             raise OutputError(
-                f"There is no store for {scheme}://; give a folder, s3://, or a scheme of fsspec."
+                f"No store supports {scheme}://; use a folder, s3://, or an fsspec scheme."
             ) from None
         self._reset()
 

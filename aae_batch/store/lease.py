@@ -104,5 +104,8 @@ def leased(cell: Cell, root: str, timing: Timing) -> Iterator[Lock]:
                 cell.delete()
         except OutputError as error:
             logger.warning(
-                "The lock of %s was not removed (%s); it ends in %.0f s.", root, error, timing.stale
+                "The lock of %s was not removed (%s); it expires in %.0f s.",
+                root,
+                error,
+                timing.stale,
             )

@@ -201,7 +201,7 @@ def renewing(lock: Lock, timing: Timing, renew: Callable[[], None]) -> Iterator[
 
 def foreign(place: str) -> OutputError:
     return OutputError(
-        f"{place} is there, and no run wrote it: move it away, or choose another output."
+        f"{place} exists, and no run wrote it: move it away, or choose another output."
     )
 
 
@@ -224,8 +224,8 @@ def refused(
 
 def _overtaken(root: str) -> OutputError:
     return OutputError(
-        f"Another run has taken over {root}, or the one that this belonged to has ended, or was cut off "
-        "from it or asleep for too long: nothing more is written. Let the other one finish."
+        f"Another run has taken over {root}, or the run that this process belongs to has ended, or was "
+        "disconnected or asleep for too long: nothing more is written. Let the other run finish."
     )
 
 

@@ -39,8 +39,8 @@ def open_url(url: str, s3_endpoint: str | None = None) -> ObjectStorage:
     scheme, rest = match.group(1).lower(), url[match.end() :].rstrip("/")
     if _USERINFO.match(rest) or (scheme == "s3" and re.match("[^/]*[@:]", rest)):
         raise OutputError(
-            f"A {scheme}:// URL with credentials in it is not taken, since it would be written down "
-            "with the settings: give them in the environment, and write the URL without them."
+            f"A {scheme}:// URL must not contain credentials, since URLs are stored with the settings: "
+            "put the credentials in the environment, and leave them out of the URL."
         )
     if scheme == "s3":
         from aae_batch.store.s3 import S3Storage
@@ -48,8 +48,8 @@ def open_url(url: str, s3_endpoint: str | None = None) -> ObjectStorage:
         return S3Storage(f"s3://{rest}", s3_endpoint)
     if "?" in rest:
         raise OutputError(
-            f"A {scheme}:// URL with options after ? is not taken, since they may hold a key: give "
-            "them in the environment, and write the URL without them."
+            f"A {scheme}:// URL must not contain options after ?, since they may hold a key: put them "
+            "in the environment, and leave them out of the URL."
         )
     if scheme == "file":
         raise OutputError(f"Cannot use {url}: give the path of the folder, without file://.")

@@ -228,7 +228,7 @@ class S3Storage(ObjectStorage):
             return session.client("s3", endpoint_url=self.endpoint, config=config)
         except ValueError:
             raise OutputError(
-                f"Cannot open {self.root}: its endpoint is no URL; check AWS_ENDPOINT_URL."
+                f"Cannot open {self.root}: its endpoint is not a URL; check AWS_ENDPOINT_URL."
             ) from None
 
     @property
@@ -340,9 +340,9 @@ def _is_object(name: str) -> bool:
 def _check_endpoint(endpoint: str) -> None:
     parts = urlsplit(endpoint)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise OutputError("The S3 endpoint is no URL; write e.g. https://storage.example.com.")
+        raise OutputError("The S3 endpoint is not a URL; write e.g. https://storage.example.com.")
     if "@" in parts.netloc or parts.query:
         raise OutputError(
-            "An S3 endpoint with credentials or options in it is not taken: give credentials in the "
-            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), and the URL without them."
+            "An S3 endpoint must not contain credentials or options: put credentials in the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), and leave both out of the URL."
         )

@@ -32,7 +32,7 @@ def below(root: Path, name: str) -> Path:
     path = root
     for part in filter(None, name.split("/")):
         if part == "..":
-            raise OutputError(f"{name} does not lie below {root}: name what does.")
+            raise OutputError(f"{name} is not below {root}: use a name below it.")
         path = path / part
         refuse_link(path)
     return path
@@ -42,8 +42,8 @@ def refuse_link(path: Path) -> None:
     """Raise OutputError if the path is a link."""
     if path.is_symlink():
         raise OutputError(
-            f"{path} is a link, and a run follows none inside its output: remove it, or choose another "
-            "output."
+            f"{path} is a link, and a run follows no links inside its output: remove it, or choose "
+            "another output."
         )
 
 
