@@ -31,10 +31,7 @@ def checked_bytes(dataset: Dataset, row: Mapping[str, Any]) -> bytes:
 def read_pictures(
     rows: Sequence[Mapping[str, Any]], read: Callable[[Mapping[str, Any]], T]
 ) -> Iterable[T]:
-    """Call `read` on each of a shard's rows and return the results in order.
-
-    Rows are read ahead if each image is an object of its own. If one object holds the shard's images,
-    they are read one by one, since the dataset keeps that object in memory.
-    """
+    """Call `read` on each of a shard's rows and return the results in order. Rows are read ahead if each
+    image is an object of its own; an object with all images of the shard is held by the dataset anyway."""
     apart = all("#" not in (row["file_name"] or "#") for row in rows)
     return read_ahead(read, rows) if apart else map(read, rows)

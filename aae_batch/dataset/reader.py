@@ -183,10 +183,8 @@ class Dataset:
         return image
 
     def image_bytes(self, row: Mapping[str, Any]) -> bytes:
-        """Return the encoded image of a metadata row, as for `image`.
-
-        If one object holds a shard's images, those of the last shard read stay in memory, so read rows in
-        order.
+        """Return the encoded image of a metadata row, as for `image`. If one object holds a shard's
+        images, those of the last shard read stay in memory, so read rows in order.
 
         Raises:
             OutputError: the row has no image, or it cannot be read.

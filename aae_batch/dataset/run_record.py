@@ -112,7 +112,6 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record with its seal."""
     bare = {name: value for name, value in record.items() if name != SEAL}
     return bare | {SEAL: fingerprint(bare)}
 

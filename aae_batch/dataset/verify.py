@@ -123,9 +123,7 @@ def verify(
 def to_delete(storage: Storage, found: Verification) -> list[str]:
     """Return the names that a repair deletes, in order: the summary, damaged and stray images, then of
     each broken shard what must be generated again, its commit last. An interrupted repair can be run
-    again.
-
-    All of them are names that a run gives; other objects in the output are left to the user.
+    again. Only names that a run gives are deleted; other objects are left to the user.
     """
     broken = sorted({p.shard for p in found.problems if p.kind == "broken" and p.shard is not None})
     names = [name for problem in found.problems for name in problem.names]

@@ -134,11 +134,8 @@ class FsspecStorage(ObjectStorage):
     def _explained(
         self, verb: str, name: str, passing: tuple[type[Exception], ...] = ()
     ) -> Iterator[Any]:
-        """Yield the fsspec filesystem, and turn its errors, which can be of any class, into OutputError.
-
-        Errors in `passing` are not converted. The original text is left out, since it may quote
-        credentials.
-        """
+        """Yield the fsspec filesystem, and turn its errors, which can be of any class, into OutputError,
+        except those in `passing`. The original text is left out, since it may quote credentials."""
         failed = f"Cannot {verb} {self.place(name)}"
         try:
             yield self._open()[0]

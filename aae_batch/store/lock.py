@@ -5,17 +5,16 @@ holder renews every 15 s. The next writer takes it over if it was not renewed fo
 own clock, or if its holder was a process of this machine that has ended.
 
 Guarantees:
-
 - If the store supports conditional writes (S3: `If-None-Match`, `If-Match`), only one of two concurrent
   processes gets the lock.
 - In other stores a process writes its name, waits 2 s and reads it back. Two concurrent processes both
-  get the lock only if one takes longer than that wait between its read and its write. The first one
-  then notices when it renews.
-- A holder that was disconnected or asleep for more than 90 s notices that it lost the lock when it
-  renews, as soon as it reaches the store again.
-- Its workers check the lock every 5 s while they write. They stop writing once it belongs to another
-  process, once the holder has ended on their machine or, in S3, once it was not renewed for 90 s.
-- Writes that holder or workers sent before that moment create objects but overwrite none.
+  get the lock only if one takes longer than that between its read and its write. The first one then
+  notices when it renews.
+- A holder that was disconnected or asleep for more than 90 s notices its loss when it renews, as soon as
+  it reaches the store again.
+- Workers check the lock every 5 s while they write. They stop once it belongs to another process, once
+  the holder has ended on their machine or, in S3, once it was not renewed for 90 s.
+- Writes that the holder or its workers sent before that moment create objects but overwrite none.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ class Holder:
 
     @classmethod
     def from_json(cls, data: bytes) -> Holder | None:
-        """Return the holder, or None if the data is not that of one."""
+        """Return None if the data does not describe a holder."""
         try:
             return cls(**json.loads(data))
         except (ValueError, TypeError):
