@@ -1,1 +1,1 @@
-"""What a run writes: names, tables, storage."""
+"""The output of a run: names, schemas, writing, reading and verifying."""

@@ -1,4 +1,4 @@
-"""An attention map laid over its picture, in a perceptually uniform colour map."""
+"""Overlay an attention map on its image, in a perceptually uniform colour map."""
 
 from __future__ import annotations
 
@@ -8,24 +8,21 @@ import numpy as np
 from PIL import Image
 
 OPACITY = 0.6
-"""Of the map over the picture, which is grey below it so that colours are the map's alone."""
+"""Opacity of the map over the image. The image is grey below it, so that all colour is the map's."""
 
 _LIGHTNESS = (0.20, 0.95)
 _HUES = (285.0, 465.0)
 _CHROMA = 0.15
-"""From a dark violet over red and orange to a light yellow, in OKLab: lightness [0, 1], hue in degrees."""
+"""The colour map runs from dark violet over red and orange to light yellow, in OKLab: lightness in [0, 1],
+hue in degrees."""
 
 
 def heatmap(image: Image.Image, attention: np.ndarray) -> Image.Image:
-    """Lay a map over its picture.
+    """Return an RGB image of the size of `image`, with the map laid over it.
 
     Args:
-        image: the picture.
-        attention: [height, width] of any size, at least 0. Its largest value becomes the lightest
-            colour, whatever it is.
-
-    Returns:
-        A picture of the size of `image`, RGB.
+        attention: [height, width] of any size, non-negative. It is scaled so that its largest value
+            gets the lightest colour.
     """
     attention = attention.astype(np.float32)
     shares = Image.fromarray(attention / (attention.max() or 1))
@@ -36,7 +33,7 @@ def heatmap(image: Image.Image, attention: np.ndarray) -> Image.Image:
 
 @lru_cache(maxsize=1)
 def colour_map() -> np.ndarray:
-    """256 colours whose lightness in OKLab grows by equal steps: uint8 [256, 3], sRGB."""
+    """Return 256 colours whose OKLab lightness grows in equal steps: uint8 [256, 3], sRGB."""
     share = np.linspace(0, 1, 256)
     lightness = _LIGHTNESS[0] + (_LIGHTNESS[1] - _LIGHTNESS[0]) * share
     hue = np.radians(_HUES[0] + (_HUES[1] - _HUES[0]) * share)
@@ -47,7 +44,7 @@ def colour_map() -> np.ndarray:
 
 
 def _srgb(oklab: np.ndarray) -> np.ndarray:
-    """OKLab (Ottosson 2020) to sRGB in [0, 1], clipped to its gamut: [..., 3]."""
+    """Convert OKLab (Ottosson 2020) to sRGB in [0, 1], clipped to its gamut: [..., 3]."""
     cone_roots = oklab @ np.array(
         [
             [1.0, 1.0, 1.0],

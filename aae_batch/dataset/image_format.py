@@ -1,4 +1,4 @@
-"""How a picture becomes bytes: the same bytes for the same pixels."""
+"""Image encoding, deterministic: the same pixels give the same bytes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 ImageKind = Literal["png", "webp", "jpeg"]
 Layout = Literal["files", "webdataset", "parquet"]
-"""Where pictures lie: a file each, a tar per shard, or a column of the metadata table."""
+"""How images are stored: one file each, one tar per shard, or a column of the metadata table."""
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    # Level 6 takes five times as long for files a few per cent smaller.
+    # Level 6 takes five times as long and saves only a few per cent.
     "png": {"level": 1},
     "webp": {"quality": 90, "lossless": False},
     "webp, lossless": {"lossless": True},
@@ -28,18 +28,18 @@ _SUFFIXES = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
 
 
 class ImageFormat(Settings):
-    """A file format with those of its settings that apply; the others are None.
+    """A file format and its settings. Settings of other formats are None.
 
     Raises:
-        SettingsError: a value is unknown, out of range, or none of this format's settings.
+        SettingsError: a value is unknown or out of range, or the format does not have the setting.
     """
 
     what: ClassVar[str] = "image format"
 
     kind: ImageKind = Field("png", description="The file format.")
-    level: int | None = Field(None, ge=0, le=9, description="Of PNG's compression.")
-    quality: int | None = Field(None, ge=1, le=100, description="Of JPEG, and of lossy WebP.")
-    lossless: bool | None = Field(None, description="WebP that keeps every pixel.")
+    level: int | None = Field(None, ge=0, le=9, description="PNG compression level.")
+    quality: int | None = Field(None, ge=1, le=100, description="Quality of JPEG and lossy WebP.")
+    lossless: bool | None = Field(None, description="Whether WebP is lossless.")
 
     @model_validator(mode="before")
     @classmethod
@@ -65,7 +65,7 @@ class ImageFormat(Settings):
         return _SUFFIXES[self.kind]
 
     def settings(self) -> dict[str, Any]:
-        """What applies, as `run.json` has it; `ImageFormat(**settings)` is the same format."""
+        """Return the settings of this format, as in `run.json`: `ImageFormat(**settings)` restores it."""
         return self.model_dump(exclude_none=True)
 
     def encode(self, image: Image) -> bytes:
@@ -73,7 +73,7 @@ class ImageFormat(Settings):
         options = self.model_dump(exclude={"kind", "level"}, exclude_none=True)
         image.save(
             buffer, self.kind, compress_level=self.level, **options
-        )  # the level is PNG's alone
+        )  # only PNG uses the level
         return buffer.getvalue()
 
 

@@ -1,19 +1,19 @@
-"""Every name under an output root, and the schema of every table. Nothing else spells them.
+"""Every name under an output root, and the schema of every table. No other module defines them.
 
 run.json                     settings, fingerprint, layout, versions; written first
-images/00012/<id>.png        the pictures of shard 12, in the layout `files`; or
+images/00012/<id>.png        the images of shard 12, in the layout `files`; or
 images/00012.tar             in the layout `webdataset`, members <id>.png and <id>.json; or
                              in `parquet` none: the metadata table has them in a column `image`
 attention/00012.parquet      one row per image and subject
 metadata/00012.parquet       one row per manifest row; written last: this file is the commit
 rewriting/00012.tar          while --retry-failed rewrites shard 12: its new objects, until all are written
-progress.json                how far the job was when it last said so; every 15 s
+progress.json                the progress of the job, updated every 15 s
 summary.json                 counts, throughput, failures by reason; written when complete
-metrics/clip/run.json        what `aae-batch evaluate --metric clip` ran with; written first
-metrics/clip/00012.parquet   one row per picture of shard 12: its id, and what the metric says of it
-report.html                  the page of `aae-batch report`; it may be deleted and made again
+metrics/clip/run.json        the settings of `aae-batch evaluate --metric clip`; written first
+metrics/clip/00012.parquet   one row per image of shard 12: its id and its scores
+report.html                  the page of `aae-batch report`; it may be deleted and built again
 
-The suffix is that of the run's image format: .png, .webp or .jpg.
+The suffix depends on the run's image format: .png, .webp or .jpg.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ ATTENTION = "attention/"
 IMAGES = "images/"
 REWRITING = "rewriting/"
 METRICS = "metrics/"
-"""Scores, beside the dataset and no part of it: they may be deleted and made again."""
+"""Scores are stored beside the dataset and are no part of it: they may be deleted and computed again."""
 
 _OF_SHARD = re.compile(r"(?:.*/)?(\d{5,})\.(?:parquet|tar)")
 
 
 def images_of(shard: int) -> str:
-    """The folder of a shard's pictures."""
+    """Return the folder of a shard's images."""
     return f"{IMAGES}{shard:05d}/"
 
 
@@ -55,8 +55,8 @@ def tar_name(shard: int) -> str:
 
 
 def member_name(row_id: str, suffix: str) -> str:
-    """A row's file in its shard's tar. WebDataset takes what stands before the first dot for the
-    key, so a dot of the id is written %2E, which no id has."""
+    """Return the name of a row's file in its shard's tar. WebDataset uses the part before the first dot
+    as the key, so dots of the id are written as %2E, which no id contains."""
     return row_id.replace(".", "%2E") + suffix
 
 
@@ -81,19 +81,19 @@ def metric_name(metric: str, shard: int) -> str:
 
 
 def shard_of(name: str) -> int | None:
-    """The shard of a table's or a tar's name; None for a name that is not ours."""
+    """Return the shard number in the name of a table or tar; None for other names."""
     match = _OF_SHARD.fullmatch(name)
     return int(match.group(1)) if match else None
 
 
 def shards_among(names: Iterable[str], named: Callable[[int], str]) -> list[int]:
-    """The shards of those names that `named` gives to one, in order."""
+    """Return, sorted, the shards whose name according to `named` is among `names`."""
     found = ((shard_of(name), name) for name in names)
     return sorted(shard for shard, name in found if shard is not None and named(shard) == name)
 
 
 def is_of_shard(name: str, shard: int) -> bool:
-    """Whether a shard's pictures or tables may have this name."""
+    """Return whether this is a name of one of the shard's images or tables."""
     ours = (tar_name(shard), attention_name(shard), metadata_name(shard))
     return name in ours or name.startswith(images_of(shard))
 
@@ -105,13 +105,13 @@ ATTENTION_SCHEMA = pa.schema(
         column("id", pa.string(), "The row's id, as in the metadata table."),
         column("subject", pa.string(), "The subject's words."),
         column("token_indices", pa.list_(pa.int32()), "Its positions in the tokenizer's output."),
-        column("tokens", pa.list_(pa.string()), "The part of the prompt at each of them."),
+        column("tokens", pa.list_(pa.string()), "The part of the prompt at each position."),
         column("max_attention", _STEPS, "Per step: the largest value of the subject's map."),
         column("mean_attention", _STEPS, "Per step: the mean of the subject's map."),
-        column("entropy", _STEPS, "Per step: of the map as a distribution over the picture, nats."),
+        column("entropy", _STEPS, "Per step: of the map as a distribution over the image, nats."),
         column("center_x", _STEPS, "Per step: centre of mass from the left, in [0, 1]."),
         column("center_y", _STEPS, "Per step: centre of mass from the top, in [0, 1]."),
-        column("loss", _STEPS, "Per step: the loss of the picture, the same for its subjects."),
+        column("loss", _STEPS, "Per step: the loss of the image, the same for its subjects."),
         column("map", pa.binary(), "uint8, map_height x map_width: attention at the last step."),
         column("map_height", pa.int32(), "Rows of map."),
         column("map_width", pa.int32(), "Columns of map."),
@@ -120,30 +120,31 @@ ATTENTION_SCHEMA = pa.schema(
 )
 """One row per image and subject.
 
-With composable-diffusion a subject's maps are those of its own conjunct, in which it competes with
-that conjunct's words alone: its figures are larger than with the other methods, and are not to be
-compared with theirs. Its positions are those in the prompt all the same.
+With composable-diffusion, a subject's maps come from its own conjunct, where it competes only with that
+conjunct's words. Its values are therefore larger than those of other methods and cannot be compared with
+them. Its positions still refer to the whole prompt.
 """
 
 SCORED_COLUMNS: tuple[pa.Field, ...] = (
     column("id", pa.string(), "The row's id, as in the metadata table."),
-    column("sha256", pa.string(), "Of the picture that was scored."),
+    column("sha256", pa.string(), "SHA-256 of the scored image."),
 )
-"""What every metric's table begins with; the metric's own columns follow. One row per picture."""
+"""The first columns of every metric's table; the metric's own columns follow. One row per image."""
 
 SCORES_FINGERPRINT = "fingerprint"
-"""In the Parquet metadata of a metric's table: the `fingerprint` of the metric's run that wrote it. A
-table with another one than the metric's `run.json` has is of other settings, and waits to be replaced."""
+"""Key in the Parquet metadata of a metric's table: the `fingerprint` of the metric's run that wrote it. If
+it differs from the one in the metric's `run.json`, the table has other settings and will be replaced."""
 
 SCORES_UNSCORED = "unscored"
-"""Beside it: the ids of pictures that could not be scored, a JSON list. Their scores are null."""
+"""Another key there: a JSON list of the ids of images that could not be scored. Their scores are null."""
 
 HUGGING_FACE = {"huggingface": '{"info": {"features": {"image": {"_type": "Image"}}}}'}
-"""From this, Hugging Face's `datasets` knows that the column `image` is one of pictures."""
+"""Schema metadata that tells Hugging Face's `datasets` that the column `image` holds images."""
 
 
 def metadata_schema(extras: pa.Schema, layout: Layout = "files") -> pa.Schema:
-    """The metadata table's schema: the manifest's columns, its own extra ones, what the run adds."""
+    """Return the metadata table's schema: the standard manifest columns, then the extra columns of the
+    manifest, then the columns that the run adds."""
     columns = [*MANIFEST_COLUMNS, *extras, *OUTCOME_COLUMNS]
     if layout == "parquet":
         return pa.schema([*columns, IMAGE_COLUMN], metadata=HUGGING_FACE)
@@ -151,16 +152,16 @@ def metadata_schema(extras: pa.Schema, layout: Layout = "files") -> pa.Schema:
 
 
 PROGRESS_SECONDS = 15.0
-"""A running job writes `progress.json` about so often."""
+"""Approximate seconds between two writes of `progress.json`."""
 
 
 class ProgressRecord(TypedDict):
-    """What `progress.json` says, as of `time`; speed and refinements are of the session that wrote it."""
+    """The content of `progress.json` at `time`. Speed and refinements cover the session that wrote it."""
 
     time: str  # ISO 8601, with the offset from UTC
-    rows: int  # of the manifest
-    done: int  # finished rows, those of shards under way included
-    failures: dict[str, int]  # by `error_type`, the most frequent first; of all sessions
+    rows: int  # in the manifest
+    done: int  # finished rows, including those of shards in progress
+    failures: dict[str, int]  # by `error_type`, most frequent first; over all sessions
     images_per_second: float
     mean_refinements: float
     eta_seconds: float | None  # null before the session's first row

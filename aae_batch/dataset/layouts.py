@@ -1,4 +1,4 @@
-"""The layouts: where a shard's pictures are, and how they get there and are looked through."""
+"""The layouts: where a shard's images are stored, and how they are written and checked."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from aae_batch.dataset.writer import Shard
 from aae_batch.store.base import Storage
 
 _MEASURED = ("num_refinements", "final_loss", "neglected")
-"""Columns that rounding may change from one attempt to the next."""
+"""Columns that rounding may change between attempts."""
 
 _OF_THE_TABLE_ONLY = [
     column.name for column in names.OUTCOME_COLUMNS if column.name not in ("sha256", *_MEASURED)
 ]
-"""Columns that a picture's JSON in a tar lacks. Without them, among which `seconds` alone differs from
-run to run, the same shard gives the same tar."""
+"""Columns left out of an image's JSON in a tar. Of these only `seconds` differs between runs; without it
+the same shard gives the same tar."""
 
 
 class Files(Shard):
-    """A file for each picture: `images/00012/<id>.png`."""
+    """One file per image: `images/00012/<id>.png`."""
 
     layout = "files"
     at_once = True
@@ -69,7 +69,7 @@ class Files(Shard):
         return outcome.occupied(store.place(name))
 
     def _settle(self, outcomes: list[Outcome], metadata: pa.Table) -> list[Outcome]:
-        """Remove pictures that an earlier, unfinished attempt left for rows that failed this time."""
+        """Delete images that an earlier, unfinished attempt left for rows that failed this time."""
         rows = [outcome.metadata for outcome in outcomes]
         left = {self.file_name(row["id"]) for row in rows if may_have_left_a_picture(row)}
         left -= {row.get("file_name") for row in rows}  # rows may share an id
@@ -87,7 +87,7 @@ class Files(Shard):
 
 
 class Tar(Shard):
-    """A tar for the whole shard, `images/00012.tar`, with `<id>.png` and `<id>.json`."""
+    """One tar per shard, `images/00012.tar`, with members `<id>.png` and `<id>.json`."""
 
     layout = "webdataset"
 
@@ -109,7 +109,7 @@ class Tar(Shard):
             elif name not in texts:
                 yield broken(f"{self._name} has {name}, which no row names.")
             elif not _is_json_of(row_id := texts.pop(name), content):
-                yield broken(f"{name} is not what was said of it.", row=row_id)
+                yield broken(f"{name} is not the JSON of its row.", row=row_id)
         for name, row_id in texts.items():
             yield broken(f"{name} is missing in {self._name}.", row=row_id)
 
@@ -142,8 +142,8 @@ class Tar(Shard):
         return tar_of(described, [o.image for o in outcomes], self.image_format.suffix)
 
     def _from_tar(self, tar: bytes, outcomes: list[Outcome]) -> list[Outcome] | None:
-        """The outcomes with the pictures that a tar has, and what it says of them; None where it does
-        not have just these."""
+        """Return the outcomes with the images and measured values of a tar; None if the tar does not
+        hold exactly these rows."""
         taken = []
         try:
             members = dict(tar_members(tar))
@@ -163,7 +163,7 @@ class Tar(Shard):
 
 
 class Table(Shard):
-    """The pictures are a column of the metadata table."""
+    """Images as a column of the metadata table."""
 
     layout = "parquet"
 
@@ -186,7 +186,7 @@ LAYOUTS: Mapping[str, type[Shard]] = {kind.layout: kind for kind in (Files, Tar,
 
 
 def shard_of(run: Mapping[str, Any], storage: Storage, index: int) -> Shard:
-    """A shard of the run that `run.json` describes."""
+    """Return a shard of the run that the record `run` (`run.json`) describes."""
     image_format = ImageFormat(**run["image_format"])
     return LAYOUTS[run["layout"]](storage, index, run["fingerprint"], image_format)
 

@@ -1,4 +1,4 @@
-"""What a run says of its methods, and the order in which they are compared."""
+"""A run's settings by method, and the order in which methods are compared."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Any
 from aae_batch.methods import DEFAULT, METHODS, Steering
 
 _NOT_SHOWN = {"by_method", *(field.name for field in fields(Steering))}
-"""What `steering` has in it."""
+"""Guidance settings that are left out, since `steering` contains them."""
 
 
 def method_order(method: str | None) -> tuple[int, str]:
-    """Sorts methods: the baseline, the others as `METHODS` has them, what no version knows."""
+    """Return a sort key: the baseline first, then the other methods in the order of `METHODS`, then
+    unknown ones by name."""
     known = list(METHODS).index(method) if method in METHODS else len(METHODS)
     return known, method or ""
 
 
 def shown_settings(run: Mapping[str, Any], methods: Collection[str]) -> dict[str, Any]:
-    """The settings of a run for a reader: of the steering, only that of methods which have rows."""
+    """Return a run's settings for display, with the steering of only those methods that have rows."""
     settings = run["settings"]
     if "steering" not in settings:
         return settings
@@ -29,9 +30,8 @@ def shown_settings(run: Mapping[str, Any], methods: Collection[str]) -> dict[str
 
 
 def thresholds_of(run: Mapping[str, Any]) -> dict[int, float]:
-    """What the attention of a run's subjects is measured by, whatever their method: step -> threshold of
-    Attend-and-Excite."""
+    """Return step -> threshold of Attend-and-Excite, by which attention is measured for every method."""
     settings = run["settings"]
-    # Versions before there were several guided methods had its steering among the guidance.
+    # Versions with only one guided method stored its steering in the guidance settings.
     thresholds = settings.get("steering", {}).get(DEFAULT, settings["guidance"])["thresholds"]
     return {int(step): share for step, share in thresholds.items()}

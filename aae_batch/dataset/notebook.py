@@ -1,4 +1,4 @@
-"""A dataset in a notebook: rows as tables, pictures by their ids, pairs side by side."""
+"""A dataset in a notebook: rows as tables, images by id, methods side by side."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ _INDEX = ["id", "prompt", "seed", "method", "status", "shard"]
 _THUMBNAILS = 6
 _THUMBNAIL_SIDE = 128
 _NAMED = 10
-"""So many seeds or subjects are named in an error."""
+"""Number of seeds or subjects that an error lists."""
 
 
 def open_dataset(root: str | os.PathLike[str], s3_endpoint: str | None = None) -> OpenDataset:
-    """Open what a run wrote, complete or not: a folder, `s3://bucket/prefix`, or another URL.
+    """Open a run's output, complete or not: a folder, `s3://bucket/prefix`, or another URL.
 
     Args:
-        s3_endpoint: URL of an S3-compatible store; default: as the environment says, else AWS.
+        s3_endpoint: URL of an S3-compatible store. Default: `AWS_ENDPOINT_URL`, else AWS.
 
     Raises:
-        OutputError: there is no run in `root`, or no way to read it.
+        OutputError: `root` contains no run, or cannot be read.
     """
     return OpenDataset(Dataset(open_storage(root, s3_endpoint)))
 
 
 class OpenDataset:
-    """What was committed when it was opened. Pictures are read when they are asked for; the tables of
-    the last shard that was asked for are held.
+    """The rows that were committed when the dataset was opened. Images are read on demand; the tables of
+    the last shard used stay in memory.
 
     Args:
-        dataset: the same, shard by shard.
+        dataset: also available as an attribute, for access by shard.
 
     Raises:
-        OutputError: there is no run in it.
+        OutputError: the dataset contains no run.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -67,45 +67,45 @@ class OpenDataset:
         self._held: dict[str, tuple[int, pa.Table]] = {}
 
     def __len__(self) -> int:
-        """Rows that are committed, told by the shards alone."""
+        """Return the number of committed rows, computed from the shards without reading tables."""
         return sum(len(self._planned[shard]) for shard in self._shards)
 
     def rows(self, columns: list[str] | None = None) -> pa.Table:
-        """The metadata of all rows, in the manifest's order; all columns, or `columns`."""
+        """Return the metadata of all rows in the manifest's order. Default: all columns except images."""
         return self.dataset.metadata(columns, self._shards)
 
     def to_pandas(self, columns: list[str] | None = None) -> pandas.DataFrame:
-        """The same for pandas, which must be installed."""
+        """Return `rows` as a pandas DataFrame; pandas must be installed."""
         return self.rows(columns).to_pandas()
 
     def image(self, id: str) -> Image.Image:
-        """The picture of a row.
+        """Return the image of a row.
 
         Raises:
-            OutputError: there is no such row, it has no picture, or that cannot be read.
+            OutputError: the row does not exist, has no image, or its image cannot be read.
         """
         row = self._row(id)
         if row["status"] == "failed":
-            raise OutputError(f"Row {id} has no picture: {row['error']}")
+            raise OutputError(f"Row {id} has no image: {row['error']}")
         return self.dataset.image(row)
 
     def attention(self, id: str) -> pa.Table:
-        """What was recorded of each subject of a row: its part of the attention table.
+        """Return the attention table of a row, with one row per subject.
 
         Raises:
-            OutputError: there is no such row.
+            OutputError: the row does not exist.
         """
         table = self._of_shard("attention", self._shard_of(id))
         return table.filter(pc.equal(table["id"], id))
 
     def heatmap(self, id: str, subject: str | int) -> Image.Image:
-        """The attention to a subject at the last step, laid over the picture.
+        """Return the image overlaid with the attention to a subject at the last step.
 
         Args:
-            subject: its words, of several alike the first; or its place among the subjects, from 0.
+            subject: its words (the first match if they repeat), or its index among the subjects, from 0.
 
         Raises:
-            OutputError: there is no such row or subject, or no picture.
+            OutputError: the row or subject does not exist, or the row has no image.
         """
         seen = self.attention(id).to_pylist()
         for place, row in enumerate(seen):
@@ -116,7 +116,7 @@ class OpenDataset:
         raise OutputError(f"Row {id} has no subject {shown(subject)}: {names}.")
 
     def compare(self, prompt: str, seed: int) -> Comparison:
-        """The pictures of a prompt from the same noise, one for each method.
+        """Return the images of a prompt from the same noise, one per method.
 
         Raises:
             OutputError: no row has this prompt and seed.
@@ -162,8 +162,8 @@ class OpenDataset:
         )
 
     def _thumbnails(self) -> list[tuple[str, Image.Image]]:
-        """The first pictures of the first shard that has any, so that one shard is read; without those
-        that are gone or damaged."""
+        """Return prompts and thumbnails of the first images. All come from the first shard with images, so
+        that only one shard is read; missing and damaged images are skipped."""
         ok = self._index.filter(pc.equal(self._index["status"], "ok"))
         rows = ok.slice(0, _THUMBNAILS).to_pylist()
         pictures = []
@@ -176,7 +176,7 @@ class OpenDataset:
 
     @cached_property
     def _index(self) -> pa.Table:
-        """Which shard a row is in, by id or by prompt and seed; all shards are read once for it."""
+        """Id, prompt, seed, method, status and shard of all rows; reads every shard once."""
         return self.dataset.metadata(_INDEX, self._shards)
 
     def _shard_of(self, id: str) -> int:
@@ -189,7 +189,7 @@ class OpenDataset:
         return self._index["shard"][place].as_py()
 
     def _row(self, id: str) -> dict[str, Any]:
-        """What is needed of a row to find its picture, or to say why there is none."""
+        """Return the columns that locate a row's image, or say why it failed."""
         table = self._of_shard("metadata", self._shard_of(id))
         return table.slice(pc.index(table["id"], id).as_py(), 1).to_pylist()[0]
 
@@ -203,11 +203,11 @@ class OpenDataset:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Pictures of one prompt from the same noise.
+    """Images of one prompt from the same noise.
 
     Attributes:
-        images: by method, and by id too where a method has several.
-        errors: why there is none, in the same way.
+        images: by method, or by "method, id" if a method has several rows.
+        errors: the errors of failed rows, with the same keys.
     """
 
     prompt: str
@@ -222,7 +222,7 @@ class Comparison:
         return f"<div><b>{escape(self.prompt)}</b>, seed {self.seed}{figures}{failed}</div>"
 
     def _repr_png_(self) -> bytes | None:
-        """The pictures in a row, in the order of `images`; None where there are none."""
+        """Return the images side by side, in the order of `images`, as a PNG; None without images."""
         images = list(self.images.values())
         if not images:
             return None

@@ -1,4 +1,4 @@
-"""What became of a row, as the tables will say it."""
+"""The outcome of a row, in the form of its table rows."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from aae_batch.errors import OccupiedError, RowError
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one row.
+    """The outcome of one row.
 
     Attributes:
         index: the row's position in the manifest.
         metadata: its row of the metadata table, without extra columns, shard and fingerprint.
         attention: its rows of the attention table.
-        image: the encoded picture, in the layouts whose pictures are written with the commit. A
-            shard's are in memory together until then, some 256 files.
+        image: the encoded image, in layouts that write images with the commit. All images of a shard,
+            about 256 files, stay in memory until then.
     """
 
     index: int
@@ -34,35 +34,35 @@ class Outcome:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of its picture."""
+        """Width and height of its image in pixels."""
         return self.metadata["width"], self.metadata["height"]
 
     def with_image(self, image: bytes, **measured: Any) -> Outcome:
-        """The same with another encoding of its picture, and what was measured while that was made."""
+        """Return a copy with other bytes for its image, and the values measured when those were made."""
         said = {"sha256": hashlib.sha256(image).hexdigest(), **measured}
         return replace(self, image=image, metadata=self.metadata | said)
 
     def occupied(self, place: str) -> Outcome:
-        """A failure, since something that no run wrote stands where its picture belongs."""
+        """Return a failed outcome, because an object that no run wrote has the image's name."""
         row = {column.name: self.metadata.get(column.name) for column in MANIFEST_COLUMNS}
         error = OccupiedError(
             self.metadata["id"],
-            f"{place} is there and is no picture of this run: move it away, and run the same command "
+            f"{place} exists and is not an image of this run: move it away, and run the same command "
             "again with --retry-failed.",
         )
         return Outcome(self.index, row | reason(error))
 
 
 def reason(error: RowError, kind: str = "") -> dict[str, str]:
-    """The columns that say why a row failed.
+    """Return the columns that say why a row failed.
 
     Args:
-        kind: the name of the error's type where it is not its class.
+        kind: name for `error_type`. Default: the error's class.
     """
     return {"status": "failed", "error_type": kind or type(error).__name__, "error": str(error)}
 
 
 def may_have_left_a_picture(row: Mapping[str, Any]) -> bool:
-    """Whether an earlier attempt at a row that has none may have drawn it: what is no picture, and what
-    had its place, is no run's."""
+    """Return whether an earlier attempt may have stored an image of this failed row. Not so for an
+    `OccupiedError`: the object in the image's place is not an image of the run."""
     return row["status"] == "failed" and row["error_type"] != OccupiedError.__name__

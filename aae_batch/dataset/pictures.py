@@ -1,4 +1,4 @@
-"""Encoded pictures of a shard's rows, several read at once, each checked against its SHA-256."""
+"""Read the encoded images of a shard's rows concurrently and check each against its SHA-256."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ T = TypeVar("T")
 
 
 def checked_bytes(dataset: Dataset, row: Mapping[str, Any]) -> bytes:
-    """The picture of a metadata row, of which `id`, `shard`, `file_name` and `sha256` are used.
+    """Return the encoded image of a metadata row, which needs `id`, `shard`, `file_name` and `sha256`.
 
     Raises:
-        OutputError: the row has none, or it cannot be read, or it is not the one that was made.
+        OutputError: the row has no image, or the image cannot be read or has another SHA-256.
     """
     data = dataset.image_bytes(row)
     if hashlib.sha256(data).hexdigest() != row["sha256"]:
         raise OutputError(
-            f"The picture of row {row['id']} in {dataset.storage.root} is not the one that its "
-            "metadata has the SHA-256 of: run `aae-batch verify --repair`, then generate it again."
+            f"The image of row {row['id']} in {dataset.storage.root} does not match the SHA-256 in its "
+            "metadata: run `aae-batch verify --repair`, then generate it again."
         )
     return data
 
@@ -31,7 +31,7 @@ def checked_bytes(dataset: Dataset, row: Mapping[str, Any]) -> bytes:
 def read_pictures(
     rows: Sequence[Mapping[str, Any]], read: Callable[[Mapping[str, Any]], T]
 ) -> Iterable[T]:
-    """What `read` makes of each of a shard's rows, in their order; some are read ahead where each
-    picture is an object of its own. Of a shard's one object, the dataset holds all pictures."""
+    """Call `read` on each of a shard's rows and return the results in order. Rows are read ahead if each
+    image is an object of its own; an object with all images of the shard is held by the dataset anyway."""
     apart = all("#" not in (row["file_name"] or "#") for row in rows)
     return read_ahead(read, rows) if apart else map(read, rows)

@@ -1,4 +1,4 @@
-"""One thing that is not as it should be in an output."""
+"""A problem that `verify` finds in an output."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Problem:
-    """What `verify` found, and what a repair does about it.
+    """A problem found by `verify`; its kind decides how it is repaired.
 
     Attributes:
-        kind: `missing`, a part that is still to be made; `broken`, a shard that must be made again;
-            `stray`, pictures that the run wrote for rows that have none; `summary`, counts to be made
-            again; `other`, for a person to fix.
-        text: a sentence.
-        row: the id of the row that is concerned.
-        names: the pictures that are stray, or damaged.
+        kind: `missing`: a part is not generated yet. `broken`: the shard must be generated again.
+            `stray`: the run wrote images for rows that have none. `summary`: the counts must be
+            computed again. `other`: only the user can fix it.
+        text: one sentence.
+        row: id of the affected row.
+        names: the stray or damaged images.
     """
 
     kind: Literal["missing", "broken", "stray", "summary", "other"]
@@ -33,7 +33,7 @@ class Problem:
 
 
 def not_ours(names: Sequence[str], shard: int | None = None) -> Problem:
-    """Objects that no run wrote lie where a run's pictures belong."""
+    """Return the problem of objects among a run's images that no run wrote."""
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     text = f"no run wrote {names[0]}{more}: move it away, if you know what it is."
     return Problem("other", text, shard)

@@ -1,4 +1,4 @@
-"""Open what a run wrote."""
+"""Read a run's output."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Dataset:
 
     @property
     def run(self) -> dict[str, Any] | None:
-        """What `run.json` says; None where nothing was begun.
+        """The content of `run.json`; None if the output has none.
 
         Raises:
-            OutputError: it cannot be read, or is none that a run wrote.
+            OutputError: it cannot be read, or no run wrote it.
         """
         record = self._json(layout.RUN)
         try:
@@ -57,36 +57,36 @@ class Dataset:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """What `summary.json` says; None while the dataset is not complete. It can be made again, so a
-        damaged one is none."""
+        """The content of `summary.json`; None if it is missing or damaged. It is written when the dataset
+        is complete, and can be written again."""
         return self._courtesy(layout.SUMMARY)
 
     @property
     def progress(self) -> layout.ProgressRecord | None:
-        """What `progress.json` says; None where no job has said anything yet, or nothing readable."""
+        """The content of `progress.json`; None if it is missing or damaged."""
         return cast("layout.ProgressRecord | None", self._courtesy(layout.PROGRESS))
 
     def shards(self) -> list[int]:
-        """The shards that are committed, in order."""
+        """Return the committed shards, sorted."""
         return layout.shards_among(self.storage.list(layout.METADATA), layout.metadata_name)
 
     def tables(
         self, columns: list[str] | None = None, shards: Sequence[int] | None = None
     ) -> Iterator[pa.Table]:
-        """The metadata of each of `shards`, by default of those that are committed, in order, as
-        `table` gives it; some are read ahead."""
+        """Yield the result of `table` for each of `shards`, in order, reading ahead. Default: all
+        committed shards."""
         listed = self.shards() if shards is None else shards
         return read_ahead(lambda shard: self.table(shard, columns), listed)
 
     def table(self, shard: int, columns: list[str] | None = None) -> pa.Table:
-        """The metadata of a committed shard; all columns but the pictures themselves."""
+        """Return the metadata of a committed shard. Default: all columns except the images."""
         return self._table(layout.metadata_name(shard), columns)
 
     def metadata(
         self, columns: list[str] | None = None, shards: Sequence[int] | None = None
     ) -> pa.Table:
-        """The metadata of the same shards, in the manifest's order; without any, no rows, of the
-        columns that every dataset has."""
+        """Return the concatenated `tables`, in the manifest's order. Without a shard the table is empty
+        and has the columns that every dataset has."""
         tables = list(self.tables(columns, shards))
         if tables:
             return pa.concat_tables(tables)
@@ -95,50 +95,55 @@ class Dataset:
         return pa.schema(wanted).empty_table()
 
     def attention(self) -> pa.Table:
-        """The attention rows of all committed shards."""
+        """Return the attention rows of all committed shards."""
         tables = read_ahead(self.attention_of, self.shards())
         return pa.concat_tables([layout.ATTENTION_SCHEMA.empty_table(), *tables])
 
     def attention_of(self, shard: int, columns: list[str] | None = None) -> pa.Table:
-        """The attention rows of a committed shard."""
+        """Return the attention rows of a committed shard."""
         return self._table(layout.attention_name(shard), columns)
 
     def metrics(self) -> list[str]:
-        """The metrics that pictures have been scored by, e.g. `clip`."""
+        """Return the names of the metrics with scores, e.g. `clip`, sorted."""
         parts = (name.split("/") for name in self.storage.list(layout.METRICS))
         return sorted({metric for _, metric, *_ in parts})
 
     def metric_run(self, metric: str) -> dict[str, Any] | None:
-        """What a metric's `run.json` says; None where nothing was scored by it."""
+        """Return the content of a metric's `run.json`; None if it is missing.
+
+        Raises:
+            OutputError: it cannot be read, or no metric wrote it.
+        """
         name = layout.metric_run_name(metric)
         run = self._json(name)
         if run is not None and not (
             isinstance(run.get("settings"), dict) and isinstance(run.get("fingerprint"), str)
         ):
             raise OutputError(
-                f"{self.storage.place(name)} does not say how the pictures were scored: remove it, and "
+                f"{self.storage.place(name)} does not say how the images were scored: remove it, and "
                 f"score again with --metric {metric}."
             )
         return run
 
     def scored_shards(self, metric: str) -> list[int]:
-        """The shards whose pictures a metric has scored, in order."""
+        """Return the shards that a metric has scored, sorted."""
         prefix = layout.metric_name(metric, 0).removesuffix("00000.parquet")
         named = partial(layout.metric_name, metric)
         return layout.shards_among(self.storage.list(prefix), named)
 
     def scores_of(self, metric: str, shard: int, columns: list[str] | None = None) -> pa.Table:
-        """What a metric says of the pictures of a shard: `id`, and the metric's columns.
+        """Return a metric's scores of a shard's images: `layout.SCORED_COLUMNS` and the metric's columns.
 
         Raises:
-            OutputError: the table is not there, or damaged.
+            OutputError: the table is missing or damaged.
         """
         return self.marked_scores_of(metric, shard, columns)[0]
 
     def marked_scores_of(
         self, metric: str, shard: int, columns: list[str] | None = None
     ) -> tuple[pa.Table, dict[str, str]]:
-        """The same, and what the table says of itself: see `layout.SCORES_FINGERPRINT` and the one after it."""
+        """Return `scores_of` and the table's own metadata; for its keys see `layout.SCORES_FINGERPRINT`
+        and `layout.SCORES_UNSCORED`."""
         with self._parquet(layout.metric_name(metric, shard)) as file:
             table = file.read(columns)
         said = table.schema.metadata or {}
@@ -146,11 +151,12 @@ class Dataset:
         return table.replace_schema_metadata(None), marks
 
     def metric_fingerprint(self, metric: str) -> str | None:
-        """That of the settings that a metric was last run with; None where nothing says it."""
+        """Return the fingerprint of the settings of a metric's last run; None if unknown."""
         return (self.metric_run(metric) or {}).get("fingerprint")
 
     def failed_rows(self) -> dict[int, list[int]]:
-        """Of each committed shard with failed rows: their places in it. Reads every metadata table."""
+        """Return, for each committed shard with failed rows, their positions in the shard. Reads every
+        metadata table."""
         found = {}
         shards = self.shards()
         for shard, table in zip(shards, self.tables(["status"], shards), strict=True):
@@ -160,28 +166,28 @@ class Dataset:
         return found
 
     def image(self, row: Mapping[str, Any]) -> Image.Image:
-        """The picture of a metadata row, of which `id`, `shard` and `file_name` are used.
+        """Return the decoded image of a metadata row, which needs `id`, `shard` and `file_name`.
 
         Raises:
-            OutputError: the row has none, or it cannot be read.
+            OutputError: the row has no image, or it cannot be read.
         """
         data = self.image_bytes(row)
         try:
             image = Image.open(io.BytesIO(data))
             image.load()
-        except (OSError, SyntaxError, ValueError) as error:  # what Pillow says of damaged files
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors for damaged files
             place = self.storage.place(row["file_name"] or layout.metadata_name(row["shard"]))
             raise OutputError(
-                f"The picture of row {row['id']} in {place} is damaged: {self._repair()}"
+                f"The image of row {row['id']} in {place} is damaged: {self._repair()}"
             ) from error
         return image
 
     def image_bytes(self, row: Mapping[str, Any]) -> bytes:
-        """The same as a file's bytes. Where a shard's pictures are one object, those of the last shard
-        that was asked for are held: go through rows in their order.
+        """Return the encoded image of a metadata row, as for `image`. If one object holds a shard's
+        images, those of the last shard read stay in memory, so read rows in order.
 
         Raises:
-            OutputError: the row has none, or it cannot be read.
+            OutputError: the row has no image, or it cannot be read.
         """
         name = row["file_name"]
         if name is None:
@@ -197,7 +203,7 @@ class Dataset:
             return self._held[1][key]
         except KeyError:
             raise OutputError(
-                f"Row {row['id']} has no picture in {self.storage.place(place)}; its columns status "
+                f"Row {row['id']} has no image in {self.storage.place(place)}; its columns status "
                 "and error say why."
             ) from None
 
@@ -215,25 +221,25 @@ class Dataset:
 
     @contextmanager
     def _whole(self, name: str) -> Iterator[None]:
-        """What the readers of an object say of a damaged one becomes a sentence."""
+        """Turn errors of reading a damaged object into one sentence."""
         try:
             yield
         except pa.ArrowMemoryError:
             raise
         except (pa.ArrowException, tarfile.TarError, EOFError, OSError) as error:
             place = self.storage.place(name)
-            if isinstance(error, OSError) and error.strerror:  # Arrow's own errors have none
+            if isinstance(error, OSError) and error.strerror:  # None in Arrow's own errors
                 raise OutputError(f"Cannot read {place}: {error.strerror}.") from error
             fix = self._repair()
             if name.startswith(layout.METRICS):
                 metric = name.split("/")[1]
-                fix = f"`aae-batch evaluate` with --metric {metric} makes it again."
+                fix = f"`aae-batch evaluate` with --metric {metric} computes it again."
             raise OutputError(f"{place} is damaged: {fix}") from error
 
     def _repair(self) -> str:
         return (
-            f"`aae-batch verify --repair {self.storage.root}` removes what is, and the command that "
-            "began the run makes it again."
+            f"`aae-batch verify --repair {self.storage.root}` removes it, and the command that started "
+            "the run generates it again."
         )
 
     def _json(self, name: str) -> dict[str, Any] | None:
@@ -245,12 +251,12 @@ class Dataset:
             raise OutputError(f"{self.storage.place(name)} is not JSON: {error}.") from error
         if not isinstance(found, dict):
             raise OutputError(
-                f"{self.storage.place(name)} is no JSON object: restore or remove it."
+                f"{self.storage.place(name)} is not a JSON object: restore or remove it."
             )
         return found
 
     def _courtesy(self, name: str) -> dict[str, Any] | None:
-        """A record that no row depends on; None where there is none, or a damaged one."""
+        """Return a record that no row depends on; None if it is missing or damaged."""
         if not self.storage.exists(name):
             return None
         return courtesy(name, self.storage.read_bytes(name))
@@ -260,8 +266,8 @@ _PICTURES_AT_ONCE = 16
 
 
 def parquet_images(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """The ids and pictures of a metadata table that holds them, in order; rows without are
-    left out."""
+    """Yield the ids and encoded images of a metadata table in the layout `parquet`, in order. Rows
+    without an image are skipped."""
     file = pq.ParquetFile(pa.BufferReader(data))
     for batch in file.iter_batches(_PICTURES_AT_ONCE, columns=["id", layout.IMAGE_COLUMN.name]):
         for row in batch.to_pylist():
@@ -270,6 +276,6 @@ def parquet_images(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def attention_map(row: dict[str, Any]) -> np.ndarray:
-    """The map of a row of the attention table as probabilities: float32 [height, width]."""
+    """Return the map of a row of the attention table as probabilities: float32 [height, width]."""
     values = np.frombuffer(row["map"], np.uint8).reshape(row["map_height"], row["map_width"])
     return values.astype(np.float32) * (row["map_scale"] / 255)

@@ -1,7 +1,7 @@
-"""A committed shard is rewritten: as a whole, whatever is killed in the middle.
+"""Rewrite a committed shard atomically, even if the process is killed midway.
 
-All its new objects are first written as one, beside it; with that the rewriting has happened, and
-whoever writes to the dataset next finishes what is left of it.
+All new objects are first written together into one tar beside the shard. From then on the rewrite counts
+as done: the next writer to the dataset finishes an interrupted one.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from aae_batch.store.lock import Lock
 
 @contextmanager
 def writing(storage: Storage) -> Iterator[Lock]:
-    """The dataset's lock, and no rewriting left unfinished.
+    """Hold the dataset's lock, after finishing interrupted rewrites.
 
     Raises:
-        OutputError: another process is writing, or a record of a rewriting is damaged.
+        OutputError: another process is writing, or the tar of a rewrite is damaged.
     """
     with storage.writing() as lock:
         for name in storage.list(layout.REWRITING):
@@ -32,7 +32,7 @@ def writing(storage: Storage) -> Iterator[Lock]:
 
 
 def rewrite(storage: Storage, shard: int, objects: Mapping[str, bytes]) -> None:
-    """Write a shard's objects over those that are there, the commit last."""
+    """Overwrite a shard's objects, in the order of `objects`; the commit must be the last."""
     name = layout.rewriting_name(shard)
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -56,7 +56,7 @@ def _unpacked(storage: Storage, name: str) -> dict[str, bytes]:
     shard = layout.shard_of(name)
     if not objects or shard is None or not all(layout.is_of_shard(n, shard) for n in objects):
         raise OutputError(
-            f"{storage.place(name)} is damaged, or none that a run wrote: move it away, and let "
-            "`aae-batch verify` say what is missing."
+            f"{storage.place(name)} is damaged, or was not written by a run: move it away; "
+            "`aae-batch verify` says what is missing."
         )
     return objects

@@ -1,5 +1,5 @@
-"""The JSON that a run leaves: `run.json`, by which an output is known for one of ours and which a later
-run is held against, and what it says of itself in `progress.json` and `summary.json`."""
+"""The JSON records of a run: `run.json`, which identifies an output as ours and which a later run is
+compared with, and the job's reports `progress.json` and `summary.json`."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from aae_batch.dataset.layout import PROGRESS, SUMMARY, Layout
 from aae_batch.errors import SettingsError
 
 SEAL = "seal"
-"""SHA-256 of everything else in the record: it shows what was edited by hand."""
+"""Key for the SHA-256 of the rest of the record, which detects edits by hand."""
 
 
 class _Record(BaseModel):
-    """What readers rely on. There is more in it, which `job/records.py` writes."""
+    """The fields of `run.json` that readers rely on. `job/records.py` writes more."""
 
     model_config = ConfigDict(strict=True)
 
@@ -43,7 +43,7 @@ class _Record(BaseModel):
 
 @dataclass(frozen=True)
 class Shards:
-    """How a run's rows are cut: `shards[i]` are the places in the manifest of the rows of shard `i`."""
+    """The division of a run's rows into shards: `shards[i]` is the range of manifest rows of shard `i`."""
 
     rows: int
     size: int
@@ -95,7 +95,7 @@ _COURTESIES: Mapping[str, type[_Courtesy]] = {PROGRESS: _Progress, SUMMARY: _Sum
 
 
 def courtesy(name: str, data: bytes) -> dict[str, Any] | None:
-    """What such a record says; None where it is damaged."""
+    """Return the content of `progress.json` or `summary.json`; None if it is damaged."""
     try:
         return _COURTESIES[name].model_validate_json(data).model_dump()
     except ValidationError:
@@ -103,25 +103,24 @@ def courtesy(name: str, data: bytes) -> dict[str, Any] | None:
 
 
 class NotARun(Exception):
-    """A record is none of ours; the message is the end of a sentence."""
+    """The record was not written by a run, or was edited. The message is the end of a sentence."""
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """SHA-256 of everything that the pictures depend on."""
+    """Return the SHA-256 of settings: everything that the images depend on."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with its seal."""
     bare = {name: value for name, value in record.items() if name != SEAL}
     return bare | {SEAL: fingerprint(bare)}
 
 
 def check_record(record: Any) -> dict[str, Any]:
-    """A record as it was written.
+    """Return the record if a run wrote it and nobody edited it.
 
     Raises:
-        NotARun: it is of another program, or was edited.
+        NotARun: another program wrote it, or it was edited.
     """
     try:
         known = _Record.model_validate(record)
@@ -129,7 +128,7 @@ def check_record(record: Any) -> dict[str, Any]:
         ImageFormat(**known.image_format)
     except (ValidationError, KeyError, TypeError, SettingsError):
         raise NotARun("no run of aae-batch wrote it") from None
-    edited = SEAL in record and record != sealed(record)  # the first versions wrote none
+    edited = SEAL in record and record != sealed(record)  # the first versions wrote no seal
     if edited or known.fingerprint != fingerprint(known.settings):
         raise NotARun("it was changed after it was written")
     return record

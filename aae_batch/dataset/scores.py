@@ -1,4 +1,4 @@
-"""What metrics say of a dataset's pictures, beside its rows."""
+"""Align the scores of a dataset's metrics with its rows."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ KEYS = [column.name for column in layout.SCORED_COLUMNS]
 
 @dataclass(frozen=True)
 class ShardScores:
-    """What one metric says of the rows of a shard.
+    """One metric's scores of a shard's rows.
 
     Attributes:
-        columns: the metric's own, in the rows' order, null where a picture has no scores; None where
-            nothing current is there.
-        stale: scores that are left out: their picture was made again since, or the metric's last run
-            had other settings.
+        columns: the metric's own columns in the rows' order, null for images without scores; None if
+            the shard has no current scores.
+        stale: number of scores left out because the image was generated again since, or the metric's
+            last run had other settings.
     """
 
     columns: pa.Table | None = None
@@ -29,10 +29,10 @@ class ShardScores:
 
 
 class Scores:
-    """The scores of a dataset; its metrics and their shards are listed once, here.
+    """The scores of a dataset. Its metrics and their shards are listed once, on construction.
 
     Attributes:
-        shards: the shards that each metric has scored.
+        shards: metric -> the shards that it has scored.
     """
 
     def __init__(self, dataset: Dataset) -> None:
@@ -41,7 +41,7 @@ class Scores:
         self._runs = {metric: dataset.metric_fingerprint(metric) for metric in self.shards}
 
     def fields(self, metric: str) -> list[pa.Field]:
-        """The metric's own columns, as its first current table has them; none where it has no such."""
+        """Return the metric's own columns from its first current table; empty if it has none."""
         for shard in sorted(self.shards[metric]):
             table, marks = self._dataset.marked_scores_of(metric, shard)
             if self._is_current(metric, marks):
@@ -51,11 +51,11 @@ class Scores:
     def of(
         self, metric: str, shard: int, rows: pa.Table, columns: list[str] | None = None
     ) -> ShardScores:
-        """The scores of a shard's rows.
+        """Return the scores of a shard's rows.
 
         Args:
-            rows: has the columns `id` and `sha256`.
-            columns: those of the metric's own that are wanted, where it has them; default: all.
+            rows: must have the columns `id` and `sha256`.
+            columns: the metric's own columns to read; those that it lacks are ignored. Default: all.
 
         Raises:
             OutputError: the metric's table is damaged.
@@ -76,6 +76,6 @@ class Scores:
         )
 
     def _is_current(self, metric: str, marks: dict[str, str]) -> bool:
-        """Whether a table is of the metric's last run; one that names a run is not where no record of
-        that run is left."""
+        """Return whether the metric's last run wrote the table. False if the table names a run and the
+        record of that run is gone."""
         return self._runs[metric] == marks.get(layout.SCORES_FINGERPRINT)

@@ -1,10 +1,10 @@
-"""What is created and never overwritten: the parts of a shard that is not committed yet.
+"""Create the parts of a shard that is not committed yet, without overwriting any.
 
-A part may be there already: an earlier attempt died before its commit, or a worker that was given up
-still writes. It is of the same row, model and settings, so it is taken as it is, and what is written
-after it, the commit above all, speaks of the bytes that are there. Where the store creates on condition
-(a folder; S3's `If-None-Match`) no two writers can disagree on them; elsewhere a writer looks first, and
-two of them can pass each other between look and write.
+A part may exist already: an earlier attempt died before its commit, or a worker that was given up still
+writes. It has the same row, model and settings, so it is kept, and everything written after it, such as
+the commit, describes the bytes that are stored. If the store can create conditionally (a folder, or S3's
+`If-None-Match`), two writers cannot disagree on them. In other stores a writer checks first, and another
+one can write between its check and its write.
 """
 
 from __future__ import annotations
@@ -19,26 +19,29 @@ from aae_batch.store.base import Storage
 
 
 def is_picture(data: bytes, image_format: ImageFormat, size: tuple[int, int] | None = None) -> bool:
-    """Whether it is a whole picture in that format, of that width and height, or of any."""
+    """Return whether the bytes decode to a whole image of this format and, if given, of this (width,
+    height)."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             fits = size is None or image.size == size
             return fits and str(image.format).lower() == image_format.kind
-    except Exception:  # Pillow's decoders raise whatever they stumble over
+    except Exception:  # Pillow's decoders raise errors of any class
         return False
 
 
 def settle(
     storage: Storage, name: str, data: bytes, fits: Callable[[bytes], bool], commit: str
 ) -> bytes | None:
-    """Create an object of a shard that is not committed. Returns the bytes that are there: these, or
-    those that came first and fit what is going to be committed. Others, of an attempt that came to
-    something else for some row, make way.
+    """Create an object of a shard that is not committed, and return the bytes that are stored.
+
+    These are `data`, or bytes that another attempt stored first and that fit. Stored bytes that do not
+    fit, from an attempt with another outcome for some row, are deleted and replaced.
 
     Args:
-        commit: the object with which the shard is committed: None is returned, and nothing makes way, as
-            soon as that is there.
+        fits: whether stored bytes fit what is going to be committed.
+        commit: name of the object that commits the shard. Once it exists, nothing is deleted and None
+            is returned.
     """
     while not storage.create_bytes(name, data):
         stored = storage.read_bytes(name)

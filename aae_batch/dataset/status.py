@@ -1,4 +1,4 @@
-"""How far an output is, from its listing and what its job says of itself; no table is read."""
+"""The progress of an output, from its listing and its job's records; no table is read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aae_batch.dataset.layout import PROGRESS, PROGRESS_SECONDS, SUMMARY, Progre
 from aae_batch.dataset.run_record import Shards
 
 SILENT_AFTER = 4 * PROGRESS_SECONDS
-"""A job that has said nothing for so long has stopped, or hangs."""
+"""Seconds without a new `progress.json` after which a job counts as stopped or hanging."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class Status:
     """The state of an output at one moment.
 
     Attributes:
-        rows, shards: how many there will be.
-        rows_done, shards_done: those that are committed.
-        finished: rows that are finished, those of shards under way included.
-        failures: rows that failed, by `error_type`; None where that is not known.
-        images_per_second: of the job that runs, or of the last one; None where that is not known.
-        eta: seconds left of the job that runs.
-        complete: all is committed and counted.
-        notes: sentences on what is not known, or does not agree.
+        rows, shards: planned numbers.
+        rows_done, shards_done: committed numbers.
+        finished: finished rows, including those of shards in progress.
+        failures: failed rows by `error_type`; None if unknown.
+        images_per_second: of the running job, or of the last one if complete; None if unknown.
+        eta: seconds left of the running job.
+        complete: all shards are committed and the summary is written.
+        notes: sentences on what is unknown or inconsistent.
     """
 
     rows: int
@@ -62,11 +62,11 @@ def status(
     summary: dict[str, Any] | None,
     now: float,
 ) -> Status:
-    """The state of an output.
+    """Return the state of an output.
 
     Args:
-        run, progress, summary: what its files of these names say; None where there is none.
-        committed: its shards whose metadata is listed.
+        run, progress, summary: the content of the output's files of these names; None if missing.
+        committed: shards whose metadata is listed.
         now: seconds since 1970.
     """
     planned = Shards.of(run)
@@ -80,14 +80,14 @@ def status(
         failures = summary["failures"]
         speed = (summary.get("last_session") or {}).get("images_per_second")
     elif summary is not None:
-        notes.append(f"{SUMMARY} is there and shards are missing: the next run makes them again.")
+        notes.append(f"{SUMMARY} exists but shards are missing: the next run generates them again.")
     if complete:
         pass
     elif progress is None:
-        notes.append(f"There is no {PROGRESS}: failures and speed are not known.")
+        notes.append(f"There is no {PROGRESS}: failures and speed are unknown.")
     elif progress["rows"] != planned.rows:
         notes.append(
-            f"{PROGRESS} is of {progress['rows']} rows, not of {planned.rows}: it is left aside."
+            f"{PROGRESS} covers {progress['rows']} rows, not {planned.rows}: it is ignored."
         )
     else:
         failures = progress["failures"]
@@ -97,8 +97,8 @@ def status(
             speed, eta = progress["images_per_second"], progress["eta_seconds"]
         else:
             notes.append(
-                f"The job last said something {timedelta(seconds=round(silent))} ago: it has stopped, "
-                "or hangs. The same command goes on with it."
+                f"The job last reported {timedelta(seconds=round(silent))} ago: it has stopped or hangs. "
+                "The same command resumes it."
             )
             if progress["done"] < rows_done:
                 notes.append(
@@ -106,6 +106,6 @@ def status(
                     "them are not counted."
                 )
     if all_there and not complete:
-        notes.append(f"All is there but {SUMMARY}: the same command writes it.")
+        notes.append(f"Only {SUMMARY} is missing: the same command writes it.")
     counts = (planned.rows, len(planned), rows_done, len(done), finished)
     return Status(*counts, failures, speed, eta, complete, tuple(notes))

@@ -1,4 +1,4 @@
-"""Is an output what its run promises? Everything in it is read, a few shards at a time."""
+"""Verify that an output matches its run's record. All of it is read, a few shards at a time."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass
 class Verification:
-    """What was found in an output.
+    """The result of verifying an output.
 
     Attributes:
-        layout: None where nothing says it.
-        rows, shards: how many there should be.
-        committed: shards that are there.
-        images: rows with a picture.
-        failures: rows without, by `error_type`.
+        layout: None without a readable `run.json`.
+        rows, shards: expected numbers.
+        committed: number of committed shards.
+        images: number of rows with an image.
+        failures: rows without an image, by `error_type`.
     """
 
     layout: Layout | None = None
@@ -51,12 +51,12 @@ class Verification:
 
     @property
     def only_incomplete(self) -> bool:
-        """Nothing is wrong with what is there; the rest is still to be made."""
+        """Whether parts are missing and everything that exists is correct."""
         return bool(self.problems) and all(p.kind == "missing" for p in self.problems)
 
     def __str__(self) -> str:
         state = (
-            "proved" if self.proved else "incomplete" if self.only_incomplete else "not as it was"
+            "proved" if self.proved else "incomplete" if self.only_incomplete else "problems found"
         )
         return (
             f"{self.committed} of {self.shards} shards, {self.rows} rows: {self.images} images, "
@@ -69,16 +69,16 @@ def verify(
     manifest: Manifest | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verification:
-    """Hold an output against its `run.json`, and against the manifest if that is given.
+    """Check an output against its `run.json` and, if given, the manifest.
 
-    Memory holds a few shards and eight bytes a row. Of pictures in files, only the folders of
-    committed shards are looked through for strays.
+    Memory use is a few shards plus eight bytes per row. In the layout `files`, stray images are searched
+    only in the folders of committed shards.
 
     Args:
-        progress: is told how many of the committed shards are done.
+        progress: called with the numbers of checked and of committed shards.
 
     Raises:
-        OutputError: the storage does not answer, so that nothing can be said.
+        OutputError: the storage cannot be read.
         ManifestError: the manifest cannot be read.
     """
     dataset = Dataset(storage)
@@ -87,12 +87,12 @@ def verify(
     except OutputError as error:
         return Verification(problems=[Problem("other", str(error))])
     if run is None:
-        text = f"There is no {layout.RUN}, so there is no telling what should be here."
+        text = f"There is no {layout.RUN}, so the expected content is unknown."
         return Verification(problems=[Problem("other", text)])
     shards = Shards.of(run)
     found = Verification(run["layout"], shards.rows, len(shards))
     if manifest is not None and manifest.digest != run["settings"]["manifest"]:
-        text = f"{manifest.path} is not the manifest of {layout.RUN}: its SHA-256 is another."
+        text = f"{manifest.path} is not the manifest of {layout.RUN}: its SHA-256 differs."
         found.problems.append(Problem("other", text))
         manifest = None
     committed = _committed(storage, len(shards), found)
@@ -114,17 +114,16 @@ def verify(
     found.problems += _repeated_ids(dataset, hashes)
     found.problems += _strangers(storage, run["layout"], len(shards))
     for name in storage.list(layout.REWRITING):
-        text = f"{name} waits to be carried out: run the same command again."
+        text = f"{name} is an unfinished rewrite: run the same command again."
         found.problems.append(Problem("missing", text, layout.shard_of(name)))
     found.problems += _summary(dataset, found)
     return found
 
 
 def to_delete(storage: Storage, found: Verification) -> list[str]:
-    """What a repair deletes, in order: the summary, damaged and stray pictures, then of each broken shard
-    what must be made again, its commit last. Where it is interrupted, the next one goes on.
-
-    All of it has names that the run gives; what else lies in the output is a person's to move.
+    """Return the names that a repair deletes, in order: the summary, damaged and stray images, then of
+    each broken shard what must be generated again, its commit last. An interrupted repair can be run
+    again. Only names that a run gives are deleted; other objects are left to the user.
     """
     broken = sorted({p.shard for p in found.problems if p.kind == "broken" and p.shard is not None})
     names = [name for problem in found.problems for name in problem.names]
@@ -138,15 +137,18 @@ def to_delete(storage: Storage, found: Verification) -> list[str]:
 
 
 def _committed(storage: Storage, shards: int, found: Verification) -> list[int]:
-    """The shards of the run that are committed; what else is among them is a problem."""
+    """Return the run's committed shards, sorted. Missing shards and other objects in the metadata folder
+    are added to the problems."""
     committed = []
     for name in storage.list(layout.METADATA):
         shard = layout.shard_of(name)
         if shard is None or layout.metadata_name(shard) != name:
-            text = f"{name} is no table of a shard: remove it, if you know what it is."
+            text = f"{name} is not a table of a shard: remove it, if you know what it is."
             found.problems.append(Problem("other", text))
         elif shard >= shards:
-            text = f"{name} is of no shard: the run has {shards}, from 0. Move it away."
+            text = (
+                f"{name} belongs to no shard: the run has {shards}, numbered from 0. Move it away."
+            )
             found.problems.append(Problem("other", text))
         else:
             committed.append(shard)
@@ -163,13 +165,14 @@ def _committed(storage: Storage, shards: int, found: Verification) -> list[int]:
 
 
 def _hashes(ids: list[str]) -> np.ndarray:
-    """Eight bytes an id, since all the ids of a large run would fill the memory."""
+    """Return an 8-byte hash per id, since all ids of a large run would fill the memory."""
     digests = (hashlib.blake2b(row_id.encode(), digest_size=8).digest() for row_id in ids)
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
 def _repeated_ids(dataset: Dataset, hashes: list[tuple[int, np.ndarray]]) -> Iterator[Problem]:
-    """Rows whose picture has the id of an earlier one. (A row that failed may: that is why it failed.)"""
+    """Yield rows with an image whose id an earlier row with an image has. (Failed rows may repeat an id:
+    that is why they failed.)"""
     if not hashes:
         return
     values, counts = np.unique(np.concatenate([own for _, own in hashes]), return_counts=True)
@@ -188,7 +191,8 @@ def _repeated_ids(dataset: Dataset, hashes: list[tuple[int, np.ndarray]]) -> Ite
 
 
 def _strangers(storage: Storage, kind: Layout, shards: int) -> Iterator[Problem]:
-    """What lies among the objects that have the pictures. (In files it is each shard's concern.)"""
+    """Yield a problem for unknown objects among the images. (In the layout `files` each shard's check
+    does this.)"""
     shard_kind = LAYOUTS[kind]
     if shard_kind.at_once:
         return
@@ -199,7 +203,7 @@ def _strangers(storage: Storage, kind: Layout, shards: int) -> Iterator[Problem]
 
 
 def _summary(dataset: Dataset, found: Verification) -> Iterator[Problem]:
-    """Does the summary count what the tables have? Told only where the tables are all there."""
+    """Yield differences between the summary's counts and the tables, if no table is missing."""
     failed = found.failures.total()
     if found.images + failed != found.rows:
         return

@@ -1,4 +1,4 @@
-"""The check of one committed shard: its tables, and its pictures."""
+"""Check the tables and images of one committed shard."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from aae_batch.manifest.reader import Part
 
 PROBLEMS_A_SHARD = 20
-"""More of one shard are only counted."""
+"""Further problems of a shard are only counted."""
 
 _PER_STEP = [
     column.name
@@ -38,14 +38,14 @@ _PER_STEP = [
 
 @dataclass
 class ShardCheck:
-    """What is found in one committed shard.
+    """The check of one committed shard, and its results.
 
     Attributes:
-        record: what `run.json` says.
-        expected: its part of the manifest, if that is to be compared.
-        images: the ids of its rows that have a picture.
-        failed: those of other rows, of which an earlier attempt may have left one.
-        failures: its rows without a picture, by `error_type`.
+        record: the content of `run.json`.
+        expected: the shard's part of the manifest; None skips that comparison.
+        images: ids of rows with an image.
+        failed: ids of failed rows for which an earlier attempt may have left an image.
+        failures: rows without an image, by `error_type`.
     """
 
     shard: Shard
@@ -57,7 +57,7 @@ class ShardCheck:
     problems: list[Problem] = field(default_factory=list)
 
     def run(self) -> ShardCheck:
-        """Read all of it; returns itself."""
+        """Read and check the whole shard; returns `self`."""
         read = self._table(layout.metadata_name(self.shard.index), self._with_extras)
         if read is not None:
             data, table = read
@@ -72,7 +72,8 @@ class ShardCheck:
         return self
 
     def told(self) -> list[Problem]:
-        """Its problems, or the first of too many. Strays, which may have to be deleted, all."""
+        """Return the shard's problems, with at most `PROBLEMS_A_SHARD` of kind `broken`; one more entry
+        counts the rest. Strays are never cut, since a repair deletes them."""
         broken = [problem for problem in self.problems if problem.kind == "broken"]
         others = [problem for problem in self.problems if problem.kind != "broken"]
         if more := broken[PROBLEMS_A_SHARD:]:
@@ -87,8 +88,8 @@ class ShardCheck:
     def _table(
         self, name: str, wanted: Callable[[pa.Schema], pa.Schema]
     ) -> tuple[bytes, pa.Table] | None:
-        """A table as bytes, and all of it but pictures; None, and a problem, where it cannot be read or
-        its schema is not what `wanted` makes of it."""
+        """Return a table as bytes and as a pyarrow table without images. If it cannot be read, or its
+        schema is not `wanted(schema)`, add a problem and return None."""
         data = self.shard.read(name)
         if data is None:
             self._broken(f"{name} is missing.")
@@ -106,7 +107,7 @@ class ShardCheck:
         return data, table
 
     def _with_extras(self, found: pa.Schema) -> pa.Schema:
-        """The schema of the metadata, with the columns of `found` that a run does not know."""
+        """Return the metadata schema with those columns of `found` that are not standard as extras."""
         own = layout.metadata_schema(pa.schema([]), self.shard.layout).names
         extras = pa.schema([column for column in found if column.name not in own])
         return layout.metadata_schema(extras, self.shard.layout)
@@ -125,7 +126,7 @@ class ShardCheck:
             self._check_against(self.expected, table)
 
     def _check_against(self, part: Part, table: pa.Table) -> None:
-        """The rows are those of the manifest, with the run's settings where these have none."""
+        """Check that the rows are the manifest's, with the run's settings as defaults."""
         config = GuidanceConfig(**self.record["settings"]["guidance"])
         expected = [as_used(row, config) for row in part.rows()]
         ids = table["id"].to_pylist()
@@ -136,7 +137,7 @@ class ShardCheck:
                 if one != other and not from_model:
                     text = f"its {column.name} is {shown(one)}, and in the manifest {shown(other)}."
                     self._broken(text, row_id)
-                    break  # one row too few shifts all that follow
+                    break  # a missing row shifts all later ones
         for name in part.extras.column_names:
             if name not in table.column_names or not _same(table[name], part.extras[name]):
                 self._broken(f"its column {name} is not that of the manifest.")
@@ -162,7 +163,7 @@ class ShardCheck:
         else:
             self._broken(f"its status is {row['status']}, neither ok nor failed.", row_id)
 
-    # --- pictures
+    # --- images
 
     def _check_pictures(self, good: dict[str, dict[str, Any]], metadata: bytes) -> None:
         seen = set()
@@ -217,7 +218,7 @@ class ShardCheck:
             text = f"its subjects are {wanted}, and the attention table has {found}."
             self._broken(text, row["id"])
         lengths = {subject[name] for subject in seen for name in _PER_STEP}
-        # Some schedulers take more steps than they are asked for, none takes fewer.
+        # Some schedulers take more steps than requested, none takes fewer.
         if lengths and (len(lengths) > 1 or min(lengths) < (row["num_inference_steps"] or 1)):
             self._broken("its attention does not have an entry for every step.", row["id"])
         if any(s["map"] != s["map_height"] * s["map_width"] for s in seen):
@@ -225,14 +226,14 @@ class ShardCheck:
 
 
 def _what_is_wrong(row: Mapping[str, Any], picture: bytes) -> str | None:
-    """None where the picture is the one that the row describes."""
+    """Return what is wrong with a row's encoded image; None if it matches the row."""
     if hashlib.sha256(picture).hexdigest() != row["sha256"]:
         return "its image has another sha256."
     try:
         with Image.open(io.BytesIO(picture)) as image:
             image.load()
             width, height = image.size
-    except Exception as error:  # Pillow's decoders raise whatever they stumble over
+    except Exception as error:  # Pillow's decoders raise errors of any class
         return f"its image cannot be decoded: {_first_line(error)}"
     if (width, height) != (row["width"], row["height"]):
         return f"its image is {width} x {height}, and should be {row['width']} x {row['height']}."
@@ -240,7 +241,7 @@ def _what_is_wrong(row: Mapping[str, Any], picture: bytes) -> str | None:
 
 
 def _measured(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows of an attention table, with lengths instead of lists and maps."""
+    """Return the rows of an attention table, with lengths instead of the lists and maps."""
     lengths = {name: pc.list_value_length(table[name]) for name in _PER_STEP}
     lengths["map"] = pc.binary_length(table["map"])
     for name in ("map_height", "map_width"):
@@ -251,12 +252,12 @@ def _measured(table: pa.Table) -> list[dict[str, Any]]:
 
 
 def _same(one: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
-    """NaN is the same as NaN here."""
+    """Compare two columns; NaN equals NaN."""
     if one.equals(other):
         return True
     try:
         return repr(one.to_pylist()) == repr(other.to_pylist())
-    except (ValueError, OverflowError, pa.ArrowException):  # of what Python has no value
+    except (ValueError, OverflowError, pa.ArrowException):  # values that Python cannot represent
         return False
 
 

@@ -1,4 +1,4 @@
-"""Pictures and what is said of them in one tar, as WebDataset reads it."""
+"""Tars of images and their JSON, in the format that WebDataset reads."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from aae_batch.dataset.layout import member_name
 
 
 def tar_of(rows: pa.Table, images: Sequence[bytes | None], suffix: str) -> bytes:
-    """A tar of `<id>.png` and `<id>.json` for each row with a picture, in their order.
+    """Return a tar with `<id>.png` and `<id>.json` for each row with an image, in the rows' order.
 
     Args:
-        rows: has a column `id`; the JSON has those of its columns whose values JSON has.
-        images: a picture's bytes for each row, or None.
-        suffix: of the pictures' names, with its dot.
+        rows: must have a column `id`. The JSON contains the columns of `json_columns`.
+        images: each row's encoded image, or None.
+        suffix: of the image files, with its dot.
     """
     described = json_columns(rows.schema)
     buffer = io.BytesIO()
@@ -34,10 +34,10 @@ def tar_of(rows: pa.Table, images: Sequence[bytes | None], suffix: str) -> bytes
 
 
 def tar_members(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """The members of a shard's tar, in order.
+    """Yield the name and content of each member of a tar, in order.
 
     Raises:
-        tarfile.TarError: it is none.
+        tarfile.TarError: the data is not a tar.
     """
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         for member in tar:
@@ -46,19 +46,19 @@ def tar_members(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def json_columns(schema: pa.Schema) -> list[str]:
-    """The columns whose values JSON has, which are those that a tar has."""
+    """Return the columns whose values JSON can represent; only these go into a tar."""
     return [column.name for column in schema if _is_json(column.type)]
 
 
 def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Add a file to a tar: the same bytes for the same file, whenever and by whomever it is added."""
-    member = tarfile.TarInfo(name)  # of no time and of no owner
+    """Add a file to a tar. The bytes depend only on name and content."""
+    member = tarfile.TarInfo(name)  # without time and owner
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
 
 
 def _is_json(kind: pa.DataType) -> bool:
-    """Does JSON have the values of this type as they are?"""
+    """Return whether JSON can represent values of this type without conversion."""
     if pa.types.is_dictionary(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return _is_json(kind.value_type)
     if pa.types.is_struct(kind):
@@ -70,7 +70,7 @@ def _is_json(kind: pa.DataType) -> bool:
 
 
 def _finite(value: Any) -> Any:
-    """`value` with None for what JSON has no number for."""
+    """Replace NaN and infinities, which JSON cannot represent, by None."""
     if isinstance(value, dict):
         return {name: _finite(inner) for name, inner in value.items()}
     if isinstance(value, list):

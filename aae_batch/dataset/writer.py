@@ -1,5 +1,5 @@
-"""A shard of an output: rows become pictures and table rows, and its tables are its commit, `metadata`
-last. All of them are created and never overwritten: see `settle.py`."""
+"""Write a shard of an output: its images, then its tables. The `metadata` table is written last and
+commits the shard. Objects are created and never overwritten: see `settle.py`."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _OWN_COLUMNS = [column.name for column in (*names.MANIFEST_COLUMNS, *names.OUTCO
 
 @dataclass(frozen=True)
 class Shard(ABC):
-    """One shard of a run's output. What depends on the layout is in the subclasses, in `layouts.py`.
+    """One shard of a run's output. The subclasses in `layouts.py` implement the layouts.
 
     Attributes:
         fingerprint: of the run.
-        at_once: whether a picture is written as soon as it is drawn, not with the commit.
+        at_once: whether each image is written as soon as it is generated instead of with the commit.
     """
 
     storage: Storage
@@ -53,26 +53,26 @@ class Shard(ABC):
 
     @staticmethod
     def pictures_of(index: int) -> str | None:
-        """The object beside a shard's tables that has all its pictures, in the layout that has one."""
+        """Return the name of the object with all images of the shard; None in layouts without one."""
         return None
 
     @abstractmethod
     def file_name(self, row_id: str) -> str | None:
-        """Where the metadata says that a picture is; `Dataset.image_bytes` reads it."""
+        """Return the `file_name` of a row's image in the metadata; `Dataset.image_bytes` reads it."""
 
     @abstractmethod
     def pictures(
         self, table: bytes, good: Collection[str], failed: Collection[str]
     ) -> Iterator[tuple[str, bytes] | Problem]:
-        """What a committed shard has: ids with their pictures, and what is wrong with the rest.
+        """Yield the ids and encoded images of a committed shard, and the problems with other objects.
 
         Args:
-            table: its metadata.
-            good: the ids of its rows with a picture.
-            failed: those of rows of which an earlier attempt may have left one.
+            table: the metadata table's bytes.
+            good: ids of rows with an image.
+            failed: ids of failed rows for which an earlier attempt may have left an image.
 
         Raises:
-            tarfile.TarError, EOFError, pa.ArrowException: the pictures cannot be read.
+            tarfile.TarError, EOFError, pa.ArrowException: the images cannot be read.
         """
 
     def write_image(
@@ -83,12 +83,12 @@ class Shard(ABC):
         keep: bool = False,
         spent: Callable[[str, float], None] = lambda phase, seconds: None,
     ) -> Outcome:
-        """Encode the picture of a finished row, if there is one, and say what its table rows are. In the
-        layout `files` it is written at once.
+        """Encode the image of a finished row, if it has one, and return the row's outcome. The layout
+        `files` writes the image at once.
 
         Args:
-            keep: hold the picture for the commit in that layout, too.
-            spent: is told the seconds of the phases `encode` and `upload`.
+            keep: in that layout too, keep the image for the commit.
+            spent: called with each phase, `encode` or `upload`, and its seconds.
         """
         if result.error is not None:
             return failed(row, config, result.error)
@@ -117,12 +117,12 @@ class Shard(ABC):
         return outcome
 
     def commit(self, outcomes: Sequence[Outcome], extras: pa.Table) -> None:
-        """Create the shard's tables, and its pictures where they are not written yet; with the last of
-        them it is done. Where it is done already, by whomever, nothing of it is changed.
+        """Create the shard's images, if not written yet, and its tables. The last table commits the shard.
+        A shard that is committed already is not changed.
 
         Args:
             outcomes: one per row of the shard, in any order.
-            extras: the manifest's own columns, in its order.
+            extras: the manifest's extra columns, in its order.
         """
         made = sorted(outcomes, key=lambda outcome: outcome.index)
         committed = names.metadata_name(self.index)
@@ -132,7 +132,7 @@ class Shard(ABC):
         settled = self._settle(made, metadata)
         if settled is None:
             return
-        if settled is not made:  # pictures of an earlier attempt are taken
+        if settled is not made:  # images of an earlier attempt are used
             metadata = self._metadata(settled, extras)
         attention, name = _attention(settled), names.attention_name(self.index)
         fits = partial(_same_subjects, attention)
@@ -140,10 +140,10 @@ class Shard(ABC):
             self.storage.create_bytes(committed, _parquet(metadata))
 
     def recommit(self, outcomes: Sequence[Outcome], extras: pa.Table) -> None:
-        """Rewrite the committed shard, whole or not at all; see `rewriting.py`.
+        """Rewrite the committed shard atomically; see `rewriting.py`.
 
         Args:
-            outcomes: as for `commit`; in the layout `files` those with a new picture have it.
+            outcomes: as for `commit`; in the layout `files`, new images must be included.
         """
         in_order = sorted(outcomes, key=lambda outcome: outcome.index)
         made = [self._settle_picture(outcome, create=False) for outcome in in_order]
@@ -154,7 +154,7 @@ class Shard(ABC):
         rewrite(self.storage, self.index, objects)
 
     def stored_outcomes(self, start: int) -> list[Outcome]:
-        """What the committed shard, whose first row is row `start` of the manifest, was written from.
+        """Return the outcomes of a committed shard whose first row is row `start` of the manifest.
 
         Raises:
             OutputError: a part of it cannot be read.
@@ -173,8 +173,11 @@ class Shard(ABC):
         return found
 
     def read(self, name: str) -> bytes | None:
-        """An object; None where there is none. One that is there and cannot be read need not be broken,
-        so that error is the caller's."""
+        """Return an object's bytes; None if it does not exist.
+
+        Raises:
+            OutputError: it exists and cannot be read, so it may still be intact.
+        """
         try:
             return self.storage.read_bytes(name)
         except OutputError:
@@ -183,31 +186,32 @@ class Shard(ABC):
             return None
 
     def _settle_picture(self, outcome: Outcome, create: bool) -> Outcome:
-        """The outcome with the bytes that are, or may come, under its picture's own name, if that has one:
-        its own, or those of the same picture that came first; a failed one where something else is there.
+        """Return the outcome with the bytes that are, or will be, stored under its image's own name: its
+        own, or those of the same image that another attempt stored first. If another object has that name,
+        return a failed outcome. In layouts without a file per image the outcome is unchanged.
 
         Args:
-            create: create the picture where there is none; otherwise only look.
+            create: create the image if it does not exist; otherwise only look.
         """
         return outcome
 
     def _settle(self, outcomes: list[Outcome], metadata: pa.Table) -> list[Outcome] | None:
-        """Make the pictures ready for the commit. Returns the outcomes of those that are there; None
-        where the shard was committed meanwhile."""
+        """Prepare the images for the commit. Returns the outcomes with the images that are stored; None
+        if the shard was committed meanwhile."""
         return outcomes
 
     def _objects(self, outcomes: list[Outcome], metadata: pa.Table) -> dict[str, bytes]:
-        """What is rewritten beside the tables."""
+        """Return the objects with images, by name, that a rewrite writes besides the tables."""
         return {}
 
     def _cells(self, outcome: Outcome) -> dict[str, Any]:
-        """What a row of the metadata table has in this layout alone."""
+        """Return the values of metadata columns that only this layout has."""
         return {}
 
     def _metadata(self, outcomes: list[Outcome], extras: pa.Table) -> pa.Table:
         shared = {"shard": self.index, "fingerprint": self.fingerprint}
         records = [outcome.metadata | shared | self._cells(outcome) for outcome in outcomes]
-        # Columns one by one: an extra column may hold what has no Python value.
+        # Columns one by one: an extra column may hold values that Python cannot represent.
         schema = names.metadata_schema(extras.schema, self.layout)
         columns = [
             extras[column.name].combine_chunks()
@@ -221,11 +225,11 @@ class Shard(ABC):
 def failed(
     row: Row, config: GuidanceConfig, error: RowError | None = None, kind: str = ""
 ) -> Outcome:
-    """The outcome of a row without a picture.
+    """Return the outcome of a failed row.
 
     Args:
-        error: why; default: what was wrong in the manifest.
-        kind: the name of the error's type where it is not its class.
+        error: why it failed. Default: the row's error in the manifest.
+        kind: name for `error_type`. Default: the error's class.
     """
     error = error or row.error
     assert error is not None
@@ -238,7 +242,7 @@ def _attention(outcomes: Sequence[Outcome]) -> pa.Table:
 
 
 def _same_subjects(attention: pa.Table, stored: bytes) -> bool:
-    """Whether a stored attention table is of the same pictures and subjects."""
+    """Return whether a stored attention table has the same images and subjects."""
     columns = ["id", "subject", "token_indices"]
     try:
         found = pq.read_table(pa.BufferReader(stored))
@@ -249,7 +253,7 @@ def _same_subjects(attention: pa.Table, stored: bytes) -> bool:
 
 
 def as_used(row: Row, config: GuidanceConfig) -> dict[str, Any]:
-    """The manifest's columns of a row, with the run's settings where it has none of its own."""
+    """Return a row's manifest columns, with the run's settings as defaults."""
     request = row.request
     indices = request.token_indices
     used = {

@@ -1,1 +1,1 @@
-"""Where bytes live: a folder, S3, or any scheme of fsspec."""
+"""Storage backends: a local folder, S3, or any fsspec scheme."""

@@ -1,6 +1,6 @@
-"""What every store can do. Names are relative to its root, with `/` between the parts.
+"""The interface of every store. Names are relative to the store's root, with `/` between the parts.
 
-A store is the verbs of `Storage`; nothing outside this folder touches what lies under a root.
+Code outside this folder accesses an output root only through `Storage`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 
 
 def is_url(place: str | os.PathLike[str]) -> bool:
-    """Whether a place is a URL, and not a path of this machine."""
+    """Return True for a URL, False for a local path."""
     return SCHEME.match(os.fspath(place)) is not None
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An object as a listing has it. `tag` is another one when the object's content is."""
+    """An object in a listing. `tag` changes when the object's content changes."""
 
     name: str
     size: int
@@ -35,11 +35,11 @@ class Entry:
 
 
 class Storage(ABC):
-    """A root that bytes are written to and read from. Instances travel to the actors by pickling,
-    without what they hold of connections, credentials and locks (`_` names).
+    """Reads and writes objects under a root. Instances are pickled and sent to the actors, without
+    their connections, credentials and locks (attributes that begin with `_`).
 
-    All verbs raise `OutputError` where the store cannot do what is asked; those that write also
-    where the lock that the object heeds was lost.
+    All methods raise `OutputError` if the operation fails. Writes also raise it if this storage watches
+    a lock that was lost.
     """
 
     root: str
@@ -50,53 +50,53 @@ class Storage(ABC):
 
     @abstractmethod
     def open(self, name: str) -> BinaryIO:
-        """The object as a file to read, of which only what is asked for is fetched."""
+        """Open the object for reading; only the ranges that are read are fetched."""
 
     @abstractmethod
     def create_bytes(self, name: str, data: bytes) -> bool:
-        """Write the whole object where there is none. Returns False where there is one, which stays as
-        it is; it may be this very one, where the store's answer to a first attempt was lost."""
+        """Create the object, whole or not at all. Returns False, and changes nothing, if it exists
+        already. An earlier attempt of this call, whose response was lost, may have created it."""
 
     @abstractmethod
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write the whole object or nothing, over the one that may be there: a reader never sees a
-        part of it."""
+        """Create or overwrite the object atomically: a reader never sees part of it."""
 
     @abstractmethod
     def exists(self, name: str) -> bool: ...
 
     @abstractmethod
     def list(self, prefix: str) -> list[str]:
-        """The names that begin with `prefix`, which ends in `/`, sorted; never that of the lock.
+        """Return the names that begin with `prefix`, which ends in `/`, sorted, without the lock.
 
         Raises:
-            OutputError: also if there is a link among them.
+            OutputError: also if one of them is a link.
         """
 
     @abstractmethod
     def anything(self) -> str | None:
-        """The name of something under the root, apart from what writers keep there for themselves.
+        """Return the name of any object under the root, or None if the root is empty. Locks and
+        temporary files of writers are ignored.
 
         Raises:
-            OutputError: also if there is a link.
+            OutputError: also if one of the objects is a link.
         """
 
     @abstractmethod
     def delete(self, name: str) -> None:
-        """Remove the object; nothing happens if there is none."""
+        """Delete the object if it exists."""
 
     def place(self, name: str) -> str:
-        """Where a person finds the object."""
+        """Return the object's full path or URL, for messages."""
         return f"{self.root}/{name}"
 
     # --- the lock ---
 
     @abstractmethod
     def writing(self, timing: Timing = TIMING) -> AbstractContextManager[Lock]:
-        """A context in which this process is the only one that writes a dataset here.
+        """Hold the lock of this root, so that no other process writes a dataset here.
 
-        Where the lock can be lost to another process (see `lock.py`), `Lock.check` and every later
-        write by this object raise.
+        If another process takes the lock over (see `lock.py`), `Lock.check` and every later write by
+        this object raise.
 
         Raises:
             OutputError: another process is writing; the message names it.
@@ -104,15 +104,16 @@ class Storage(ABC):
 
     @abstractmethod
     def lock_holder(self) -> tuple[Holder | None, float | None]:
-        """Who holds the lock, and how many seconds ago it was renewed, where that can make it lost."""
+        """Return the lock's holder and the seconds since it was renewed, each None if unknown. The age
+        is also None for a lock that cannot expire."""
 
     def heed(self, token: str, timing: Timing = TIMING) -> None:
-        """Refuse to write as soon as the lock is no longer the one with this token: for a worker, whose
-        driver holds it."""
+        """Refuse writes once the lock no longer has this token. Workers call this; their driver holds
+        the lock."""
         self._lock = Watch(self.root, token, self.lock_holder, timing)
 
     def check_lock(self) -> None:
-        """Raises: OutputError: the lock is lost."""
+        """Raise OutputError if the lock is lost."""
         if self._lock is not None:
             self._lock.check()
 
@@ -127,7 +128,7 @@ class Storage(ABC):
     # --- pickling ---
 
     def _reset(self) -> None:
-        """Set what does not travel."""
+        """Initialize the state that is not pickled."""
         self._lock = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -142,24 +143,25 @@ class Storage(ABC):
 
 
 class ObjectStorage(Storage):
-    """A storage behind a URL: its objects can also be told apart, and copied to local files. Its lock
-    is a lease."""
+    """A storage behind a URL. It also lists objects with size and tag, and downloads them to local
+    files. Its lock is a lease."""
 
     ages_are_free = True
-    """Whether the age of an object comes with it, so that workers can ask for it all the time."""
+    """Whether reading an object also returns its age at no cost, so that workers can poll it."""
     _cell: Cell | None = None
 
     @abstractmethod
     def entries(self, prefix: str) -> tuple[Entry, ...]:
-        """The objects whose names begin with `prefix`, which is empty or ends in `/`, by name."""
+        """Return the objects whose names begin with `prefix`, sorted by name. `prefix` is empty or
+        ends in `/`."""
 
     @abstractmethod
     def download(self, name: str, path: Path) -> None:
-        """Copy an object to a local file, without holding it in memory."""
+        """Copy an object to a local file without loading it into memory."""
 
     @abstractmethod
     def lock_cell(self) -> Cell:
-        """Where the lock is kept."""
+        """Return the object that holds the lock."""
 
     def list(self, prefix: str) -> list[str]:
         return [entry.name for entry in self.entries(prefix)]

@@ -1,4 +1,4 @@
-"""Inputs that lie in an object store, as local files."""
+"""Copy inputs from an object store to local files."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from aae_batch.store.open import open_url
 
 T = TypeVar("T")
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds between attempts, where a hub is busy or out of reach."""
+"""Seconds between attempts while a hub is busy or unreachable."""
 
 
 def fetch(url: str, folder: Path, s3_endpoint: str | None = None) -> Path:
-    """Copy one object into a folder, under its own name.
+    """Copy one object into a folder under its own name, and return its path.
 
     Raises:
-        OutputError: there is no such object, or it cannot be read.
+        OutputError: the object does not exist or cannot be read.
     """
     scheme, _, rest = url.partition("://")
     parent, _, name = rest.rpartition("/")
@@ -37,16 +37,16 @@ def fetch(url: str, folder: Path, s3_endpoint: str | None = None) -> Path:
 
 
 def fetch_folder(url: str, wanted: Callable[[str], bool], s3_endpoint: str | None = None) -> Path:
-    """The wanted objects under a prefix as a folder of this machine.
+    """Return a local folder with a copy of the wanted objects under a prefix.
 
-    They are copied once, whoever asks, into the user's cache or `AAE_BATCH_CACHE`, and again when
-    the store lists others.
+    The objects are copied once per machine, into the user's cache or `AAE_BATCH_CACHE`, and again when
+    the store's listing changes.
 
     Args:
-        wanted: whether an object is needed, by its name below the prefix.
+        wanted: tells from an object's name below the prefix whether it is needed.
 
     Raises:
-        OutputError: nothing is there, or it cannot be read, or it changes meanwhile.
+        OutputError: nothing is there, it cannot be read, or it changes during the copy.
     """
     storage = open_url(url, s3_endpoint)
     entries = _entries(storage, wanted)
@@ -61,12 +61,13 @@ def fetch_folder(url: str, wanted: Callable[[str], bool], s3_endpoint: str | Non
 
 
 def fetch_in_turn(name: str, fetch: Callable[[], T], passes: Callable[[BaseException], bool]) -> T:
-    """What `fetch` returns, which one process of this machine at a time calls, and again where it fails
-    for a reason that passes: of many that start at once, all but the first find what it has fetched.
+    """Call `fetch` in one process of this machine at a time, retry it after temporary errors, and
+    return its result. If many processes start together, the first one fetches and the others find the
+    result in the cache.
 
     Args:
-        name: of what is fetched.
-        passes: whether an error is one that may be gone a little later.
+        name: identifies what is fetched.
+        passes: whether an error is temporary.
 
     Raises:
         OutputError: the folder of the lock cannot be written to.
@@ -83,7 +84,7 @@ def fetch_in_turn(name: str, fetch: Callable[[], T], passes: Callable[[BaseExcep
 
 
 def folder_digest(url: str, wanted: Callable[[str], bool], s3_endpoint: str | None = None) -> str:
-    """SHA-256 over the names, sizes and tags of the wanted objects under a prefix.
+    """Return the SHA-256 of the names, sizes and tags of the wanted objects under a prefix.
 
     Raises:
         OutputError: nothing is there, or it cannot be listed.
@@ -112,7 +113,7 @@ def _digest(storage: ObjectStorage, entries: list[Entry]) -> str:
 def _copy(
     storage: ObjectStorage, entries: list[Entry], wanted: Callable[[str], bool], folder: Path
 ) -> None:
-    """Under another name until it is complete; called by one process at a time."""
+    """Copy under a temporary name, then rename. Only one process at a time calls this."""
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     for entry in entries:
@@ -126,7 +127,7 @@ def _copy(
 
 @contextmanager
 def _one_at_a_time(name: str) -> Iterator[None]:
-    """One process of this machine fetches what has this name; the others wait here."""
+    """Let one process of this machine fetch this name while the others wait."""
     turn = FileLock(_cache() / f"{name}.lock")
     with _writing_to_cache():
         _cache().mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
-"""A folder's lock: the operating system's, on the empty file `.lock`, which cannot be lost. The file
-beside it says who holds it."""
+"""A folder's lock: an operating system lock on the empty file `.lock`. It cannot be lost. The file
+`.lock-holder` names its holder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HOLDER = ".lock-holder"
 
 @contextmanager
 def locked_folder(root: Path, timing: Timing) -> Iterator[Lock]:
-    """Hold a folder's lock.
+    """Hold a folder's lock and keep its holder file up to date.
 
     Raises:
         OutputError: another process holds it, or the folder cannot be written to.
@@ -50,20 +50,21 @@ def locked_folder(root: Path, timing: Timing) -> Iterator[Lock]:
 
 
 def read_note(root: Path) -> tuple[Holder | None, float | None]:
-    """Who holds a folder's lock, and how many seconds ago that was written.
+    """Return the holder of a folder's lock and the age of its holder file in seconds; None for both if
+    that file is missing.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     note = whole_file.below(root, _HOLDER)
     try:
         return Holder.from_json(note.read_bytes()), max(0.0, time.time() - note.stat().st_mtime)
-    except FileNotFoundError:  # not written yet, or the holder is just leaving
+    except FileNotFoundError:  # the holder has not written it yet, or is releasing the lock
         return None, None
 
 
 def is_lock_file(root: Path, name: str) -> bool:
-    """Whether a file of a folder is one that holders of its lock write."""
+    """Return whether a file in the folder was written by a lock holder, judging by its content."""
     path = root / name
     if name == NAME:
         return path.is_file() and path.stat().st_size == 0

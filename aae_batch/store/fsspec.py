@@ -1,4 +1,4 @@
-"""An output root, or inputs, in any store that fsspec knows: Google Cloud Storage, Azure, the hub."""
+"""Outputs and inputs in any store that fsspec supports: Google Cloud Storage, Azure, the hub."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ PACKAGES = {
     **dict.fromkeys(("abfs", "abfss", "az", "adl"), "adlfs"),
     "hf": "huggingface_hub",
 }
-"""What to install for a scheme."""
+"""The package to install for each scheme."""
 
 _CLOCK = "-clock-"
 _LOCKS = re.compile(rf"{re.escape(NAME)}({_CLOCK}[0-9a-f]{{32}})?")
 
 _TAGS = ("etag", "ETag", "md5Hash", "generation", "blob_id", "last_modified", "mtime", "created")
-"""What stores call that by which one content of an object differs from another, the surest first."""
+"""Keys by which stores identify an object's content, most reliable first."""
 
 
 class FsspecStorage(ObjectStorage):
-    """A folder of a store behind fsspec, which finds credentials in the environment.
+    """A folder in an fsspec store. fsspec finds credentials in the environment.
 
-    Writes are whole or not at all where those of the store are, as in all object stores.
+    Writes are atomic if the store's own writes are, as in all object stores.
     """
 
     ages_are_free = False
@@ -49,7 +49,7 @@ class FsspecStorage(ObjectStorage):
             raise OutputError(f"{scheme}:// needs a package that is missing{fix}.") from None
         except ValueError:
             raise OutputError(
-                f"There is no store for {scheme}://; give a folder, s3://, or a scheme of fsspec."
+                f"No store supports {scheme}://; use a folder, s3://, or an fsspec scheme."
             ) from None
         self._reset()
 
@@ -62,7 +62,7 @@ class FsspecStorage(ObjectStorage):
             return store.open(self._path(name), "rb")
 
     def create_bytes(self, name: str, data: bytes) -> bool:
-        """After a look, and on condition where the store's package has that."""
+        """Check whether the object exists, then create it, conditionally if the store's package can."""
         self.check_lock()
         if self.exists(name):
             return False
@@ -134,8 +134,8 @@ class FsspecStorage(ObjectStorage):
     def _explained(
         self, verb: str, name: str, passing: tuple[type[Exception], ...] = ()
     ) -> Iterator[Any]:
-        """The store, whose errors are of any class, and become one sentence, but those that the caller
-        knows. Their own words are left out: they may quote credentials."""
+        """Yield the fsspec filesystem, and turn its errors, which can be of any class, into OutputError,
+        except those in `passing`. The original text is left out, since it may quote credentials."""
         failed = f"Cannot {verb} {self.place(name)}"
         try:
             yield self._open()[0]
@@ -156,8 +156,8 @@ class FsspecStorage(ObjectStorage):
 
 
 class _LockObject:
-    """The lock's object. Its age is told by another one, written now, since both have the store's
-    time; a store that tells no times leaves it to a person to remove a dead run's lock."""
+    """The lock's object. Its age is measured against a second object written now, since both have the
+    store's time. If a store reports no times, the user must remove the lock of a dead run."""
 
     def __init__(self, storage: FsspecStorage) -> None:
         self._storage = storage
@@ -182,7 +182,7 @@ class _LockObject:
             _remove(store, self._path)
 
     def _age(self, store: Any) -> float | None:
-        """At the price of an object that is written and removed."""
+        """Return the lock's age in seconds. This writes and removes an object."""
         clock = f"{self._path}{_CLOCK}{uuid4().hex}"
         try:
             store.pipe_file(clock, b"")
@@ -197,7 +197,7 @@ class _LockObject:
 def _put(store: Any, path: str, data: bytes, **mode: str) -> None:
     try:
         store.pipe_file(path, data, **mode)
-    except FileNotFoundError:  # a store with real folders
+    except FileNotFoundError:  # the store has real folders
         store.makedirs(path.rpartition("/")[0], exist_ok=True)
         store.pipe_file(path, data, **mode)
 

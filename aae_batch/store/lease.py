@@ -1,5 +1,5 @@
-"""An object store's lock: an object that its holder renews, and that others take over once it is old.
-See `lock.py` for what it guarantees."""
+"""An object store's lock: an object that its holder renews and that others take over once it expires.
+See `lock.py` for its guarantees."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Seen:
     """A lock object as it was read.
 
     Attributes:
-        version: what the store calls this state of it.
-        age: seconds since it was written, by the store's clock; None where that is not known.
+        version: the store's identifier of this version, for conditional writes.
+        age: seconds since it was written, by the store's clock; None if unknown.
     """
 
     data: bytes
@@ -33,21 +33,24 @@ class Seen:
 
 
 class Cell(Protocol):
-    """One object of a store. All verbs raise OutputError when the store cannot be used."""
+    """One object of a store. All methods raise OutputError if the store cannot be used."""
 
     def read(self, aged: bool = False) -> Seen | None:
-        """None where there is none. The age is only sure to be looked up where it is asked for."""
+        """Read the object; None if it does not exist. The age may be missing unless `aged` is True."""
 
     def write(self, data: bytes, over: Seen | None) -> bool:
-        """Write where the object still is `over` (None: where there is none); what came of it is found
-        out by reading. Returns False where the store knows no such condition, and wrote without."""
+        """Write the object if it is still `over`, or if it does not exist and `over` is None.
+
+        Returns False if the store has no conditional writes and the object was written unconditionally,
+        else True, whether or not the condition held: read the object to find out.
+        """
 
     def delete(self) -> None: ...
 
 
 @contextmanager
 def leased(cell: Cell, root: str, timing: Timing) -> Iterator[Lock]:
-    """Hold an object store's lock, and renew it meanwhile.
+    """Hold an object store's lock and renew it.
 
     Raises:
         OutputError: another process holds it, or the store cannot be used.
@@ -59,7 +62,7 @@ def leased(cell: Cell, root: str, timing: Timing) -> Iterator[Lock]:
         return holder is not None and holder.token == me.token
 
     def claim(over: Seen | None) -> Seen | None:
-        """Returns what is there afterwards: the answer to a write may get lost, and the write not."""
+        """Write, then return what is stored: a write may succeed although its response was lost."""
         if not cell.write(me.alive().as_json(), over):
             time.sleep(timing.settle)
         return cell.read()
@@ -71,7 +74,7 @@ def leased(cell: Cell, root: str, timing: Timing) -> Iterator[Lock]:
         if not found.holder.has_ended and (found.age is None or found.age < timing.stale):
             raise refused(root, found.holder, found.age, timing)
     found = claim(over=found)
-    if not is_mine(found):  # another was quicker
+    if not is_mine(found):  # another process was faster
         raise refused(root, found.holder if found else None, found.age if found else None)
 
     one_at_a_time = threading.Lock()
@@ -81,7 +84,7 @@ def leased(cell: Cell, root: str, timing: Timing) -> Iterator[Lock]:
             if lock.lost:
                 return
             found = cell.read()
-            # Where it is gone after a long absence, another may have held it and be through.
+            # If we were away for long and it is gone, another process may have held and released it.
             gone = found is None and time.time() - lock.renewed > timing.stale
             if not gone and (found is None or is_mine(found)):
                 found = claim(over=found)
@@ -101,5 +104,8 @@ def leased(cell: Cell, root: str, timing: Timing) -> Iterator[Lock]:
                 cell.delete()
         except OutputError as error:
             logger.warning(
-                "The lock of %s was not removed (%s); it ends in %.0f s.", root, error, timing.stale
+                "The lock of %s was not removed (%s); it expires in %.0f s.",
+                root,
+                error,
+                timing.stale,
             )

@@ -1,4 +1,4 @@
-"""A folder of this machine."""
+"""Storage in a local folder."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from aae_batch.store.lock import TIMING, Holder, Lock, Timing
 
 
 class LocalStorage(Storage):
-    """A folder of this machine, made when something is first written to it. The root may be a link;
-    below it none is followed."""
+    """A local folder, created on the first write. The root may be a link; links below it are not
+    followed."""
 
     def __init__(self, root: str) -> None:
         self.root = os.path.abspath(root)
@@ -79,13 +79,13 @@ class LocalStorage(Storage):
 
     @contextmanager
     def writing(self, timing: Timing = TIMING) -> Iterator[Lock]:
-        """The lock is the operating system's, so it ends with the process, however that ends."""
+        """Hold an operating system lock, which is released when the process ends, even if it is killed."""
         with locked_folder(Path(self.root), timing) as lock, self._held(lock):
             self._sweep()
             try:
                 yield lock
             finally:
-                self._sweep()  # after actors that died meanwhile
+                self._sweep()  # actors that died meanwhile may have left files
 
     def lock_holder(self) -> tuple[Holder | None, float | None]:
         try:

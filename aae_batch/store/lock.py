@@ -1,17 +1,20 @@
-"""One writer per output root: a lock that names its holder, and that outlives no holder for long.
+"""One writer per output root: a lock that names its holder and expires soon after its holder dies.
 
-In a folder the operating system holds it. In an object store it is the object `.lock`, which its
-holder renews every 15 s; one that was not renewed for 90 s, by the store's own clock, or whose holder
-was a process of this machine that has ended, belongs to nobody, and the next writer takes it over.
+In a folder it is an operating system lock. In an object store it is the object `.lock`, which its
+holder renews every 15 s. The next writer takes it over if it was not renewed for 90 s by the store's
+own clock, or if its holder was a process of this machine that has ended.
 
-What this guarantees: where the store writes on condition (S3: `If-None-Match`, `If-Match`), of two
-processes that ask at once one gets it. Elsewhere a process writes its name, waits a moment and reads
-it back: two that ask at once get it both only if the one is slower than that moment between reading
-and writing, and then the first learns so when it renews. A holder that was cut off, or asleep, for
-more than 90 s learns that it was overtaken when it renews, as soon as it reaches the store again.
-Its workers look at the lock themselves, every 5 s while they write, and write no more once it is
-another's, or a process's of their machine that has ended, or, in S3, was not renewed for too long. What
-either sent before that moment is written only where nothing was.
+Guarantees:
+- If the store supports conditional writes (S3: `If-None-Match`, `If-Match`), only one of two concurrent
+  processes gets the lock.
+- In other stores a process writes its name, waits 2 s and reads it back. Two concurrent processes both
+  get the lock only if one takes longer than that between its read and its write. The first one then
+  notices when it renews.
+- A holder that was disconnected or asleep for more than 90 s notices its loss when it renews, as soon as
+  it reaches the store again.
+- Workers check the lock every 5 s while they write. They stop once it belongs to another process, once
+  the holder has ended on their machine or, in S3, once it was not renewed for 90 s.
+- Writes that the holder or its workers sent before that moment create objects but overwrite none.
 """
 
 from __future__ import annotations
@@ -38,13 +41,13 @@ logger = logging.getLogger("aae_batch")
 
 @dataclass(frozen=True)
 class Timing:
-    """In seconds.
+    """Times in seconds.
 
     Attributes:
-        renew: between two signs of life.
-        stale: a lock without one for so long belongs to nobody.
-        settle: between writing and reading back, in stores that do not write on condition.
-        look: between two looks of a worker at its driver's lock.
+        renew: between two renewals.
+        stale: age after which a lock that was not renewed can be taken over.
+        settle: between writing and reading back, in stores without conditional writes.
+        look: between two checks of the driver's lock by a worker.
     """
 
     renew: float = 15.0
@@ -58,7 +61,7 @@ TIMING = Timing()
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lock. Times are UTC, by the holder's clock, and only for people to read."""
+    """The holder of a lock. Times are UTC by the holder's clock, and are only displayed."""
 
     host: str
     pid: int
@@ -66,8 +69,8 @@ class Holder:
     started: str
     heartbeat: str
     pid_space: str = ""
-    """Where `pid` counts: this boot of this machine, and this namespace of processes on it. Machines
-    that were cloned may share a name, and containers a name and a boot."""
+    """The scope of `pid`: boot id and PID namespace. The host name is not enough: cloned machines may
+    share it, and containers may share host name and boot id."""
 
     @classmethod
     def this_process(cls) -> Holder:
@@ -75,7 +78,7 @@ class Holder:
 
     @classmethod
     def from_json(cls, data: bytes) -> Holder | None:
-        """None for what is no holder."""
+        """Return None if the data does not describe a holder."""
         try:
             return cls(**json.loads(data))
         except (ValueError, TypeError):
@@ -85,7 +88,7 @@ class Holder:
         return (json.dumps(asdict(self)) + "\n").encode()
 
     def alive(self) -> Holder:
-        """The same holder, with a sign of life."""
+        """Return the same holder with the current time as its heartbeat."""
         return replace(self, heartbeat=_now())
 
     @property
@@ -97,7 +100,7 @@ class Holder:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return True
-        except OSError:  # it is someone else's
+        except OSError:  # it runs, as another user
             return False
         return False
 
@@ -107,11 +110,13 @@ class Holder:
 
 @dataclass
 class Lock:
-    """What the holder of a lock has in its hands. `lost` turns true when another took it over.
+    """The holder's view of its lock.
 
     Attributes:
-        renewed: when that was last done, by the wall's clock, which goes on while a machine sleeps.
-        stale: seconds after which another may take it over.
+        lost: whether another process has taken it over.
+        renewed: time of the last renewal, in seconds since 1970. The wall clock is used because it
+            keeps running while a machine sleeps.
+        stale: seconds without renewal after which another process may take it over.
     """
 
     root: str
@@ -122,8 +127,8 @@ class Lock:
     renew: Callable[[], None] = lambda: None
 
     def check(self) -> None:
-        """Raises: OutputError: another process has taken the lock over."""
-        if time.time() - self.renewed > self.stale:  # asleep, or cut off: is it still ours?
+        """Raise OutputError if another process has taken the lock over."""
+        if time.time() - self.renewed > self.stale:  # asleep or disconnected: is it still ours?
             self.renew()
         if self.lost:
             raise _overtaken(self.root)
@@ -131,10 +136,10 @@ class Lock:
 
 @dataclass
 class Watch:
-    """A worker's eye on the lock that its driver holds.
+    """A worker's check of the lock that its driver holds.
 
     Attributes:
-        look: reads who holds it, and how many seconds ago it was renewed, where that can be told.
+        look: returns the holder and the seconds since the last renewal, each None if unknown.
     """
 
     root: str
@@ -147,7 +152,7 @@ class Watch:
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def check(self) -> None:
-        """Raises: OutputError: the driver does not hold it any more, or has ended."""
+        """Raise OutputError if the driver no longer holds the lock or has ended."""
         with self._guard:
             now = time.monotonic()
             if now - self._tried < self._timing.look and not self._lost:
@@ -155,7 +160,7 @@ class Watch:
             self._tried = now
             try:
                 holder, age = self.look()
-            except OutputError:  # the store is out of reach for a moment
+            except OutputError:  # the store may be unreachable only for a moment
                 if now - self._seen < self._timing.stale:
                     return
                 raise
@@ -168,13 +173,13 @@ class Watch:
 
 @contextmanager
 def renewing(lock: Lock, timing: Timing, renew: Callable[[], None]) -> Iterator[None]:
-    """Renew in a thread, until the context ends or the lock is lost."""
+    """Renew the lock in a thread until the context ends or the lock is lost."""
     ended = threading.Event()
 
     def try_to_renew() -> None:
         try:
             renew()
-        except Exception as error:  # whatever it was: the next one may come through in time
+        except Exception as error:  # of any kind: the next renewal may succeed in time
             logger.warning("The lock of %s was not renewed: %s", lock.root, error)
 
     def keep() -> None:
@@ -190,12 +195,12 @@ def renewing(lock: Lock, timing: Timing, renew: Callable[[], None]) -> Iterator[
         thread.join()
 
 
-# --- what is said --------------------------------------------------------------------------------
+# --- messages ------------------------------------------------------------------------------------
 
 
 def foreign(place: str) -> OutputError:
     return OutputError(
-        f"{place} is there, and no run wrote it: move it away, or choose another output."
+        f"{place} exists, and no run wrote it: move it away, or choose another output."
     )
 
 
@@ -218,8 +223,8 @@ def refused(
 
 def _overtaken(root: str) -> OutputError:
     return OutputError(
-        f"Another run has taken over {root}, or the one that this belonged to has ended, or was cut off "
-        "from it or asleep for too long: nothing more is written. Let the other one finish."
+        f"Another run has taken over {root}, or the run that this process belongs to has ended, or was "
+        "disconnected or asleep for too long: nothing more is written. Let the other run finish."
     )
 
 

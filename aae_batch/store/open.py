@@ -1,4 +1,4 @@
-"""A root, as a person names it -> its storage."""
+"""Open the storage of a path or URL."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from aae_batch.store.base import SCHEME, ObjectStorage, Storage, is_url
 from aae_batch.store.local import LocalStorage
 
 _USERINFO = re.compile(r"[^/@]*:(?!\d+(?:/|$))[^@]*@")
-"""`user:password@`, also with a `/` in the password; `host:8020/` is none."""
+"""`user:password@`, also with a `/` in the password; does not match `host:8020/`."""
 
 
 def open_storage(root: str | os.PathLike[str], s3_endpoint: str | None = None) -> Storage:
-    """The storage of an output root: a folder, `s3://bucket/prefix`, or any scheme of fsspec.
+    """Return the storage of an output root: a folder, `s3://bucket/prefix`, or any fsspec scheme.
 
     Args:
-        s3_endpoint: URL of an S3-compatible store; default: as the environment says, else AWS.
+        s3_endpoint: URL of an S3-compatible store. Default: `AWS_ENDPOINT_URL`, else AWS.
 
     Raises:
-        OutputError: no backend for such a root, or its package is not installed.
+        OutputError: the scheme is unknown, its package is not installed, or the URL contains
+            credentials or options.
     """
     if is_url(root):
         return open_url(os.fspath(root), s3_endpoint)
@@ -28,7 +29,7 @@ def open_storage(root: str | os.PathLike[str], s3_endpoint: str | None = None) -
 
 
 def open_url(url: str, s3_endpoint: str | None = None) -> ObjectStorage:
-    """The storage behind a URL. Credentials come from the environment, never from the URL.
+    """Return the storage behind a URL. Credentials come from the environment, never from the URL.
 
     Raises:
         OutputError: as for `open_storage`.
@@ -38,8 +39,8 @@ def open_url(url: str, s3_endpoint: str | None = None) -> ObjectStorage:
     scheme, rest = match.group(1).lower(), url[match.end() :].rstrip("/")
     if _USERINFO.match(rest) or (scheme == "s3" and re.match("[^/]*[@:]", rest)):
         raise OutputError(
-            f"A {scheme}:// URL with credentials in it is not taken, since it would be written down "
-            "with the settings: give them in the environment, and write the URL without them."
+            f"A {scheme}:// URL must not contain credentials, since URLs are stored with the settings: "
+            "put the credentials in the environment, and leave them out of the URL."
         )
     if scheme == "s3":
         from aae_batch.store.s3 import S3Storage
@@ -47,8 +48,8 @@ def open_url(url: str, s3_endpoint: str | None = None) -> ObjectStorage:
         return S3Storage(f"s3://{rest}", s3_endpoint)
     if "?" in rest:
         raise OutputError(
-            f"A {scheme}:// URL with options after ? is not taken, since they may hold a key: give "
-            "them in the environment, and write the URL without them."
+            f"A {scheme}:// URL must not contain options after ?, since they may hold a key: put them "
+            "in the environment, and leave them out of the URL."
         )
     if scheme == "file":
         raise OutputError(f"Cannot use {url}: give the path of the folder, without file://.")

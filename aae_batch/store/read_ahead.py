@@ -1,4 +1,4 @@
-"""Several small reads at once, in order."""
+"""Concurrent small reads with results in order."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from itertools import islice
 from typing import TypeVar
 
 AT_ONCE = 8
-"""Reads under way: an object store takes as long for one small object as for eight."""
+"""Concurrent reads. In an object store eight small objects take as long as one."""
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 
 def read_ahead(read: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
-    """What `read`, called in threads, finds of each item, in their order; at most `AT_ONCE` results are
-    under way or held."""
+    """Call `read` on the items in threads and yield the results in the items' order. At most `AT_ONCE`
+    results are in progress or held in memory."""
     rest = iter(items)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         ahead = deque(pool.submit(read, item) for item in islice(rest, AT_ONCE))

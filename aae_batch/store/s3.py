@@ -1,4 +1,4 @@
-"""An output root, or inputs, in S3 or a store that speaks its protocol.
+"""Outputs and inputs in S3 or an S3-compatible store.
 
 Credentials, region and profile come from boto3's standard chain, the endpoint also from
 `AWS_ENDPOINT_URL`, the number of attempts from `AWS_MAX_ATTEMPTS`.
@@ -29,20 +29,20 @@ from aae_batch.store.lock import NAME
 from aae_batch.store.s3_errors import AT_ONCE, MISSING, NO_CONDITIONS, THERE, code_of, explained
 
 CONNECTIONS = 16
-"""Of one process to the store: its upload threads, with room for the threads that commit."""
+"""Connections per process, enough for its upload threads and the threads that commit."""
 
 ATTEMPTS = 10
-"""Of one request. Between them botocore waits up to 20 s, longer each time."""
+"""Attempts per request. Between attempts botocore waits up to 20 s, longer each time."""
 
 LOCK_ATTEMPTS = 6
-"""Of one request for the lock: half a minute of a store that asks to slow down, and less than the lock
-lasts."""
+"""Attempts per request for the lock. They last through half a minute of throttling, which is less than
+the lock's lifetime."""
 
 PAGE = 1000
-"""Objects in one answer to a listing: as many as S3 gives."""
+"""Objects per page of a listing, S3's maximum."""
 
 TAIL = 1 << 20
-"""Bytes of an object's end that are fetched when it is opened."""
+"""Bytes fetched from an object's end when it is opened."""
 
 CONTENT_TYPES = {
     ".parquet": "application/vnd.apache.parquet",
@@ -63,16 +63,16 @@ _BROKEN_BODY = (
     boto.ReadTimeoutError,
     boto.FlexibleChecksumError,
 )
-"""What happens to an answer after it has begun, which botocore does not try again."""
+"""Errors while a response body is read, which botocore does not retry."""
 
 
 class S3Storage(ObjectStorage):
-    """A bucket, or what lies under a prefix of it.
+    """A bucket, or a prefix in it.
 
     Args:
         root: `s3://bucket` or `s3://bucket/prefix`.
-        endpoint: URL of the store; default: as the environment says, else AWS.
-        attempts: of each request; default: `AWS_MAX_ATTEMPTS`, else 10.
+        endpoint: URL of the store. Default: `AWS_ENDPOINT_URL`, else AWS.
+        attempts: per request. Default: `AWS_MAX_ATTEMPTS`, else 10.
     """
 
     _conditional: bool
@@ -102,7 +102,7 @@ class S3Storage(ObjectStorage):
         return cast(BinaryIO, io.BufferedReader(_Object(self, name), buffer_size=1 << 16))
 
     def create_bytes(self, name: str, data: bytes) -> bool:
-        """A conditional write. In a store that knows none, a look before the write."""
+        """Create the object by a conditional write. If the store has none, check first, then write."""
         self.check_lock()
         for attempt in range(1, self.attempts + 1):
             if not self._conditional:
@@ -117,7 +117,7 @@ class S3Storage(ObjectStorage):
                     return False
                 if code_of(error) in NO_CONDITIONS:
                     self._conditional = False
-                else:  # another writer is at it; which of the two gets it is known soon
+                else:  # a concurrent write is in progress, and its outcome is known soon
                     time.sleep(0.1 * attempt)
         if self.exists(name):
             return False
@@ -130,7 +130,7 @@ class S3Storage(ObjectStorage):
             self._put(name, data)
 
     def _put(self, name: str, data: bytes, **condition: str) -> None:
-        """One request, whose checksum the store compares before it keeps anything."""
+        """Send one request with a checksum, which the store verifies before it stores the object."""
         self._client().put_object(
             Bucket=self.bucket,
             Key=self._key(name),
@@ -190,7 +190,7 @@ class S3Storage(ObjectStorage):
         return _LockObject(self)
 
     def _get(self, name: str, **part: str) -> tuple[bytes, dict[str, Any]]:
-        """An object, or the `Range` of it, and the rest of the answer."""
+        """Return the bytes of an object, or of a `Range` of it, and the response."""
         for attempt in range(1, self.attempts + 1):
             with explained(self, "read", name):
                 answer = self._client().get_object(Bucket=self.bucket, Key=self._key(name), **part)
@@ -228,20 +228,20 @@ class S3Storage(ObjectStorage):
             return session.client("s3", endpoint_url=self.endpoint, config=config)
         except ValueError:
             raise OutputError(
-                f"Cannot open {self.root}: its endpoint is no URL; check AWS_ENDPOINT_URL."
+                f"Cannot open {self.root}: its endpoint is not a URL; check AWS_ENDPOINT_URL."
             ) from None
 
     @property
     def shown_endpoint(self) -> str:
-        """Without what it may hold of credentials."""
+        """The endpoint URL without credentials."""
         parts = urlsplit(self._client().meta.endpoint_url)
         port = f":{parts.port}" if parts.port else ""
         return f"{parts.scheme}://{parts.hostname}{port}"
 
 
 class _Object(io.RawIOBase):
-    """An object as a file. Its end comes with the first request, since that is where Parquet begins;
-    of a small object it is all there is."""
+    """An object as a file. The first request fetches its last `TAIL` bytes, because a Parquet reader
+    starts there. For a small object that is all of it."""
 
     def __init__(self, storage: S3Storage, name: str) -> None:
         self._storage = storage
@@ -279,10 +279,10 @@ class _Object(io.RawIOBase):
 
 
 class _LockObject:
-    """The lock's object, written on condition where the store can do that.
+    """The lock's object, written conditionally if the store supports that.
 
-    It has a client of its own: the other one holds its requests back when the store asks to slow
-    down, and the lock would be lost meanwhile.
+    It has its own client: the storage's client delays requests when the store throttles, and the lock
+    would expire meanwhile.
     """
 
     def __init__(self, storage: S3Storage) -> None:
@@ -333,16 +333,16 @@ class _LockObject:
 
 
 def _is_object(name: str) -> bool:
-    """No lock, and no name that ends in a slash, which is how some tools mark a folder."""
+    """Return False for the lock and for names that end in a slash, with which some tools mark folders."""
     return name != NAME and name != "" and not name.endswith("/")
 
 
 def _check_endpoint(endpoint: str) -> None:
     parts = urlsplit(endpoint)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise OutputError("The S3 endpoint is no URL; write e.g. https://storage.example.com.")
+        raise OutputError("The S3 endpoint is not a URL; write e.g. https://storage.example.com.")
     if "@" in parts.netloc or parts.query:
         raise OutputError(
-            "An S3 endpoint with credentials or options in it is not taken: give credentials in the "
-            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), and the URL without them."
+            "An S3 endpoint must not contain credentials or options: put credentials in the environment "
+            "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), and leave both out of the URL."
         )

@@ -1,4 +1,4 @@
-"""What boto3 and a store that speaks S3 answer, in one sentence each."""
+"""Turn errors of boto3 and of S3-compatible stores into one sentence each."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _REFUSED = {
         "IllegalLocationConstraintException",
     },
 }
-"""By the code of the store's answer. `{0}` is the `S3Storage`."""
+"""Message -> error codes of the store. `{0}` is the `S3Storage`."""
 
 _FAILED: dict[str, tuple[type[Exception], ...]] = {
     "no AWS credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, name a profile "
@@ -51,18 +51,18 @@ _FAILED: dict[str, tuple[type[Exception], ...]] = {
     "{0.bucket!r} cannot be the name of a bucket; check it": (boto.ParamValidationError,),
 }
 # fmt: on
-"""By the class of boto3's exception."""
+"""Message -> exception classes of boto3. `{0}` is the `S3Storage`."""
 
 
 @contextmanager
 def explained(
     storage: Storage, verb: str, name: str, passing: Collection[str] = frozenset()
 ) -> Iterator[None]:
-    """Errors of boto3 as one sentence, but those with a code that the caller knows. Their own words
-    are left out: they may quote headers.
+    """Turn errors of boto3 into OutputError, except those whose code is in `passing`. The original text
+    is left out, since it may quote headers.
 
     Raises:
-        OutputError: what is done inside failed.
+        OutputError: the operation in the context failed.
     """
     try:
         yield
@@ -76,7 +76,7 @@ def explained(
         code = type(error).__name__
         known = (why for why, kinds in _FAILED.items() if isinstance(error, kinds))
         why = next(known, f"{{code}}; fix that and {_AGAIN}")
-    except OSError as error:  # of the local side of a download
+    except OSError as error:  # from the local side of a download
         code = error.strerror or type(error).__name__
         why = "{code}"
     else:

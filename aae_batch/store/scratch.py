@@ -1,4 +1,5 @@
-"""Temporary folders that end with their process, or, where that was killed, with the next one's start."""
+"""Temporary folders, removed when their process ends. The folders of killed processes are removed when
+the next process makes one."""
 
 from __future__ import annotations
 
@@ -14,15 +15,15 @@ from filelock import FileLock, Timeout
 
 _PREFIX = "aae-batch-"
 _OWNER = ".aae-batch-owner"
-"""A lock that the folder's process holds. The operating system ends it with the process."""
+"""A lock file that the folder's process holds; the operating system releases it with the process."""
 
 _YOUNG_SECONDS = 60.0
-"""A folder's process may not hold the lock yet."""
+"""Younger folders are kept, because their process may not hold the lock yet."""
 
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A new folder of this process alone."""
+    """Make a temporary folder that only this process uses."""
     _sweep(Path(tempfile.gettempdir()))
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     owner = FileLock(folder / _OWNER)
@@ -35,7 +36,7 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove this user's folders whose processes have ended."""
+    """Remove this user's folders if their process has ended."""
     for folder in parent.glob(f"{_PREFIX}*"):
         try:
             seen = folder.lstat()
@@ -45,5 +46,5 @@ def _sweep(parent: Path) -> None:
                 continue
             with FileLock(folder / _OWNER, timeout=0):
                 shutil.rmtree(folder, ignore_errors=True)
-        except (OSError, Timeout):  # another process sweeps, or is at work
+        except (OSError, Timeout):  # another process sweeps the folder or still uses it
             continue

@@ -1,8 +1,8 @@
-"""Files of a folder that are there whole or not at all, and that a power cut does not empty.
+"""Atomic file writes in a folder that survive a power cut.
 
-A file is written beside all others, under a name that no other writer has, brought to the disk, and
-then given its own name. What a killed process leaves unfinished lies in the folder `.parts`, nowhere
-else, and the next writer sweeps it.
+A file is first written to the folder `.parts` under a unique name and flushed to disk, then linked or
+renamed to its own name. A killed process leaves unfinished files only in `.parts`, and the next writer
+removes them.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ _ATTEMPTS = 100
 
 
 def below(root: Path, name: str) -> Path:
-    """The path of a name below a root, which may itself be a link.
+    """Return the path of a name below a root. The root itself may be a link.
 
     Raises:
-        OutputError: it leads through a link or upwards, so that it lies somewhere else.
+        OutputError: the name contains `..` or leads through a link, so it may lie outside the root.
     """
     path = root
     for part in filter(None, name.split("/")):
         if part == "..":
-            raise OutputError(f"{name} does not lie below {root}: name what does.")
+            raise OutputError(f"{name} is not below {root}: use a name below it.")
         path = path / part
         refuse_link(path)
     return path
 
 
 def refuse_link(path: Path) -> None:
-    """Raises: OutputError: it is a link."""
+    """Raise OutputError if the path is a link."""
     if path.is_symlink():
         raise OutputError(
-            f"{path} is a link, and a run follows none inside its output: remove it, or choose another "
-            "output."
+            f"{path} is a link, and a run follows no links inside its output: remove it, or choose "
+            "another output."
         )
 
 
 def create(root: Path, name: str, data: bytes) -> bool:
-    """Write a file where there is none. Returns False where there is one, which stays as it is.
+    """Create a file. Returns False, and changes nothing, if it exists already.
 
     Raises:
         OSError: it cannot be written.
-        OutputError: there is a link on the way.
+        OutputError: the path leads through a link.
     """
     path = below(root, name)
     if path.exists():
@@ -72,11 +72,11 @@ def create(root: Path, name: str, data: bytes) -> bool:
 
 
 def write(root: Path, name: str, data: bytes) -> None:
-    """Write a file, or over it.
+    """Create or overwrite a file.
 
     Raises:
         OSError: it cannot be written.
-        OutputError: there is a link on the way.
+        OutputError: the path leads through a link.
     """
     path = below(root, name)
     with _part(root, data) as part:
@@ -86,7 +86,8 @@ def write(root: Path, name: str, data: bytes) -> None:
 
 
 def left_over(root: Path) -> list[str]:
-    """What lies among the unfinished files: none of them, where a writer would have named it otherwise."""
+    """Return the names in the folder of unfinished files. See `is_part` for which of them a writer
+    left."""
     try:
         return os.listdir(below(root, PARTS))
     except FileNotFoundError:
@@ -98,20 +99,20 @@ def is_part(root: Path, name: str) -> bool:
 
 
 def sweep(root: Path) -> None:
-    """Remove what killed writers have left unfinished.
+    """Remove the unfinished files of killed writers.
 
     Raises:
-        OSError: it cannot be removed.
+        OSError: one of them cannot be removed.
     """
     for name in left_over(root):
         if is_part(root, name):
             (root / PARTS / name).unlink(missing_ok=True)
-    with suppress(OSError):  # it is not there, or not empty
+    with suppress(OSError):  # missing or not empty
         (root / PARTS).rmdir()
 
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS, errno.EXDEV, errno.EINVAL}
-"""What file systems say that have no hard links, or not from one folder to another."""
+"""Errors of file systems that support no hard links, or none between folders."""
 
 
 @contextmanager
@@ -125,12 +126,12 @@ def _part(root: Path, data: bytes) -> Iterator[Path]:
         yield part
     finally:
         part.unlink(missing_ok=True)
-        with suppress(OSError):  # another writer's part is there
+        with suppress(OSError):  # it holds another writer's part
             part.parent.rmdir()
 
 
 def _opened(part: Path) -> BinaryIO:
-    """Other writers may remove the folder, which is empty for them, at any moment."""
+    """Create the part, and its folder as often as other writers remove it while it is empty."""
     for _ in range(_ATTEMPTS):
         with suppress(FileNotFoundError, FileExistsError):
             part.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +141,7 @@ def _opened(part: Path) -> BinaryIO:
 
 
 def _make_folder(folder: Path) -> None:
-    """With its parents, whose entries go to the disk too."""
+    """Make a folder and its parents, and flush their entries to disk."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)
@@ -149,13 +150,13 @@ def _make_folder(folder: Path) -> None:
 
 
 def _to_disk(folder: Path) -> None:
-    """The entries of a folder, where the system has that."""
+    """Flush a folder's entries to disk (POSIX only)."""
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
-    except OSError as error:  # some network file systems know it for files alone
+    except OSError as error:  # some network file systems support fsync only for files
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:

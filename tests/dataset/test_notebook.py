@@ -65,7 +65,7 @@ def test_tables_are_read_once_for_many_pictures(make_output, monkeypatch):
 def test_what_is_not_there_is_said(opened):
     with pytest.raises(OutputError, match="no row 'z' among the 5 that are committed"):
         opened.image("z")
-    with pytest.raises(OutputError, match=r"Row bad has no picture: .*seed"):
+    with pytest.raises(OutputError, match=r"Row bad has no image: .*seed"):
         opened.image("bad")
     with pytest.raises(OutputError, match="no subject 'frog': its subjects are 'cat', 'dog'"):
         opened.heatmap("a", "frog")

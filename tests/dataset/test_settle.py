@@ -240,6 +240,6 @@ def test_a_record_of_a_rewriting_that_no_run_wrote_is_refused(make_output):
             add_member(tar, member, b"x")
         storage.write_bytes("rewriting/00001.tar", buffer.getvalue())
         before = everything(storage), storage.read_bytes("run.json")
-        with pytest.raises(OutputError, match="none that a run wrote"), writing(storage):
+        with pytest.raises(OutputError, match="was not written by a run"), writing(storage):
             pass
         assert (everything(storage), storage.read_bytes("run.json")) == before

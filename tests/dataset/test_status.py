@@ -32,7 +32,7 @@ def test_a_running_job_is_as_far_as_it_says():
 def test_a_job_that_is_silent_is_as_far_as_its_commits():
     seen = status(RUN, range(5), PROGRESS, None, NOW + 3600)
     assert (seen.finished, seen.rows_done, seen.eta) == (50, 50, None)
-    assert "last said something 1:00:00 ago" in seen.notes[0]
+    assert "last reported 1:00:00 ago" in seen.notes[0]
     assert "5 rows were committed after that" in seen.notes[1]
 
 
@@ -55,6 +55,6 @@ def test_the_listing_is_all_there_is_without_the_job_s_word():
 
 def test_what_does_not_agree_is_said():
     other = PROGRESS | {"rows": 12}
-    assert "is of 12 rows, not of 95" in status(RUN, [], other, None, NOW).notes[0]
+    assert "covers 12 rows, not 95" in status(RUN, [], other, None, NOW).notes[0]
     assert "shards are missing" in status(RUN, [0], PROGRESS, {"failures": {}}, NOW).notes[0]
-    assert "All is there but summary.json" in status(RUN, range(10), PROGRESS, None, NOW).notes[0]
+    assert "Only summary.json is missing" in status(RUN, range(10), PROGRESS, None, NOW).notes[0]

@@ -522,7 +522,7 @@ def test_scores_depend_on_the_weights_of_every_model_that_is_used(scored, settin
 
 def test_a_damaged_picture_stops_the_job_and_is_named(output, ray_here, settings):
     next(Path(output, "images/00001").glob("*.png")).write_bytes(b"no picture")
-    with pytest.raises(JobError, match=r"row .* is not the one that its metadata"):
+    with pytest.raises(JobError, match=r"row .* does not match the SHA-256 in its metadata"):
         score(settings(output, "detector"))
 
 

@@ -449,7 +449,9 @@ def test_an_export_that_was_cut_off_has_no_card_and_is_begun_anew(make_output, r
     whole = image.read_bytes()
     image.write_bytes(b"damaged")
     result = run(output, "--rows-per-file", 1)
-    assert f"The picture of row c in {output.storage.root} is not the one that" in result.output
+    assert (
+        f"The image of row c in {output.storage.root} does not match the SHA-256" in result.output
+    )
     left = ["data/train-00000-of-00004.parquet", "data/train-00001-of-00004.parquet"]
     assert open_storage(tmp_path / "dest").list("") == left
     image.write_bytes(whole)

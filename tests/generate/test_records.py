@@ -111,7 +111,7 @@ FOREIGN = b'{"name": "an experiment of someone else", "settings": {}}'
         ({"images/holiday.png": b"dear"}, "is not empty .*images.* no run made it"),
         ({"notes.txt": b""}, "is not empty .*notes.txt"),
         ({"run.json": FOREIGN, "images/holiday.png": b"dear"}, "no run of aae-batch wrote it"),
-        ({"run.json": b"[]", "images/holiday.png": b"dear"}, "is no JSON object"),
+        ({"run.json": b"[]", "images/holiday.png": b"dear"}, "is not a JSON object"),
         ({"metadata/00000.parquet": b""}, "is not empty .*metadata"),
     ],
 )

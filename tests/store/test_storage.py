@@ -80,7 +80,7 @@ def test_a_name_that_the_system_refuses_is_an_error_of_ours(tmp_path):
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("ftps-of-old://host/x", "There is no store for ftps-of-old://"),
+        ("ftps-of-old://host/x", "No store supports ftps-of-old://"),
         ("gs://bucket/x", r"pip install gcsfs"),
         ("abfs://box/x", r"pip install adlfs"),
         ("file:///x", "without file://"),
