@@ -78,7 +78,8 @@ def metric_run(
         if changed := differences(before["settings"], depends_on):
             raise OutputError(
                 f"{dataset.storage.place(layout.metric_run_name(name))} was begun with other settings "
-                f"({'; '.join(changed)}): go back to them to finish it, or score everything again with --again."
+                f"({'; '.join(changed)}): go back to them to finish it, or score everything "
+                "again with --again."
             )
         return before, True
     return {"metric": name, **new_run(depends_on)}, False

@@ -85,7 +85,7 @@ class SamplingPasses:
 
 @dataclass(frozen=True)
 class PictureCosts:
-    """FLOPs of one image of a given size: UNet passes, encoding of one prompt, VAE decoding; and its pixels."""
+    """FLOPs of one image: UNet passes, encoding of one prompt and VAE decoding; and its pixels."""
 
     sampling: SamplingPasses
     encode: int

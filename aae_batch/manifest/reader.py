@@ -112,7 +112,7 @@ class Manifest:
 
     @property
     def changed(self) -> bool:
-        """Whether the content of the file has changed since it was opened; False for a URL or a missing file."""
+        """Whether the file changed since it was opened; False for a URL or a missing file."""
         try:
             if not self._states or (state := _state(self.path)) in self._states:
                 return False

@@ -45,7 +45,7 @@ def is_safe_id(row_id: str) -> bool:
 
 
 def seed_of(row_id: str) -> int:
-    """Return the seed of a row without one: a hash of its id, so it depends on neither time nor row order."""
+    """Return the default seed of a row: a hash of its id, independent of time and row order."""
     return int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:4], "big")
 
 

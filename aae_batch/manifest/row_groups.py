@@ -38,7 +38,7 @@ class RowGroups:
         return self._file.schema_arrow
 
     def read(self, start: int, stop: int) -> pa.Table:
-        """Return rows `start` to `stop - 1` as a copy, so that pickling them leaves out their row group."""
+        """Return rows `start` to `stop - 1`, copied so that pickling them leaves out the row group."""
         parts = [
             self._group(group).slice(max(0, start - first), stop - max(first, start))
             for group, (first, end) in enumerate(zip(self._starts, self._starts[1:], strict=False))
