@@ -27,10 +27,10 @@ QUERY = "a photo of a {}"
 """Query to an open-vocabulary detector, as in the examples of OWL-ViT and OWLv2."""
 
 COLUMNS = (
-    column("subjects_named", pa.int32(), "How many subjects the row names."),
-    column("subjects_found", pa.int32(), "How many of them the detector finds."),
-    column("all_found", pa.bool_(), "Whether it finds all of them; null without subjects."),
-    column("found", pa.list_(pa.bool_()), "Whether it finds each subject, in order."),
+    column("subjects_named", pa.int32(), "Number of subjects that the row names."),
+    column("subjects_found", pa.int32(), "Number of subjects that the detector finds."),
+    column("all_found", pa.bool_(), "Whether all subjects are found; null without subjects."),
+    column("found", pa.list_(pa.bool_()), "Whether each subject is found, in their order."),
     column(
         "scores", pa.list_(pa.float32()), "The detector's confidence in each subject, in [0, 1]."
     ),
@@ -58,7 +58,7 @@ class ShapesDetector(Metric):
         column(
             "all_bound",
             pa.bool_(),
-            "Whether all subjects with a colour are bound; null if none has one.",
+            "Whether all subjects with a colour are in the image in it; null if none has one.",
         ),
     )
 

@@ -40,8 +40,8 @@ class Judge:
     ) -> Judge:
         """Load a model through one of transformers' auto classes, with its tokenizer and processor.
 
-        Weights are read from safetensors, or if there are none, from a pickle restricted to tensors
-        (torch's `weights_only`).
+        Weights are read from safetensors, or, if a hub id or a folder has none, from a pickle restricted
+        to tensors (torch's `weights_only`).
 
         Args:
             needs: attributes that a model of the right kind has.

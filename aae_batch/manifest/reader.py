@@ -135,7 +135,6 @@ class Manifest:
         return part.rows(), part.extras
 
     def rows(self) -> Iterator[Row]:
-        """Yield all rows in order."""
         for start in range(0, len(self), _ROWS_AT_ONCE):
             yield from self.read(start, min(start + _ROWS_AT_ONCE, len(self)))[0]
 

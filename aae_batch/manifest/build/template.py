@@ -68,7 +68,8 @@ def _gaps(template: str, lists: Mapping[str, Sequence[str]]) -> list[str]:
         if not _NAME.fullmatch(name) or not lists.get(_list_of(name)):
             have = ", ".join(lists) or "none"
             raise ManifestError(
-                f"Template {template!r} has a gap {{{name}}} and no list for it; the lists are {have}."
+                f"Template {template!r} has a placeholder {{{name}}} but no list for it; the lists are "
+                f"{have}."
             )
         if name in _TAKEN:
             raise ManifestError(
@@ -90,8 +91,8 @@ def _check(names: list[str], lists: Mapping[str, Sequence[str]], subjects: Seque
     unknown = {name for subject in subjects for name in _GAP.findall(subject)} - set(names)
     if unknown:
         raise ManifestError(
-            f"The subjects have a gap {{{min(unknown)}}} that no template has; its gaps are "
-            f"{', '.join(names) or 'none'}."
+            f"The subjects have a placeholder {{{min(unknown)}}} that no template has; the "
+            f"placeholders are {', '.join(names) or 'none'}."
         )
 
 
