@@ -1,1 +1,1 @@
-"""Dataset -> scores -> table: the other client of the job."""
+"""Score the images of a dataset and compare methods in a table; like generation, it runs on `job`."""

@@ -1,4 +1,4 @@
-"""Were the subjects attended to? From the tables alone, without a model."""
+"""The attention metric: computed from the dataset's tables, without a model."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class AttentionMetric(Metric):
-    """The attention of the worst subject (Chefer et al. 2023, equation 1, from the other side).
+    """Attention of the worst subject: one minus the loss of Chefer et al. 2023, equation 1.
 
-    `min_max_attention` is the least, over subjects, of the largest value of the subject's map at the
-    last step. A threshold is met where that figure reaches it at the end of the threshold's step;
-    thresholds at steps that a row does not have do not count. `neglected` and `num_refinements` are
-    the metadata's. Rows without subjects have nulls. Rows of composable-diffusion have nulls but for
-    `num_refinements`: a subject's maps are there those of its own conjunct, in which no other competes
-    with it (see `layout.ATTENTION_SCHEMA`).
+    `min_max_attention` is the minimum over subjects of the maximum of the subject's map at the last step.
+    A threshold is met if the same figure reaches it at the end of the threshold's step; thresholds at
+    steps that a row does not have are not counted. `neglected` and `num_refinements` come from the
+    metadata. Rows without subjects have nulls. Rows of composable-diffusion have nulls except for
+    `num_refinements`, as a subject's maps there are those of its own conjunct, where no other subject
+    competes (see `layout.ATTENTION_SCHEMA`).
 
     Attributes:
-        thresholds: step -> threshold, as the run was told; they hold for rows of every method.
+        thresholds: step -> threshold, from the run's settings; used for rows of every method.
     """
 
     thresholds: Mapping[int, float]

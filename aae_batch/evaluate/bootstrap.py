@@ -1,4 +1,4 @@
-"""A mean and its 95 % interval, by a bootstrap over prompts."""
+"""Means with 95 % intervals from a bootstrap over prompts."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from scipy.stats import bootstrap
 
 DRAWS = 2000
 SEED = 0
-"""Of the draws: the same values give the same interval."""
+"""Fixed, so that the same values give the same interval."""
 
 BLOCKS = 5000
-"""More prompts than this are dealt at random into so many blocks, and blocks are drawn: time and memory
-stay bounded, and the interval's width is off by about 1 %, less than by drawing 2000 times."""
+"""More prompts than this are divided at random into this many blocks, and blocks are drawn. That bounds time
+and memory, and changes the width of the interval by about 1 %, less than the error of 2000 draws."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over pictures and its 95 % interval, which is NaN for a single prompt."""
+    """A mean over images and its 95 % interval, which is NaN for a single prompt."""
 
     mean: float
     low: float
@@ -29,15 +29,13 @@ class Estimate:
 
 
 def estimate(values: np.ndarray, prompts: np.ndarray) -> Estimate | None:
-    """The mean over pictures, with a percentile bootstrap over prompts: the seeds of a prompt are not
-    independent, so a prompt is drawn with all of its pictures.
+    """Return the mean over images with a percentile bootstrap over prompts, or None without values.
+
+    Images of one prompt are not independent, so a prompt is drawn with all of its images.
 
     Args:
-        values: [pictures], float; NaN counts as missing.
-        prompts: [pictures], whole numbers; the same for pictures of one prompt.
-
-    Returns:
-        None for no values.
+        values: [images], float; NaN counts as missing.
+        prompts: [images], integers that identify the prompt.
     """
     there = ~np.isnan(values)
     values, prompts = values[there], prompts[there]
@@ -65,7 +63,7 @@ def _mean(sums: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
 
 
 def _blocks(sums: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The sum of values and the count of pictures of each block of prompts, given each prompt's."""
+    """Return the sum of values and the number of images per block, given those per prompt."""
     if len(counts) <= BLOCKS:
         return sums, counts
     block = np.random.default_rng(SEED).permutation(len(counts)) % BLOCKS

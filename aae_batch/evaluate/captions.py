@@ -1,6 +1,8 @@
-"""Would a caption of the picture say what the prompt says? Computed as Attend-and-Excite's text-text
-similarity is (Chefer et al. 2023, section 5; official `blip_captioning_and_clip_similarity.py`), with a
-captioner of choice."""
+"""The captions metric: similarity between the prompt and a caption of the image.
+
+It computes Attend-and-Excite's text-text similarity (Chefer et al. 2023, section 5; official
+`blip_captioning_and_clip_similarity.py`) with any captioning model.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +22,23 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 DECODING = {"num_beams": 3, "max_length": 30, "min_length": 10, "do_sample": False}
-"""How captions are decoded: LAVIS's own for BLIP, which the official code calls. Lengths are in tokens
-and count the prefix."""
+"""Decoding settings: LAVIS's defaults for BLIP, which the official code uses. Lengths are in tokens,
+including the prefix."""
 
 
 @dataclass
 class CaptionsMetric(Metric):
-    """A caption of the picture, and the similarity of prompt and caption by CLIP's text encoder.
+    """Caption of the image, and cosine similarity of prompt and caption in CLIP's text encoder.
 
-    The prompt is the mean of its 80 ImageNet sentences, the caption stands for itself, as in the
-    official code. Any captioning model of transformers' `AutoModelForImageTextToText` that needs no
-    instruction will do. The official code takes LAVIS's BLIP (Li et al. 2022, arXiv 2201.12086), base,
-    fine-tuned on COCO; the default weights here may be another checkpoint, so figures need not be the
+    As in the official code, the prompt is embedded as the mean of its 80 ImageNet templates, and the
+    caption as it is. The captioner can be any model of transformers' `AutoModelForImageTextToText` that
+    needs no instruction. The official code uses LAVIS's BLIP base, fine-tuned on COCO (Li et al. 2022,
+    arXiv 2201.12086). The default weights here may be another checkpoint, so scores may differ from the
     paper's.
 
     Attributes:
-        prefix: what the captioner is made to go on from, as BLIP was fine-tuned to; it is no part of the
-            caption. Empty for one that begins by itself.
+        prefix: text that the captioner continues, as in BLIP's fine-tuning; not part of the caption.
+            Empty for a captioner that needs none.
     """
 
     caption_model: str
@@ -46,8 +48,8 @@ class CaptionsMetric(Metric):
     _loaded: Any = field(default=None, init=False, repr=False)
 
     columns = (
-        column("caption", pa.string(), "What the captioning model says of the picture."),
-        column("clip_caption", pa.float32(), "Cosine of the caption with the prompt."),
+        column("caption", pa.string(), "Caption of the image."),
+        column("clip_caption", pa.float32(), "Cosine similarity of the caption and the prompt."),
     )
 
     @property

@@ -1,5 +1,5 @@
-"""Do picture and text agree? Similarities of CLIP (Radford et al. 2021, arXiv 2103.00020), as
-Attend-and-Excite reports them (Chefer et al. 2023, section 5; official `compute_clip_similarity.py`)."""
+"""The clip metric: image-text similarity in CLIP (Radford et al. 2021, arXiv 2103.00020), as
+Attend-and-Excite reports it (Chefer et al. 2023, section 5; official `compute_clip_similarity.py`)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TEXTS_HELD = 4096
-"""Embeddings of texts that are kept: the seeds of a prompt share it."""
+"""Size of the cache of text embeddings, which images of one prompt share."""
 
 
 class Clip:
-    """A CLIP model of transformers. Its embeddings are unit vectors: [n, width], float32."""
+    """A CLIP model of transformers. Embeddings are unit vectors: [n, width], float32."""
 
     def __init__(self, model: str, device: str, dtype: str, s3_endpoint: str | None) -> None:
         from transformers import AutoModel
@@ -37,14 +37,14 @@ class Clip:
             dtype,
             s3_endpoint,
             needs=("text_model", "get_image_features"),
-            advice=", which does not compare texts with pictures; use a CLIP model, e.g. "
+            advice=", which does not compare texts with images; use a CLIP model, e.g. "
             "openai/clip-vit-base-patch16.",
         )
         self.model = self._judge.model
         self.ensemble = lru_cache(TEXTS_HELD)(self._ensemble)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Longer texts than the model reads are cut."""
+        """Embed texts, truncated to the length of the model."""
         import torch
 
         tokens = self._judge.tokens(texts, padding=True)
@@ -58,7 +58,7 @@ class Clip:
             return _unit(self.model.get_image_features(self._judge.pixels(images)).pooler_output)
 
     def _ensemble(self, text: str) -> Tensor:
-        """A text as the mean of its 80 sentences: [width], of length one."""
+        """Return the normalized mean embedding of a text in the 80 ImageNet templates: [width]."""
         return _unit(self.texts(ensemble(text)).mean(dim=0))
 
 
@@ -69,11 +69,11 @@ def _unit(vectors: Tensor) -> Tensor:
 
 @dataclass
 class ClipMetric(Metric):
-    """Similarity of the picture with the full prompt, and the least of those with its subjects.
+    """Cosine similarity of the image with the full prompt, and the minimum of those with its subjects.
 
-    A text is the normalised mean of the embeddings of the 80 ImageNet templates with the text in its
-    place. The text of a subject is the part of the prompt that speaks of it (see `phrases.py`): the
-    official code splits the prompt at " and " or " with " into two.
+    A text is embedded as the normalized mean over the 80 ImageNet templates. The text of a subject is its
+    phrase in the prompt (see `phrases.py`); the official code splits the prompt in two at " and " or
+    " with ".
     """
 
     model: str
@@ -82,11 +82,11 @@ class ClipMetric(Metric):
 
     attention_columns = ("subject",)
     columns = (
-        column("clip_full", pa.float32(), "Cosine of the picture with the prompt."),
+        column("clip_full", pa.float32(), "Cosine similarity of the image and the prompt."),
         column(
             "clip_min_subject",
             pa.float32(),
-            "The least of the picture's cosines with its subjects; null without subjects.",
+            "Minimum over subjects of the cosine similarity with the image; null without subjects.",
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Are the subjects there? Detectors look for each of them."""
+"""The detector metric: which subjects an object detector finds in the image."""
 
 from __future__ import annotations
 
@@ -21,27 +21,29 @@ if TYPE_CHECKING:
     from aae_batch.shapes.world import Thing
 
 SHAPES = "shapes"
-"""The name of the embedded model's detector, which needs no weights."""
+"""Name of the detector for images of the embedded model; it needs no weights."""
 
 QUERY = "a photo of a {}"
-"""What an open-vocabulary detector is asked for, as in OWL-ViT's and OWLv2's own examples."""
+"""Query to an open-vocabulary detector, as in the examples of OWL-ViT and OWLv2."""
 
 COLUMNS = (
-    column("subjects_named", pa.int32(), "How many subjects the row names."),
-    column("subjects_found", pa.int32(), "How many of them are in the picture."),
-    column("all_found", pa.bool_(), "All of them are; null without subjects."),
-    column("found", pa.list_(pa.bool_()), "Which of them are, in their order."),
-    column("scores", pa.list_(pa.float32()), "How sure the detector is of each, in [0, 1]."),
+    column("subjects_named", pa.int32(), "Number of subjects that the row names."),
+    column("subjects_found", pa.int32(), "Number of subjects that the detector finds."),
+    column("all_found", pa.bool_(), "Whether all subjects are found; null without subjects."),
+    column("found", pa.list_(pa.bool_()), "Whether each subject is found, in their order."),
+    column(
+        "scores", pa.list_(pa.float32()), "The detector's confidence in each subject, in [0, 1]."
+    ),
 )
 
 
 @dataclass
 class ShapesDetector(Metric):
-    """The detector of the embedded model's world (`aae_batch.shapes.detector.judge`).
+    """The detector for images of the embedded model (`aae_batch.shapes.detector.judge`).
 
-    A subject is found where there is such a shape, whatever its colour; its score is the likeness of
-    the best such object. `bound` says whether that shape is there in the colour that the prompt gives
-    it, null where it gives none. All is null where a subject is no shape of the world.
+    A subject is found if its shape is present in any colour; its score is the likeness of the best such
+    object. `bound` tells whether the shape is present in the colour that the prompt gives it, and is null
+    if it gives none. All columns are null if a subject is not a known shape.
     """
 
     attention_columns = ("subject",)
@@ -50,10 +52,14 @@ class ShapesDetector(Metric):
         column(
             "bound",
             pa.list_(pa.bool_()),
-            "Which subjects are in the picture in the colour that the prompt gives them; null where "
+            "Whether each subject is in the image in the colour that the prompt gives it; null where "
             "it gives none.",
         ),
-        column("all_bound", pa.bool_(), "All that have a colour are; null where none has."),
+        column(
+            "all_bound",
+            pa.bool_(),
+            "Whether all subjects with a colour are in the image in it; null if none has one.",
+        ),
     )
 
     def settings(self) -> dict[str, Any]:
@@ -92,8 +98,11 @@ class ShapesDetector(Metric):
 
 
 def thing_of(subject: str, phrase: str) -> Thing | None:
-    """The shape that a subject names, in the colour that stands directly before it in the subject, else
-    in its phrase, or in none: "circle" of "a red circle". None where it names no shape of the world."""
+    """Return the shape that a subject names, or None if it names none.
+
+    Its colour is the word directly before the shape, first in the subject, else in its phrase: red for
+    "circle" in "a red circle".
+    """
     from aae_batch.shapes.world import COLOURS, SHAPES, Thing
 
     def colour_in(text: str) -> str:
@@ -111,12 +120,12 @@ def _words(text: str) -> list[str]:
 
 @dataclass
 class OpenVocabularyDetector(Metric):
-    """A detector that is told what to look for: OWL-ViT (Minderer et al. 2022, arXiv 2205.06230), OWLv2,
-    or another of transformers' with the same outputs.
+    """An open-vocabulary detector: OWL-ViT (Minderer et al. 2022, arXiv 2205.06230), OWLv2, or another
+    model of transformers with the same outputs.
 
-    It is asked for "a photo of a {phrase}", where the phrase is the part of the prompt that speaks of
-    the subject (see `phrases.py`). A subject's score is the largest over all boxes, and it is found
-    from `threshold` on. Where two subjects are the same words, one object does for both.
+    The query is "a photo of a {phrase}", with the subject's phrase in the prompt (see `phrases.py`). A
+    subject's score is the maximum over all boxes; the subject is found if it is at least `threshold`. One
+    object suffices for two subjects with the same words.
     """
 
     model: str
@@ -161,8 +170,8 @@ class OpenVocabularyDetector(Metric):
     def _best_scores(
         self, named: Sequence[Sequence[str]], images: Sequence[Image]
     ) -> list[list[float]]:
-        """The best score over all boxes: [pictures][queries]. Every picture has as many queries as
-        the one with the most, the last of them empty."""
+        """Return the best score over all boxes: [images][queries], padded with empty queries to the same
+        number for every image."""
         import torch
 
         assert self._judge is not None

@@ -1,8 +1,8 @@
-"""A scoring job: the pictures of a dataset, judged by one metric.
+"""The scoring job: scores the images of a dataset with one metric.
 
-The unit is a shard: a worker reads its pictures and writes its scores, whose one table is the commit.
-A shard that keeps crashing workers is bisected until the row is found, whose scores are null; the
-others' are not lost by it. A metric that needs no pictures is computed in this process.
+The unit of work is a shard: a worker reads its images and writes one table of scores, which is the commit.
+A shard that keeps crashing workers is bisected down to the row at fault, whose scores are null; other rows
+are unaffected. A metric that needs no images runs in this process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ logger = logging.getLogger("aae_batch.job")
 
 
 class ScoreProgress(Progress):
-    """How far scoring is, in the words that fit it."""
+    """Progress of a scoring job."""
 
     def __str__(self) -> str:
         return (
@@ -50,12 +50,12 @@ class ScoreProgress(Progress):
 
 @dataclass(frozen=True)
 class Scored:
-    """What a run of a metric came to.
+    """The result of a scoring run.
 
     Attributes:
-        rows: that this run has gone through; pictures that failed earlier are among them.
-        kept: shards that had been scored before.
-        unscored: pictures whose scores are null, since they could not be scored, now or earlier.
+        rows: rows processed by this run, including rows whose generation failed.
+        kept: shards that were already scored.
+        unscored: images that could not be scored, in this run or earlier; their scores are null.
         missing: shards that are not generated yet.
     """
 
@@ -67,10 +67,10 @@ class Scored:
 
 
 def plan_scores(settings: ScoreSettings) -> ScorePlan:
-    """What `score` would do.
+    """Return what `score` would do.
 
     Raises:
-        AaeBatchError: it would not start.
+        AaeBatchError: the job would not start.
     """
     dataset = Dataset(open_storage(settings.output, settings.s3_endpoint))
     return make_score_plan(settings, _metric(settings, dataset), dataset)
@@ -81,20 +81,20 @@ def score(
     on_progress: OnProgress = lambda progress: None,
     worker_class: type[ScoreWorker] = ScoreWorker,
 ) -> Scored:
-    """Score what is generated and not scored yet.
+    """Score the images that are generated and not scored yet.
 
     Args:
-        on_progress: is told about once a second how far the job is.
-        worker_class: what the workers are.
+        on_progress: called about once a second.
+        worker_class: class of the workers.
 
     Raises:
-        AaeBatchError: the job cannot start or cannot go on; the message says why.
-        KeyboardInterrupt: it was stopped by a signal. The same call goes on with it.
+        AaeBatchError: the job cannot start or continue.
+        KeyboardInterrupt: a signal stopped the job. The same call resumes it.
     """
     storage = open_storage(settings.output, settings.s3_endpoint)
     dataset = Dataset(storage)
     metric = _metric(settings, dataset)
-    metric_run(settings, metric, dataset)  # refuse before anything is made
+    metric_run(settings, metric, dataset)  # raises before anything is written
     with writing(storage) as lock:
         plan = make_score_plan(settings, metric, dataset)
         job = ScoreJob(settings, plan, metric, dataset, worker_class)
@@ -104,7 +104,7 @@ def score(
                 done = run_on_workers(job, lock, on_progress).now
             elif plan.todo:
                 done = _score_here(job, lock, on_progress)
-        except OutputError as error:  # the job was under way: it can go on when that is fixed
+        except OutputError as error:  # the job had started and can be resumed once this is fixed
             raise JobError(str(error)) from error
     unscored = plan.given_up + done.failed
     return Scored(settings.metric, done.done, len(plan.kept), unscored, plan.missing)
@@ -120,10 +120,10 @@ def _metric(settings: ScoreSettings, dataset: Dataset) -> Metric:
 
 
 def _score_here(job: ScoreJob, lock: Lock, on_progress: OnProgress) -> Tally:
-    """Score by the tables alone, several shards at a time.
+    """Score from the tables alone, in threads of this process.
 
     Raises:
-        KeyboardInterrupt: it was told to stop, and the shards under way are finished.
+        KeyboardInterrupt: a signal stopped the job; shards in progress were finished.
     """
     plan, metric = job.plan, job.metric
 
@@ -151,10 +151,10 @@ def _score_here(job: ScoreJob, lock: Lock, on_progress: OnProgress) -> Tally:
 
 
 class ScoreJob(Job[dict[str, Any]]):
-    """Scores the shards that are generated.
+    """The job that scores the generated shards.
 
     Attributes:
-        unscored: ids of pictures that this session could not score.
+        unscored: ids of images that this run could not score.
     """
 
     settings: ScoreSettings
@@ -169,7 +169,7 @@ class ScoreJob(Job[dict[str, Any]]):
         dataset: Dataset,
         worker_class: type[ScoreWorker],
     ) -> None:
-        if not metric.models:  # it has no use for a GPU
+        if not metric.models:  # it does not use a GPU
             settings = settings.model_copy(update={"gpus_per_actor": 0})
         super().__init__(settings, plan, dataset, worker_class)
         self.model = " and ".join(metric.models) or settings.metric
@@ -192,7 +192,6 @@ class ScoreJob(Job[dict[str, Any]]):
         self.write(shard, rows)
 
     def write(self, shard: int, rows: list[dict[str, Any]]) -> None:
-        """Write a shard's scores."""
         name, mark = self.settings.metric, self.run["fingerprint"]
         without = [row["id"] for row in rows if row["id"] in self.unscored]
         write_scores(self.storage, name, self.metric, shard, rows, mark, without)

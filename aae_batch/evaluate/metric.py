@@ -1,4 +1,4 @@
-"""What a metric is, and how the pictures of a shard are scored by one."""
+"""The metric interface, and scoring the images of a shard."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from aae_batch.store.base import Storage
 
 MetadataRow = Mapping[str, Any]
 Attention = Mapping[str, Sequence[Mapping[str, Any]]]
-"""By row id: its rows of the attention table, with the columns that the metric names."""
+"""Row id -> its rows of the attention table, with the metric's `attention_columns`."""
 
 
 class Metric(ABC):
-    """Scores pictures. Instances travel to the workers by pickling, before they are loaded.
+    """Scores images. Instances are pickled to the workers before `load`.
 
     Attributes:
-        columns: of its table, after `id` and `sha256`.
-        sees_images: whether it needs the pictures, and not only the tables.
-        attention_columns: of the attention table, those that it needs besides `id`.
+        columns: columns of its table, after `id` and `sha256`.
+        sees_images: whether it needs the images, not only the tables.
+        attention_columns: columns of the attention table that it needs, besides `id`.
     """
 
     columns: ClassVar[tuple[pa.Field, ...]]
@@ -40,18 +40,18 @@ class Metric(ABC):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models that it loads, as a person names them."""
+        """Names of the models that it loads, as given in the settings."""
         return ()
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What its scores depend on besides the pictures, the models' weights and the precision."""
+        """Return what scores depend on, besides the images, the models' weights and the precision."""
 
     def load(self, device: str, dtype: str) -> Loaded:
-        """Load its models.
+        """Load the models.
 
         Raises:
-            ModelError: there is no such model, or it is of another kind.
+            ModelError: a model does not exist or is of the wrong kind.
             SettingsError: device or dtype is unknown or not available.
         """
         return Loaded()
@@ -60,11 +60,11 @@ class Metric(ABC):
     def score(
         self, rows: Sequence[MetadataRow], images: Sequence[Image.Image], attention: Attention
     ) -> list[dict[str, Any]]:
-        """The values of its columns for each row.
+        """Return the values of the metric's columns for each row.
 
         Args:
-            rows: of the metadata table, all of pictures that are there.
-            images: theirs, in RGB; none where the metric does not see them.
+            rows: rows of the metadata table with status ok.
+            images: their images, in RGB; empty if `sees_images` is False.
         """
 
 
@@ -77,15 +77,15 @@ def score_rows(
     turn: AbstractContextManager[Any] | None = None,
     on_progress: Callable[[int], None] = lambda rows: None,
 ) -> list[dict[str, Any]]:
-    """Score the pictures of some rows of a shard, which rows without one are left out of.
+    """Score the images of some rows of a shard, skipping rows without an image.
 
     Args:
-        places: of the rows in the shard.
-        turn: held while the metric is at work, so that others read meanwhile.
-        on_progress: gets after each batch how many rows that were.
+        places: positions of the rows in the shard.
+        turn: a lock held while the metric runs, so that other threads can read images meanwhile.
+        on_progress: called after each batch with its number of rows.
 
     Raises:
-        OutputError: a picture cannot be read, or is another than its row says.
+        OutputError: an image cannot be read, or does not match its row's SHA-256.
     """
     table = dataset.table(shard).slice(places.start, len(places))
     attention = _attention(dataset, shard, metric)
@@ -107,7 +107,7 @@ def score_rows(
 
 
 def unscored(dataset: Dataset, shard: int, place: int, metric: Metric) -> list[dict[str, Any]]:
-    """The row of a picture that could not be scored: all null."""
+    """Return the all-null scores of an image that could not be scored, or no row if it has no image."""
     (row,) = dataset.table(shard, ["id", "sha256", "status"]).slice(place, 1).to_pylist()
     if row["status"] != "ok":
         return []
@@ -126,8 +126,8 @@ def write_scores(
     """Write the scores of a whole shard, in the order of its metadata.
 
     Args:
-        fingerprint: of the metric's run.
-        unscored: ids of those that could not be scored.
+        fingerprint: fingerprint of the metric's run.
+        unscored: ids of images that could not be scored.
     """
     sink = io.BytesIO()
     marks = {

@@ -1,4 +1,4 @@
-"""Models of transformers that judge pictures: by hub id, folder, or URL of one."""
+"""Loads the transformers models that score images, by hub id, folder or URL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 JUDGE_FILES = (*MODEL_FILES, ".bin", ".model")
-"""The files of a folder that a judge depends on: a generator's, pickled weights, and SentencePiece's words."""
+"""Suffixes of the files that a judge depends on: those of a generator, pickled weights, and SentencePiece
+vocabularies."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,17 @@ class Judge:
         needs: Sequence[str] = (),
         advice: str = "",
     ) -> Judge:
-        """A model as one of transformers' auto classes makes it, and what stands beside its weights.
+        """Load a model through one of transformers' auto classes, with its tokenizer and processor.
 
-        Weights are read from safetensors, or, where a hub id or a folder has none, from a pickle of
-        tensors alone (torch's `weights_only`).
+        Weights are read from safetensors, or, if a hub id or a folder has none, from a pickle restricted
+        to tensors (torch's `weights_only`).
 
         Args:
-            needs: attributes of a model of the right kind.
-            advice: ends the sentence on one without these: "Model ... is a BertModel".
+            needs: attributes that a model of the right kind has.
+            advice: completes the error message for a model without them: "Model ... is a BertModel".
 
         Raises:
-            ModelError: there is no such model, or it is of another kind.
+            ModelError: the model does not exist, is of the wrong kind, or does not fit on the device.
             SettingsError: device or dtype is unknown or not available.
         """
         from transformers import AutoImageProcessor, AutoTokenizer
@@ -63,7 +64,7 @@ class Judge:
             missing = sorted(
                 {*found["missing_keys"]} & {key for key, _ in model.named_parameters()}
             )
-            if missing:  # transformers would go on with random ones
+            if missing:  # transformers would initialize them at random
                 raise ModelError(
                     f"Model {name!r} lacks {len(missing)} weights of a {type(model).__name__} (e.g. "
                     f"{missing[0]}); use a model of the kind that the metric needs."
@@ -81,12 +82,12 @@ class Judge:
         return cls(model, tokenizer, processor)
 
     def pixels(self, images: Sequence[Image]) -> Tensor:
-        """Images as the model takes them, where it is and in its precision."""
+        """Preprocess images for the model, on its device and in its precision."""
         pixels = self.processor(list(images), return_tensors="pt")["pixel_values"]
         return pixels.to(self.model.device, self.model.dtype)
 
     def tokens(self, texts: Sequence[str], padding: bool | str) -> Any:
-        """Texts as the model takes them; longer ones than it reads are cut."""
+        """Tokenize texts for the model, truncated to its maximum length."""
         longest = self.model.config.text_config.max_position_embeddings
         return self.tokenizer(
             list(texts), padding=padding, truncation=True, max_length=longest, return_tensors="pt"
@@ -94,18 +95,18 @@ class Judge:
 
 
 def refuse_missing_folder(model: str) -> None:
-    """Raises: ModelError: it is the path of a folder that does not exist."""
+    """Raise a ModelError if `model` is the path of a folder that does not exist."""
     if (Path(model).is_absolute() or model.startswith((".", "~"))) and not Path(model).is_dir():
         raise ModelError(f"Model folder {model!r} does not exist; check the path.")
 
 
 def _why(model: str, source: str, error: Exception) -> str:
-    """One sentence for what transformers or the hub's client says in many."""
+    """Summarize an error of transformers or the hub client in one sentence."""
     lines = str(error).strip().splitlines()
     words = lines[0] if lines else "no details were given"
     if Path(source).is_dir():
         return f"Folder {model!r} is not such a model in transformers' layout: {words}"
     return (
-        f"Model {model!r} is neither a folder here nor can it be had from the hub; check the spelling "
-        f"and the network, or give the path of a downloaded folder. ({words})"
+        f"Model {model!r} is not a local folder and cannot be fetched from the hub; check the "
+        f"spelling and the network, or give the path of a downloaded folder. ({words})"
     )

@@ -1,7 +1,7 @@
-"""A row's subjects, and the part of its prompt that speaks of each.
+"""Finds the subjects of a row and the phrase of each in its prompt.
 
-Judges split the prompt's text as the official metrics do; `sampling/phrases.py` splits a generator's
-tokens, which a judge does not have, and by finer rules.
+Metrics split the text of the prompt as the official metrics do. `sampling/phrases.py` splits the
+generator's tokens, which a metric does not have, by finer rules.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ _SEPARATOR = re.compile(r"\s*,\s*(?:(?:and|with)\s+)?|\s+(?:and|with)\s+", re.IG
 def subjects_of(
     row: Mapping[str, Any], attention: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> list[str]:
-    """The subjects of a metadata row: as the manifest names them, else, where it has
-    `token_indices`, the words at these, as the row's part of the attention table spells them."""
+    """Return the subjects of a metadata row: those of the manifest, or else, for a row with `token_indices`,
+    their words from the attention table."""
     if row["subjects"] is not None:
         return list(row["subjects"])
     return [entry["subject"] for entry in attention.get(row["id"], ())]
 
 
 def phrases(prompt: str, subjects: Sequence[str]) -> list[str]:
-    """For each subject the part of the prompt that speaks of it: of "a frog and a yellow bowl", whose
-    subjects are "frog" and "bowl", these are "a frog" and "a yellow bowl".
+    """Return the phrase of each subject in the prompt: "a frog" and "a yellow bowl" for the subjects "frog"
+    and "bowl" of "a frog and a yellow bowl".
 
-    Parts stand between " and ", " with " and commas; the official metrics split at the first two. A
-    word that occurs twice is taken in order of appearance. Where a part speaks of several subjects
-    or of none, the subject's own words stand for it.
+    Phrases are separated by " and ", " with " and commas; the official metrics split at the first two.
+    Repeated subjects take phrases in order of appearance. A subject without a phrase, or whose phrase also
+    names another subject that has none, is its own phrase.
     """
     free = [part.strip() for part in _SEPARATOR.split(prompt)]
     own: list[str | None] = []

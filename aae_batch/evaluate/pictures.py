@@ -1,4 +1,4 @@
-"""The pictures of outputs, with the figures that metrics give them."""
+"""Reads the images of several outputs with their scores into arrays."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ SETS = {
     "animals-objects": "Animal-Object",
     "objects": "Object-Object",
 }
-"""Values of the manifest's column `set` that the paper has names for; others are their own."""
+"""Titles of values of the manifest's column `set`, as in the paper; other values are shown unchanged."""
 
 WITHOUT_SET = "all"
 
 _FORM = ("height", "width", "num_inference_steps", "guidance_scale")
-"""What besides prompt and seed has to be the same in two pictures that are compared as a pair."""
+"""Columns, besides prompt and seed, that must be equal for two images to be compared as a pair."""
 
 _COLUMNS = ["id", "sha256", "status", "method", "prompt", "seed", "set", *_FORM]
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure of the table.
+    """A quantity shown in the table.
 
     Attributes:
-        metric: whose scores it is made from.
-        part, whole: the column of its values, and the one that they are divided by, if any. Where
-            either is null, or `whole` is 0, a picture has none.
-        percent: it is a share.
+        metric: the metric whose scores it uses.
+        part, whole: the score column, and the column to divide it by, if any. The value is missing if
+            either is null or `whole` is 0.
+        percent: whether to show it as a percentage.
     """
 
     metric: str
@@ -53,7 +53,7 @@ class Measure:
         return [self.part] if self.whole is None else [self.part, self.whole]
 
     def values(self, scores: pa.Table) -> np.ndarray:
-        """[rows], float64: NaN where there is none."""
+        """Return [rows], float64, with NaN for missing values."""
         if not {*self.columns} <= {*scores.column_names}:
             return np.full(scores.num_rows, np.nan)
         part, *rest = (pc.cast(scores[name], pa.float64()).to_numpy() for name in self.columns)
@@ -82,11 +82,10 @@ MEASURES = (
 
 @dataclass(frozen=True)
 class Variant:
-    """What the table compares, a row each: a method, or, where several outputs have pictures by it, a
-    method in one output.
+    """A row of the table: a method, or a method in one output if several outputs have it.
 
     Attributes:
-        label: what the table calls it.
+        label: its name in the table.
     """
 
     label: str
@@ -96,15 +95,15 @@ class Variant:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures in columns, which have an entry for each: a million of them are about 110 MB.
+    """Images as arrays with one entry per image; a million images take about 110 MB.
 
     Attributes:
-        variants: the table's rows; `variant` says which of them a picture belongs to.
-        groups: the table's columns, sets of prompts; `group` says which.
-        prompt: the same number for the same prompt.
-        form: the same number for the same size, steps and guidance scale.
-        figures: by the names of measures; NaN where a picture has none.
-        stale: scores that are left out; see `dataset.scores.ShardScores`.
+        variants: rows of the table, indexed by `variant`.
+        groups: columns of the table, which are sets of prompts, indexed by `group`.
+        prompt: number of the prompt.
+        form: number of the combination of size, steps and guidance scale.
+        figures: measure name -> values, NaN if missing.
+        stale: number of scores left out; see `dataset.scores.ShardScores`.
     """
 
     variants: tuple[Variant, ...]
@@ -119,10 +118,10 @@ class Pictures:
 
 
 def read_pictures(datasets: Mapping[str, Dataset], without: Collection[str] = ()) -> Pictures:
-    """All pictures of some outputs.
+    """Read all images of several outputs.
 
     Args:
-        datasets: outputs by the names that tell them apart.
+        datasets: label -> output.
         without: metrics whose scores are left out.
 
     Raises:
@@ -165,7 +164,7 @@ _SCHEMA = pa.schema(
 def _read_shard(
     dataset: Dataset, output: str, scores: Scores, metrics: Collection[str], shard: int
 ) -> tuple[pa.Table, int]:
-    """A shard's pictures by `_SCHEMA`, and how many scores were left out."""
+    """Return the images of a shard in `_SCHEMA`, and the number of scores left out."""
     table = dataset.table(shard, _COLUMNS)
     table = table.filter(pc.equal(table["status"], "ok"))
     columns = {name: table[name] for name in ("prompt", "seed", *_FORM)}
@@ -186,7 +185,7 @@ def _read_shard(
 
 
 def numbered(*columns: np.ndarray) -> np.ndarray:
-    """Numbers that are the same where all of the columns are."""
+    """Number the distinct combinations of values in the columns."""
     numbers = np.zeros(len(columns[0]), np.int64)
     for column in columns:
         values, places = np.unique(column, return_inverse=True)

@@ -1,4 +1,4 @@
-"""What a metric leaves beside a dataset: its `run.json`, which a later run is held against, and its tables."""
+"""A metric's `run.json` and score tables in a dataset, and the plan of what remains to be scored."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from aae_batch.job.plan import JobPlan, Ledger, Piece, shards
 from aae_batch.job.records import AUTO, as_json, differences, new_run
 
 READERS = 8
-"""Tables that are read at a time."""
+"""Threads that read tables."""
 
 
 @dataclass(frozen=True)
 class ScorePlan(JobPlan[dict[str, Any]]):
-    """What scoring comes to, given what is there.
+    """What a scoring run has to do.
 
     Attributes:
-        shards: all of the dataset, as pieces, generated or not.
-        todo: those that are generated and not scored.
-        kept: those that have been scored, and whose pictures are still the same.
-        given_up: pictures of kept shards that could not be scored, and are not tried again.
-        again: of kept shards, rows that are tried again, as places in the manifest.
+        shards: all shards of the dataset, generated or not.
+        todo: shards that are generated and not scored.
+        kept: shards that are scored and whose images have not changed.
+        given_up: number of images in kept shards that could not be scored and are not retried.
+        again: kept shard -> rows to retry, as positions in the manifest.
     """
 
     shards: tuple[Piece, ...]
@@ -48,7 +48,7 @@ class ScorePlan(JobPlan[dict[str, Any]]):
 
     @property
     def rows(self) -> int:
-        """Of the shards that can be scored."""
+        """Number of rows in the shards that are generated."""
         return sum(map(len, self.todo)) + sum(len(self.shards[shard]) for shard in self.kept)
 
     def ledger(self) -> Ledger[dict[str, Any]]:
@@ -60,10 +60,10 @@ class ScorePlan(JobPlan[dict[str, Any]]):
 def metric_run(
     settings: ScoreSettings, metric: Metric, dataset: Dataset
 ) -> tuple[dict[str, Any], bool]:
-    """What the metric's `run.json` says or is going to say, and whether it is there already.
+    """Return the content of the metric's `run.json`, and whether an earlier run wrote it.
 
     Raises:
-        OutputError: there is nothing to score, or other settings have scored a part of it.
+        OutputError: there is nothing to score, or part of it was scored with other settings.
     """
     run, name = dataset.run, settings.metric
     if run is None or not dataset.shards():
@@ -73,23 +73,23 @@ def metric_run(
     depends_on = settings.depends_on(metric, run)
     before = dataset.metric_run(name) if dataset.scored_shards(name) else None
     if before is not None and not settings.again:
-        if depends_on.get("dtype") == AUTO:  # as the first actor found it
+        if depends_on.get("dtype") == AUTO:  # use what the first actor chose
             depends_on["dtype"] = before["settings"].get("dtype", AUTO)
         if changed := differences(before["settings"], depends_on):
             raise OutputError(
                 f"{dataset.storage.place(layout.metric_run_name(name))} was begun with other settings "
-                f"({'; '.join(changed)}): go back to these to finish it, or score all of it anew with "
-                "--again."
+                f"({'; '.join(changed)}): go back to them to finish it, or score everything "
+                "again with --again."
             )
         return before, True
     return {"metric": name, **new_run(depends_on)}, False
 
 
 def make_score_plan(settings: ScoreSettings, metric: Metric, dataset: Dataset) -> ScorePlan:
-    """Hold a metric against what is scored. Reads what every table of scores is of.
+    """Plan a scoring run. Reads the ids and hashes of every table of scores.
 
     Raises:
-        OutputError: as `metric_run`.
+        OutputError: see `metric_run`.
     """
     run, begun = metric_run(settings, metric, dataset)
     made = dataset.run
@@ -113,8 +113,8 @@ def make_score_plan(settings: ScoreSettings, metric: Metric, dataset: Dataset) -
 
 
 def begin_scores(dataset: Dataset, run: dict[str, Any]) -> None:
-    """Write the metric's `run.json`. Tables of another run stay until theirs are written over, but
-    those of shards that the dataset does not have go."""
+    """Write the metric's `run.json`. Tables of an earlier run stay until they are replaced, but those of
+    shards that the dataset no longer has are deleted."""
     name, storage = run["metric"], dataset.storage
     present = {*dataset.shards()}
     for shard in dataset.scored_shards(name):
@@ -124,10 +124,10 @@ def begin_scores(dataset: Dataset, run: dict[str, Any]) -> None:
 
 
 def differing_judges(datasets: Mapping[str, Dataset]) -> dict[str, str]:
-    """Metrics whose scores in some outputs are not by the same judge, and in a sentence what differs.
+    """Return the metrics whose settings or weights differ between outputs -> a sentence on what differs.
 
     Args:
-        datasets: outputs by the names that tell them apart.
+        datasets: label -> output.
     """
     found: dict[str, str] = {}
     first: dict[str, tuple[str, dict[str, Any]]] = {}
@@ -149,10 +149,11 @@ def differing_judges(datasets: Mapping[str, Dataset]) -> dict[str, str]:
 def whole_shard(
     made: Iterable[dict[str, Any]], dataset: Dataset, metric: str, shard: int, again: bool
 ) -> list[dict[str, Any]]:
-    """Scores of a shard that came in parts, in the order of its metadata.
+    """Return the scores of a whole shard in the order of its metadata.
 
     Args:
-        again: they take the place of rows that are there; else they are all.
+        made: the new scores, in any order.
+        again: `made` replaces some of the existing scores; otherwise it has all rows.
     """
     rows = {row["id"]: row for row in dataset.scores_of(metric, shard).to_pylist()} if again else {}
     rows |= {row["id"]: row for row in made}
@@ -160,8 +161,8 @@ def whole_shard(
 
 
 def _unscored(dataset: Dataset, metric: str, shard: int, fingerprint: str) -> list[int] | None:
-    """Places in the shard of pictures that could not be scored; None where the scores are of another
-    run, or of other pictures than those that are there, or damaged."""
+    """Return the positions in the shard of images that could not be scored, or None if the scores are of
+    another run or of other images, or are damaged."""
     names = [column.name for column in layout.SCORED_COLUMNS]
     try:
         scores, marks = dataset.marked_scores_of(metric, shard, names)
@@ -177,7 +178,7 @@ def _unscored(dataset: Dataset, metric: str, shard: int, fingerprint: str) -> li
 
 
 def _pictures(dataset: Dataset, shard: int) -> pa.Table:
-    """`id` and `sha256` of a shard's pictures, and their places in it."""
+    """Return `id`, `sha256` and `place`, the position in the shard, of a shard's images."""
     table = dataset.table(shard, ["id", "sha256", "status"])
     table = table.append_column("place", pa.array(range(table.num_rows), pa.int64()))
     return table.filter(pc.equal(table["status"], "ok")).drop_columns("status")

@@ -1,4 +1,4 @@
-"""The table as text, CSV and LaTeX."""
+"""Formats the table as text, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CSV_COLUMNS = (
 
 
 def as_text(table: Table) -> str:
-    """For a terminal: a block for each measure, and how to read it."""
+    """Format for a terminal: a block per measure, then notes on how to read it."""
     rows = [_row(line, table) for line in table.lines]
     widths = [max(map(len, column)) for column in zip(["", *table.groups], *rows, strict=True)]
     text = []
@@ -42,18 +42,21 @@ def _notes(table: Table) -> list[str]:
         cells = [cell for line in table.lines if (cell := line.cells[group]) is not None]
         pictures = max((cell.pictures for cell in cells), default=0)
         prompts = max((cell.prompts for cell in cells), default=0)
-        notes.append(f"{group}: up to {pictures} pictures of {prompts} prompts in a row.")
+        notes.append(f"{group}: up to {pictures} images of {prompts} prompts in a row.")
     if table.stale:
         notes.append(
-            f"{table.stale} scores are left out, since their pictures or the metric's settings have "
+            f"{table.stale} scores are left out, since their images or the metric's settings have "
             "changed: score again."
         )
     return [*notes, *table.notes]
 
 
 def as_csv(table: Table) -> str:
-    """A line for each cell, in full precision; shares are in [0, 1], an interval of a single prompt
-    is empty. A name that a spreadsheet would take for a formula stands behind an apostrophe."""
+    """Format as CSV: a line per cell, in full precision.
+
+    Shares are in [0, 1]; the interval of a single prompt is empty. A name that a spreadsheet would read as
+    a formula is prefixed with an apostrophe.
+    """
     sink = io.StringIO()
     writer = csv.writer(sink, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -79,7 +82,7 @@ def _not_a_formula(name: str) -> str:
 
 
 def as_latex(table: Table) -> str:
-    r"""A `tabular` for `\input`; it needs the package booktabs."""
+    r"""Format as a LaTeX `tabular` for `\input`; it needs the package booktabs."""
     width = 1 + len(table.groups)
     out = [rf"\begin{{tabular}}{{l{'c' * (width - 1)}}}", r"\toprule"]
     out.append(_latex_row(["", *table.groups]))
@@ -112,7 +115,7 @@ def _spread(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 def _latex_row(cells: Sequence[str]) -> str:
     first, *others = (_escaped(cell) for cell in cells)
-    if first.startswith(("[", "*")):  # of the line's end before it, it would be an argument
+    if first.startswith(("[", "*")):  # else it is read as an argument of the preceding \\
         first = f"{{{first[0]}}}{first[1:]}"
     return " & ".join([first, *others]) + r" \\"
 

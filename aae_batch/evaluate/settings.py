@@ -1,4 +1,4 @@
-"""What a person decides about the scoring of a dataset, and which of it the scores depend on."""
+"""Settings of a scoring run, and those that scores depend on."""
 
 from __future__ import annotations
 
@@ -18,58 +18,54 @@ CAPTIONER = "Salesforce/blip-image-captioning-base"
 DETECTOR = "google/owlv2-base-patch16-ensemble"
 
 OF_OUTPUT = "output"
-"""Among what scores depend on: the dataset's fingerprint, where all else is of the judge."""
+"""Key of the dataset's fingerprint in `depends_on`; all other keys describe the judge."""
 
 MetricName = Literal["clip", "captions", "detector", "attention"]
 Place = Annotated[str, AfterValidator(os.path.expanduser)]
-"""A folder, which may begin with ~, or a URL, or a hub id."""
+"""A folder (a leading ~ is expanded), a URL or a hub id."""
 
 
 class ScoreSettings(ActorSettings):
-    """One metric over one dataset.
+    """Settings for scoring one dataset with one metric.
 
     Raises:
         SettingsError: a value is unknown or out of range.
     """
 
-    output: Place = Field(description="The dataset's root: a folder, or a URL.")
-    metric: MetricName = Field(description="What to score by.")
+    output: Place = Field(description="Root of the dataset: folder or URL.")
+    metric: MetricName = Field(description="Metric to score with.")
     model: Place = Field(
-        CLIP, description="CLIP model for clip and captions: hub id, folder, or URL of one."
+        CLIP, description="CLIP model for clip and captions: hub id, folder or URL."
     )
-    caption_model: Place = Field(
-        CAPTIONER, description="Model that writes captions: hub id, folder, or URL of one."
-    )
+    caption_model: Place = Field(CAPTIONER, description="Captioning model: hub id, folder or URL.")
     caption_prefix: str = Field(
         "a picture of ",
-        description="Words that captions are made to begin with, as BLIP was trained to; they are cut "
-        "off again. Give '' for a captioner that begins by itself.",
+        description="Text that the captioner continues, as in BLIP's training; it is removed from the "
+        "caption. Use '' for a captioner that needs none.",
     )
     detector: Place | None = Field(
         None,
-        description="shapes, the embedded model's detector, or an OWL-type model: hub id, folder, or "
-        "URL of one. Default: shapes for pictures of the embedded model, else "
+        description="shapes, the embedded model's detector, or an OWL-type model: hub id, folder or "
+        "URL. Default: shapes for images of the embedded model, else "
         f"{DETECTOR}.",
     )
     detector_threshold: float = Field(
         0.1,
         ge=0,
         le=1,
-        description="Score from which an OWL-type detector has found a subject, 0 to 1.",
+        description="Minimum score at which an OWL-type detector finds a subject, 0 to 1.",
     )
-    batch_size: int = Field(16, ge=1, description="Pictures that a model takes at a time.")
+    batch_size: int = Field(16, ge=1, description="Images per batch.")
     dtype: Dtype = "float32"
     again: bool = Field(
         False,
-        description="Score everything again, also what other settings scored. To go on after a stop, "
-        "leave it off.",
+        description="Score everything again, including what other settings scored. Not needed to "
+        "resume after a stop.",
     )
-    retry_failed: bool = Field(
-        False, description="Try the pictures again that could not be scored."
-    )
+    retry_failed: bool = Field(False, description="Retry images that could not be scored.")
 
     def metric_for(self, run: dict[str, Any]) -> Metric:
-        """The metric, for a dataset whose `run.json` says `run`."""
+        """Return the metric, for a dataset with the given `run.json`."""
         from aae_batch.evaluate.attention import AttentionMetric
         from aae_batch.evaluate.captions import CaptionsMetric
         from aae_batch.evaluate.clip import ClipMetric
@@ -89,10 +85,10 @@ class ScoreSettings(ActorSettings):
         return OpenVocabularyDetector(detector, self.detector_threshold, endpoint)
 
     def depends_on(self, metric: Metric, run: dict[str, Any]) -> dict[str, Any]:
-        """Everything that scores depend on but the pictures, each of which they name by its SHA-256.
+        """Return everything that scores depend on, except the images, whose SHA-256 each score records.
 
         Raises:
-            ModelError: a folder or an object store has no such model, or cannot be read.
+            ModelError: a model is missing in its folder or object store, or cannot be read.
         """
         found = {OF_OUTPUT: run["fingerprint"], **metric.settings()}
         if metric.models:
@@ -102,10 +98,10 @@ class ScoreSettings(ActorSettings):
 
 
 def weights_of(metric: Metric, s3_endpoint: str | None) -> dict[str, str | None]:
-    """The digest of each model of a metric; None for one on the hub.
+    """Return the digest of each model of a metric, None for a model on the hub.
 
     Raises:
-        ModelError: a folder or an object store has no such model, or cannot be read.
+        ModelError: a model is missing in its folder or object store, or cannot be read.
     """
     from aae_batch.evaluate.models import JUDGE_FILES, refuse_missing_folder
     from aae_batch.sampling.model.weights import weights_digest

@@ -1,6 +1,6 @@
-"""Methods compared: the table of Attend-and-Excite's section 5, with intervals and differences.
+"""The table that compares methods, as in section 5 of Attend-and-Excite, with intervals and differences.
 
-A row for each method, a column for each set of prompts.
+It has a row per method and a column per set of prompts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from aae_batch.methods import BASELINE
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the table. `minus` names the other row where this is the difference to it."""
+    """A row of the table. For a difference, `minus` is the label of the row subtracted."""
 
     measure: Measure
     label: str
@@ -28,11 +28,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """All measures of which there are figures; `groups` are the columns.
+    """All measures that have values.
 
     Attributes:
-        stale: scores that were left out; see `Pictures`.
-        notes: what a reader should know about what is missing in it.
+        groups: titles of the columns.
+        stale: number of scores left out; see `Pictures`.
+        notes: explanations of what is missing.
     """
 
     groups: tuple[str, ...]
@@ -42,7 +43,7 @@ class Table:
 
 
 def make_table(pictures: Pictures, notes: Sequence[str] = ()) -> Table:
-    """Every measure of every variant in every column, and each variant's difference to the baseline."""
+    """Estimate every measure of every variant in every column, and the differences to the baselines."""
     variants, groups, prompts = pictures.variants, pictures.groups, pictures.prompt
     rows = sorted(
         range(len(variants)), key=lambda i: (method_order(variants[i].method), variants[i].label)
@@ -82,12 +83,12 @@ def make_table(pictures: Pictures, notes: Sequence[str] = ()) -> Table:
 def paired_difference(
     values: np.ndarray, prompts: np.ndarray, pairs: np.ndarray, ours: np.ndarray, theirs: np.ndarray
 ) -> Estimate | None:
-    """Ours minus theirs, over the pairs that both have; None where there are none. Where one has
-    several pictures of a pair, their mean counts.
+    """Estimate the mean of ours minus theirs over the pairs that both have, or return None without pairs.
+    Several images of a side in one pair count as their mean.
 
     Args:
-        values, prompts, pairs: [pictures]; pictures of one pair have the same number in `pairs`.
-        ours, theirs: which of the pictures.
+        values, prompts, pairs: [images]; images of one pair have the same number in `pairs`.
+        ours, theirs: indices of the images on each side.
     """
     (our_pairs, our_means, first), (their_pairs, their_means, _) = (
         _by_pair(values, pairs, places) for places in (ours, theirs)
@@ -99,7 +100,7 @@ def paired_difference(
 def _by_pair(
     values: np.ndarray, pairs: np.ndarray, places: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Numbers of pairs, each with the mean of its pictures and the place of its first one."""
+    """Return the pair numbers, the mean value of each pair, and the index of its first image."""
     there = places[~np.isnan(values[places])]
     known, first, which = np.unique(pairs[there], return_index=True, return_inverse=True)
     means = np.bincount(which, weights=values[there]) / np.bincount(which)
@@ -107,7 +108,7 @@ def _by_pair(
 
 
 def _baselines(variants: Sequence[Variant], order: Sequence[int]) -> dict[int, int]:
-    """What every row but the first is compared with: plain sampling in the same output, else the
+    """Return the row to subtract from each row but the first: plain sampling in the same output, else the
     first row."""
     plain = {variants[row].output: row for row in order if variants[row].method == BASELINE}
     found = {}
@@ -118,7 +119,7 @@ def _baselines(variants: Sequence[Variant], order: Sequence[int]) -> dict[int, i
 
 
 def _unpaired(pictures: Pictures, pairs: np.ndarray, row: int, other: int) -> str | None:
-    """Why two rows have no pairs though they have prompts in common; None where they have some."""
+    """Return why two rows that share prompts have no pairs; None if they have pairs or share no prompts."""
     ours, theirs = pictures.variant == row, pictures.variant == other
 
     def shared(numbers: np.ndarray) -> bool:

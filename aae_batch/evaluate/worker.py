@@ -1,4 +1,4 @@
-"""The worker that scores: one metric, fed with pieces of shards."""
+"""The scoring worker: runs one metric on pieces of shards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from aae_batch.job.worker import Task, Worker, WorkerContext
 
 @dataclass(frozen=True)
 class ScoreContext(WorkerContext):
-    """What every worker of a scoring job is told. Scores lie under `settings.metric`."""
+    """What each worker of a scoring job receives. Scores are stored under `settings.metric`."""
 
     settings: ScoreSettings
     metric: Metric
@@ -24,13 +24,13 @@ class ScoreContext(WorkerContext):
 
 @dataclass(frozen=True)
 class ScoreTask(Task):
-    """A piece, and the places of its rows in the shard."""
+    """A piece, and the positions of its rows in the shard."""
 
     places: range
 
 
 class ScoreWorker(Worker[dict[str, Any]]):
-    """Scores pieces of shards. While the metric is at work on one, pictures of the next are read."""
+    """Scores pieces of shards, and reads the images of the next piece while the metric runs."""
 
     context: ScoreContext
     settings: ScoreSettings

@@ -1,1 +1,1 @@
-"""Rows: read, decided, checked, priced."""
+"""Read, build, validate and price manifests."""

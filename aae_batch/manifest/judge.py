@@ -1,7 +1,7 @@
-"""The one judge of a manifest's rows, for `validate`, the dry run and the job.
+"""Decides whether manifest rows can be generated, for `validate`, the dry run and the job.
 
-It decides as the engine does, by the same functions of `aae_batch.sampling.resolve`, and remembers what
-they said: rows mostly repeat settings and prompts.
+It calls the functions of `aae_batch.sampling.resolve` that the engine calls, and caches their results,
+since most rows repeat settings and prompts.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ T = TypeVar("T")
 
 
 class Judge:
-    """Decides the rows of one run.
+    """Resolves and checks the rows of one run.
 
     Args:
-        tokenizer: the model's, of transformers.
-        config: the run's settings, where a row has none of its own.
-        vae_scale_factor: pixels to a cell of the model's latents.
-        plugin: modules that register methods, for other processes of this judge.
+        tokenizer: the model's tokenizer, from transformers.
+        config: the run's settings, which the columns of a row override.
+        vae_scale_factor: image pixels per latent cell, along each axis.
+        plugin: modules that register methods, to be loaded in other processes too.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class Judge:
         s3_endpoint: str | None = None,
         plugin: Sequence[str] = (),
     ) -> Judge:
-        """As a model would, with no more of it than its tokenizer and its VAE's configuration.
+        """Load only the model's tokenizer and its VAE configuration.
 
         Raises:
-            ModelError: there is no such model, or it has no CLIP tokenizer.
+            ModelError: the model does not exist or has no CLIP tokenizer.
             SettingsError: the run's negative prompt has words that the model does not know.
         """
         from aae_batch.sampling.model.loading import load_tokenizer, load_vae_scale_factor
@@ -74,10 +74,10 @@ class Judge:
         return cls(tokenizer, config, factor, plugin)
 
     def resolve(self, row: Row) -> tuple[GuidanceConfig, int]:
-        """A row's settings, and how many subjects it has.
+        """Return the settings of a row and its number of subjects.
 
         Raises:
-            RowError: it cannot be generated.
+            RowError: the row cannot be generated.
         """
         if row.error is not None:
             raise row.error
@@ -102,7 +102,7 @@ class Judge:
         )
 
     def error_of(self, row: Row) -> RowError | None:
-        """Why a row cannot be generated, or None."""
+        """Return why a row cannot be generated, or None."""
         try:
             self.resolve(row)
         except RowError as error:
@@ -116,12 +116,12 @@ _own_settings = attrgetter(*OVERRIDES)
 def _recall(
     known: dict[Hashable, T | RowError], key: Hashable, request: Request, decide: Callable[[], T]
 ) -> T:
-    """What was decided for `key` before, or is now. An error is raised with this request's name."""
+    """Return the cached result for `key`, or compute it. Raise an error under this request's name."""
     said = known.get(key)
     if said is None:
         try:
             said = decide()
-        except RowError as error:  # one that was raised would keep what it was raised from
+        except RowError as error:  # copied: a raised error keeps its traceback and cause alive
             said = type(error)(request.name, error.reason)
         if len(known) >= _KEPT:
             known.clear()
@@ -137,10 +137,10 @@ class _Encoded(NamedTuple):
 
 
 class ManyTexts:
-    """A tokenizer as `aae_batch.sampling.words` uses it, which can tokenize many prompts beforehand.
+    """A tokenizer for `aae_batch.sampling.words` that can tokenize prompts in batches beforehand.
 
     Args:
-        tokenizer: of transformers.
+        tokenizer: a fast tokenizer from transformers.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -162,12 +162,12 @@ class ManyTexts:
         self._whole = {text: one.ids for text, one in zip(new, encoded, strict=True)}
 
     def length(self, text: str) -> int:
-        """With the start and the end token."""
+        """Return the number of tokens, including the start and end tokens."""
         return len(self(text).input_ids)
 
     def plainly_has(self, request: Request) -> bool:
-        """Whether it is seen at a glance that all subjects are found, which they mostly are: all are
-        letters between blanks, no two have a word in common, and nothing is cut off. Where it is not,
+        """Return True if a cheap check proves that all subjects are in the prompt, as is usual: they are
+        words of letters separated by spaces, share no word, and the prompt is not truncated. On False,
         `resolve_subjects` decides."""
         if not request.subjects or request.token_indices is not None:
             return False

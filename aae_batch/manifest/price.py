@@ -1,7 +1,7 @@
-"""What a manifest will cost: FLOPs, bytes, and the hours of a GPU whose throughput is known.
+"""Estimates the cost of a manifest: FLOPs, bytes, and GPU hours at a given throughput.
 
-Every kind of pass is counted once on the meta device, by running the code that sampling runs, and
-multiplied by how often a picture needs it. Bytes are estimates, and say on what they rest.
+FLOPs of each kind of model pass are counted once, by running the sampling code on the meta device, and
+multiplied by the number of passes per image. Bytes are estimates from the constants below.
 """
 
 from __future__ import annotations
@@ -21,28 +21,29 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 REFINEMENTS = 20.0
-"""Of a guided picture, on average: what is assumed where nobody knows better."""
+"""Assumed mean number of refinements of a guided image, if no other value is given."""
 
 PNG_BYTES_PER_PIXEL = 1.7
-"""About what photo-like pictures take at PNG's level 1; flat ones take far less."""
+"""Approximate size of photo-like images at PNG level 1; images with flat areas are far smaller."""
 
 ROW_BYTES = 400
 FIGURES_PER_STEP = 6
 MAP_BYTES = 600
-"""Of the tables, about: a row of the metadata; a subject's figures, float32 for each step; its last
-map, with what names it."""
+"""Approximate table sizes: bytes of a metadata row, float32 figures per subject and step, and bytes of a
+subject's last map with its labels."""
 
 _PLACES = ((2,), (5,))
-"""Two subjects of one token: what the objective is counted with. It is next to nothing."""
+"""Token positions of the two subjects with which the objective is counted; its FLOPs are negligible."""
 
 
 @dataclass(frozen=True)
 class Quote:
-    """The price of some pictures.
+    """The cost of a set of images.
 
     Attributes:
-        refinements: of a picture of a method that refines, on average, as assumed.
-        tflops: TFLOP/s that a GPU sustains, as someone measured them; without them there are no hours.
+        gpu_hours: None without `tflops`.
+        refinements: assumed mean number of refinements of an image whose method refines.
+        tflops: measured sustained TFLOP/s of the GPU.
     """
 
     images: int
@@ -69,12 +70,12 @@ class Quote:
 
 @dataclass(frozen=True)
 class SamplingPasses:
-    """FLOPs of the UNet's passes for one picture.
+    """FLOPs of the UNet's passes for one image.
 
     Attributes:
-        attend: a guided forward, which ends at the last map, with the objective of Attend-and-Excite.
-        attend_backward: from the loss to the latents.
-        denoise: a forward with classifier-free guidance: two rows.
+        attend: a guided forward, which stops at the last attention map, and Attend-and-Excite's objective.
+        attend_backward: the backward from that loss to the latents.
+        denoise: a forward with classifier-free guidance (batch of two).
     """
 
     attend: int
@@ -84,7 +85,7 @@ class SamplingPasses:
 
 @dataclass(frozen=True)
 class PictureCosts:
-    """FLOPs of all passes for one picture of one size: sampling, encoding one prompt, decoding."""
+    """FLOPs of one image: UNet passes, encoding of one prompt and VAE decoding; and its pixels."""
 
     sampling: SamplingPasses
     encode: int
@@ -94,11 +95,11 @@ class PictureCosts:
 
 @dataclass(frozen=True)
 class ModelCosts:
-    """What a model's passes cost, and how many there are.
+    """The cost of a model's passes, and the number of steps.
 
     Attributes:
-        pictures: by height and width, None where the model decides.
-        steps: the scheduler's, by `num_inference_steps`.
+        pictures: (height, width) in pixels, None for the model's default -> costs.
+        steps: `num_inference_steps` -> number of scheduler steps.
     """
 
     pictures: Mapping[tuple[int | None, int | None], PictureCosts]
@@ -115,14 +116,14 @@ def quote_for(
     revision: str | None = None,
     s3_endpoint: str | None = None,
 ) -> Quote:
-    """The price of some pictures with a model, of which only the configuration is needed.
+    """Return the cost of a set of images, loading only the configuration of the model.
 
     Args:
-        work: how many pictures of each kind.
+        work: number of images of each kind.
         refinements, tflops: see `Quote`.
 
     Raises:
-        ModelError: there is no such model, or a configuration of it is missing.
+        ModelError: the model does not exist, or one of its configuration files is missing.
     """
     from aae_batch.sampling.model.skeleton import load_skeleton
 
@@ -137,7 +138,7 @@ def quote(
     refinements: float = REFINEMENTS,
     tflops: float | None = None,
 ) -> Quote:
-    """The price of some pictures, by what the passes of their model cost."""
+    """Return the cost of a set of images, given the costs of the model's passes."""
     flops = image_bytes = table_bytes = 0.0
     for kind, count in work.items():
         cost, steps = costs.pictures[kind.height, kind.width], costs.steps[kind.num_inference_steps]
@@ -152,10 +153,10 @@ def quote(
 def _picture_flops(
     kind: Work, steps: int, cost: PictureCosts, config: GuidanceConfig, refinements: float
 ) -> float:
-    """FLOPs of one picture. Of a search for its noise one round is taken.
+    """Return the FLOPs of one image, with one round if its method searches for the start noise.
 
     Args:
-        steps: the scheduler's.
+        steps: number of scheduler steps.
     """
     passes = cost.sampling
     rows = kind.conjuncts + (kind.classifier_free or kind.conjuncts > 1)
@@ -174,11 +175,11 @@ def _picture_flops(
 
 
 def costs_of(pipe, work: Counter[Work], config: GuidanceConfig) -> ModelCosts:
-    """What the passes cost at every size that occurs, and how many steps there are, on a pipeline of
-    the meta device.
+    """Count the passes at every image size in `work`, and the scheduler steps, with a pipeline on the meta
+    device.
 
     Raises:
-        SettingsError: the scheduler does not fit Stable Diffusion, or cannot take so many steps.
+        SettingsError: the scheduler does not fit Stable Diffusion, or does not support the number of steps.
     """
     import torch
 
@@ -205,7 +206,7 @@ def costs_of(pipe, work: Counter[Work], config: GuidanceConfig) -> ModelCosts:
 
 
 def _steps(scheduler, num_inference_steps: int) -> int:
-    """How many a scheduler takes; PNDM and those that look twice take more than they are asked for."""
+    """Return the number of scheduler steps: PNDM and second-order schedulers take more than requested."""
     try:
         scheduler.set_timesteps(num_inference_steps)
     except ValueError as error:
@@ -219,12 +220,12 @@ def _steps(scheduler, num_inference_steps: int) -> int:
 def count_sampling(
     pipe, latents: Tensor, tokens: int, width: int, attn_res: tuple[int, int] | None = None
 ) -> SamplingPasses:
-    """Count the passes for one picture.
+    """Count the FLOPs of the UNet's passes for one image.
 
     Args:
-        pipe: with a UNet on the meta device.
+        pipe: a pipeline whose UNet is on the meta device.
         latents: [1, channels, height, width], on the meta device.
-        tokens, width: of the text encoder's output.
+        tokens, width: shape of the text encoder's output.
     """
     import torch
 
@@ -253,7 +254,7 @@ def count_sampling(
 
 
 def count_guided(loss: Callable[[Tensor], Tensor], latents: Tensor) -> tuple[int, int]:
-    """FLOPs of a guided forward, and of its backward to the latents."""
+    """Return the FLOPs of a guided forward, and of the backward from its loss to the latents."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -266,7 +267,7 @@ def count_guided(loss: Callable[[Tensor], Tensor], latents: Tensor) -> tuple[int
 
 
 def count_flops(run: Callable[[], object]) -> int:
-    """FLOPs of what `run` does, without gradients."""
+    """Return the FLOPs of calling `run` without gradients."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -279,7 +280,7 @@ def count_flops(run: Callable[[], object]) -> int:
 
 
 def in_thousands(value: float, unit: str) -> str:
-    """With the prefix that leaves up to three digits before the point: `4.58e11` FLOP is 458 GFLOP."""
+    """Format a value with an SI prefix and three significant digits: `4.58e11` FLOP is 458 GFLOP."""
     *prefixes, last = ("", "k", "M", "G", "T", "P", "E")
     for prefix in prefixes:
         if value < 999.5:
@@ -289,7 +290,7 @@ def in_thousands(value: float, unit: str) -> str:
 
 
 def in_time(hours: float) -> str:
-    """In seconds, minutes or hours."""
+    """Format a duration in seconds, minutes or hours."""
     if hours < 2 / 60:
         return f"{_number(hours * 3600, 2)} s"
     return f"{_number(hours * 60, 2)} min" if hours < 2 else f"{_number(hours, 2)} h"

@@ -1,8 +1,8 @@
-"""A manifest, one row per image: Parquet, or CSV and JSONL, which are converted to it.
+"""Reads a manifest, one row per image, from Parquet, or from CSV or JSONL converted to Parquet.
 
-The columns are `columns.MANIFEST_COLUMNS`, of which only `prompt` is required; others are carried to
-the metadata table as they are. What is wrong with the manifest as a whole is a `ManifestError`;
-what is wrong with one row stays with that row.
+The columns are `columns.MANIFEST_COLUMNS`, of which only `prompt` is required. Other columns are copied
+to the metadata table unchanged. A `ManifestError` concerns the manifest as a whole; an error in one row
+is stored with that row.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _ROWS_AT_ONCE = 1_000
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of a manifest as they stand in it. Cheap to make and to send; to look at every value is
-    left to whoever generates the rows.
+    """A slice of a manifest, not parsed yet. It is cheap to create and to send: the worker that
+    generates the rows parses them.
 
     Attributes:
-        start: the place of its first row.
-        repeats: of its rows whose id an earlier row of the manifest has: that row.
+        start: position of its first row in the manifest.
+        repeats: duplicate rows in this part -> the first row of the manifest with the same id.
     """
 
     start: int
@@ -75,18 +75,18 @@ class Part:
 
     @property
     def extras(self) -> pa.Table:
-        """The columns that are none of ours."""
+        """The columns that are not manifest columns."""
         return self.table.select(list(self.extra_names))
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """An open manifest. It stays on disk but for the rows around those that were read last.
+    """An open manifest. It stays on disk, except for the row groups read last.
 
     Attributes:
-        path: the file that was opened, or its URL. It was copied, and nothing is read from it again.
+        path: path or URL that was opened. The rows come from a copy made when it was opened.
         digest: SHA-256 of the file.
-        extras: the columns that are none of ours.
+        extras: the columns that are not manifest columns.
     """
 
     path: str
@@ -95,17 +95,16 @@ class Manifest:
     _groups: RowGroups
     _repeats: Repeats
     _states: set[tuple[int, int, int]]
-    """Of the file: modified, size, inode; those at which it had this content."""
+    """(mtime, size, inode) of the file at which it is known to have this content; empty for a URL."""
 
     @property
     def own(self) -> frozenset[str]:
-        """The columns that it has and that are ours."""
+        """The manifest columns that it has, aliases resolved."""
         names = self._groups.schema.names
         return frozenset(own for name in names if (own := _column_of(name)) is not None)
 
     @property
     def name(self) -> str:
-        """The last part of its path."""
         return Path(self.path).name
 
     def __len__(self) -> int:
@@ -113,45 +112,44 @@ class Manifest:
 
     @property
     def changed(self) -> bool:
-        """The file has other content by now than what was opened. Of a URL it is not known."""
+        """Whether the file changed since it was opened; False for a URL or a missing file."""
         try:
             if not self._states or (state := _state(self.path)) in self._states:
                 return False
             if _digest(self.path) != self.digest:
                 return True
-            self._states.add(state)  # only its time is another
-        except OSError:  # it is gone, or out of reach: its rows are here
+            self._states.add(state)  # only the mtime differs
+        except OSError:  # deleted or unreachable: the copy has its rows
             pass
         return False
 
     def part(self, start: int, stop: int) -> Part:
-        """The rows from `start` up to `stop`, not looked at yet."""
+        """Return rows `start` to `stop - 1`, not parsed yet."""
         with _readable(self.path):
             table = self._groups.read(start, stop)
         return Part(start, table, tuple(self.extras.names), self._repeats.within(start, stop))
 
     def read(self, start: int, stop: int) -> tuple[list[Row], pa.Table]:
-        """The rows from `start` up to `stop`, and their extra columns."""
+        """Return rows `start` to `stop - 1`, parsed, and their extra columns."""
         part = self.part(start, stop)
         return part.rows(), part.extras
 
     def rows(self) -> Iterator[Row]:
-        """All rows in order."""
         for start in range(0, len(self), _ROWS_AT_ONCE):
             yield from self.read(start, min(start + _ROWS_AT_ONCE, len(self)))[0]
 
 
 @contextmanager
 def open_manifest(path: str | Path, s3_endpoint: str | None = None) -> Iterator[Manifest]:
-    """Open a manifest by its suffix: `.parquet`, `.csv`, `.jsonl`.
+    """Open a manifest by its suffix: `.parquet`, `.csv` or `.jsonl`.
 
     Args:
-        path: of a file, or its URL.
-        s3_endpoint: URL of an S3-compatible store, for a manifest that lies there.
+        path: path or URL of the file.
+        s3_endpoint: URL of an S3-compatible store, for an `s3://` path.
 
     Raises:
-        ManifestError: it cannot be read, has no rows, lacks `prompt`, or has a column that would
-            clash with one the run adds.
+        ManifestError: the manifest cannot be read, has no rows, lacks `prompt`, or has a column that
+            clashes with one the run adds.
     """
     path = str(path)
     if not is_url(path) and Path(path).is_dir():
@@ -162,7 +160,7 @@ def open_manifest(path: str | Path, s3_endpoint: str | None = None) -> Iterator[
     suffix = PurePosixPath(path).suffix.lower()
     if suffix not in converters:
         raise ManifestError(
-            f"Manifest {path} is none of {', '.join(converters)}; convert it to one."
+            f"Manifest {path} must end in one of {', '.join(converters)}; convert it to one."
         )
     with ExitStack() as stack:
         with _readable(path):
@@ -171,7 +169,7 @@ def open_manifest(path: str | Path, s3_endpoint: str | None = None) -> Iterator[
             copies.mkdir()
             if is_url(path):
                 states, source = set(), fetch(path, copies, s3_endpoint)
-            else:  # what is hashed is what is read, whatever becomes of the file meanwhile
+            else:  # copy first, so that the bytes hashed are the bytes read
                 states, source = {_state(path)}, copies / Path(path).name
                 shutil.copyfile(path, source)
             parquet, convert = source, converters[suffix]
@@ -208,7 +206,7 @@ def _readable(path: str) -> Iterator[None]:
 
 
 def _column_of(name: str) -> str | None:
-    """Which of our columns a manifest's column is; None for an extra one."""
+    """Return the manifest column that a name stands for, or None for an extra column."""
     name = ALIASES.get(name, name)
     return name if name in NAMES else None
 
@@ -220,19 +218,19 @@ def _check_columns(path: str, schema: pa.Schema) -> None:
             f"Manifest {path} has no column prompt, only {', '.join(names) or 'none'}; name the "
             "column with the texts prompt."
         )
-    # SQL, by which rows are chosen, knows no capitals.
+    # Rows are selected with SQL, whose column names are case-insensitive.
     known = {name.lower(): name for name in (*NAMES, *ALIASES, *RESERVED)}
     for name in names:
         if names.count(name) > 1:
             raise ManifestError(f"Manifest {path} has column {name} twice; rename one.")
         if name in RESERVED:
             raise ManifestError(
-                f"Manifest {path} has a column {name}, which is a name that the run gives to a "
-                f"column of its own; rename it, e.g. to my_{name}."
+                f"Manifest {path} has a column {name}, a name that is reserved for a column "
+                f"that the run adds; rename it, e.g. to my_{name}."
             )
         if (taken := known.setdefault(name.lower(), name)) != name:
             raise ManifestError(
-                f"Manifest {path} has a column {name}, which only its capitals tell from {taken}; "
+                f"Manifest {path} has a column {name}, which differs from {taken} only in case; "
                 f"rename it, e.g. to my_{name}."
             )
         if ALIASES.get(name) in names:
@@ -271,7 +269,7 @@ def _refuse_gzip(source: Path) -> None:
 
 
 def _convert_csv(source: Path, target: Path) -> None:
-    """Our columns stay text, to be read row by row; the types of others are inferred."""
+    """Convert CSV to Parquet: manifest columns stay text and are parsed per row, other types are inferred."""
     _refuse_gzip(source)
     with source.open(encoding="utf-8-sig") as file:
         header = pa.csv.read_csv(
@@ -289,14 +287,14 @@ def _convert_csv(source: Path, target: Path) -> None:
         ),
     )
     for field in table.schema:
-        if pa.types.is_binary(field.type):  # what is no text anyone meant
+        if pa.types.is_binary(field.type):  # inferred only for text that is not UTF-8
             raise _ContentError(f"column {field.name} is not UTF-8; save it as UTF-8 text.")
     pq.write_table(table, target, row_group_size=_LINES_AT_ONCE)
 
 
 def _convert_jsonl(source: Path, target: Path) -> None:
-    """Our columns become JSON text, so that a wrong type is that row's alone; others get the one
-    type that fits all their values, or JSON text where there is none."""
+    """Convert JSONL to Parquet: manifest columns become JSON text, so that a wrong type fails only its
+    row; each extra column gets the type that fits all its values, or becomes JSON text if no type does."""
     _refuse_gzip(source)
     schema = pa.schema([])
     texts: set[str] = set()
@@ -308,7 +306,7 @@ def _convert_jsonl(source: Path, target: Path) -> None:
                 continue
             try:
                 kind = pa.array([record.get(name) for record in records]).type
-                if _has_empty_struct(kind):  # Parquet has none
+                if _has_empty_struct(kind):  # Parquet cannot store one
                     raise pa.ArrowInvalid
                 schema = pa.unify_schemas(
                     [schema, pa.schema([(name, kind)])], promote_options="permissive"
@@ -355,7 +353,7 @@ def _json_chunks(source: Path) -> Iterator[list[dict]]:
 
 
 class _ContentError(Exception):
-    """Something in the file is wrong. Which file's, `_readable` knows."""
+    """The content of the file is invalid; `_readable` adds its path to the message."""
 
 
 def _json_record(number: int, line: str) -> dict:
@@ -375,7 +373,7 @@ def _is_json(field: pa.Field) -> bool:
 
 
 def _values(column: pa.Array | pa.ChunkedArray, field: pa.Field) -> list[Any]:
-    """A column as Python has it; what Python cannot have is `Unreadable`, alone."""
+    """Return a column as Python values, with `Unreadable` for each value that Python cannot represent."""
     try:
         values = column.to_pylist()
     except _NOT_FOR_PYTHON:
@@ -393,7 +391,7 @@ def _value(scalar: pa.Scalar) -> Any:
 
 
 _NOT_FOR_PYTHON = (ValueError, OverflowError, ImportError, pa.ArrowException)
-"""E.g. text that is not UTF-8, a date in the year 10,000, nanoseconds."""
+"""Raised for e.g. text that is not UTF-8, a date in the year 10,000, or nanoseconds."""
 
 
 def _state(path: str) -> tuple[int, int, int]:

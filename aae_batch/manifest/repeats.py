@@ -1,4 +1,4 @@
-"""Rows whose id an earlier row has, found among tens of millions in little memory."""
+"""Finds duplicate ids among tens of millions of rows in little memory."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Repeats:
-    """Rows whose id an earlier row has.
+    """Rows that repeat the id of an earlier row.
 
     Attributes:
-        rows: their positions, rising.
-        firsts: of each, the first row with that id.
+        rows: their positions, ascending.
+        firsts: for each, the first row with the same id.
     """
 
     rows: np.ndarray
@@ -22,11 +22,11 @@ class Repeats:
 
     @classmethod
     def among(cls, ids: Callable[[], Iterable[list[str]]]) -> Repeats:
-        """Two ids are the same where 128 bits of their hashes are; the second 64 are only computed
-        where the first leave a doubt.
+        """Find duplicates by a 128-bit hash, whose second 64 bits are computed only if the first 64
+        bits of any ids collide.
 
         Args:
-            ids: gives all ids in order, a list at a time, whenever it is called.
+            ids: returns all ids in order, as an iterable of lists; may be called twice.
         """
         hashes = _hashes(ids(), "")
         ordered = np.sort(hashes)
@@ -38,18 +38,18 @@ class Repeats:
         return cls(doubtful[rows], doubtful[firsts])
 
     def within(self, start: int, stop: int) -> dict[int, int]:
-        """Of the rows from `start` up to `stop` whose id an earlier row has: that row."""
+        """Return, for each duplicate in rows `start` to `stop - 1`, the first row with its id."""
         few = slice(*np.searchsorted(self.rows, (start, stop)))
         return dict(zip(self.rows[few].tolist(), self.firsts[few].tolist(), strict=True))
 
 
 def repeated(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Places whose two keys an earlier place has, rising, and the first place that has them.
+    """Return the positions whose pair of keys occurs earlier, ascending, and the first position of each.
 
     Args:
-        first, second: the keys, [places], integers.
+        first, second: the keys, [positions], integers.
     """
-    order = np.lexsort((second, first))  # stable: places with the same keys stay in order
+    order = np.lexsort((second, first))  # stable: equal keys stay in order
     is_new = np.ones(len(order), bool)
     is_new[1:] = (np.diff(first[order]) != 0) | (np.diff(second[order]) != 0)
     firsts = order[is_new][np.cumsum(is_new) - 1]

@@ -1,4 +1,4 @@
-"""One row of a manifest: values of any type -> a request, or what is wrong with them."""
+"""Parses one manifest row: values of any type -> a `Request`, or the reason why they are invalid."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Row:
     """One row of a manifest.
 
     Attributes:
-        index: its position, from 0.
-        request: what it asks for; of a bad row, what could be read.
-        error: why it cannot be generated.
-        unread: columns of a bad row whose values could not be read.
+        index: position in the manifest, from 0.
+        request: the parsed request; for an invalid row, the values that could be parsed.
+        error: why the row cannot be generated, or None.
+        unread: columns of an invalid row whose values could not be parsed.
     """
 
     index: int
@@ -40,17 +40,17 @@ class Row:
 
 
 def is_safe_id(row_id: str) -> bool:
-    """Whether an id can be a file name, here and in every object store."""
+    """Return whether an id is a valid file name on disk and in every object store."""
     return _SAFE_ID.fullmatch(row_id) is not None
 
 
 def seed_of(row_id: str) -> int:
-    """The seed of a row that names none: from its id, never from time or order."""
+    """Return the default seed of a row: a hash of its id, independent of time and row order."""
     return int.from_bytes(hashlib.sha256(row_id.encode()).digest()[:4], "big")
 
 
 def read_row(index: int, values: dict[str, Any]) -> Row:
-    """Check one row's values, which may be of any type, and make its request."""
+    """Check the values of one row, which may have any type, and build its request."""
     given = {name: value for name, value in values.items() if not _is_missing(value)}
     row_id = id_of(index, given.pop("id", None))
     read: dict[str, Any] = {}
@@ -68,9 +68,9 @@ def read_row(index: int, values: dict[str, Any]) -> Row:
             except _UnfitError as unfit:
                 problems.append((RequestError, f"column {name}: {shown(given[name])} {unfit}"))
     if "prompt" not in given:
-        problems.insert(0, (RequestError, "column prompt: is empty; write what the picture shows"))
+        problems.insert(0, (RequestError, "column prompt: is empty; write what the image shows"))
     elif isinstance(given["prompt"], str) and not given["prompt"].strip():
-        problems.insert(0, (PromptError, "column prompt: is blank; write what the picture shows"))
+        problems.insert(0, (PromptError, "column prompt: is blank; write what the image shows"))
     if "seed" not in given:
         read["seed"] = seed_of(row_id)
     request = Request(id=row_id, **{"prompt": "", **read})
@@ -82,7 +82,7 @@ def read_row(index: int, values: dict[str, Any]) -> Row:
 
 
 class _UnfitError(Exception):
-    """The end of a sentence that begins with the column and the value."""
+    """The message completes a sentence that starts with the column and the value."""
 
 
 def _is_missing(value: Any) -> bool:
@@ -90,19 +90,19 @@ def _is_missing(value: Any) -> bool:
 
 
 class Unreadable:
-    """Stands for a value that Python cannot represent, e.g. text that is not UTF-8."""
+    """Placeholder for a value that Python cannot represent, e.g. text that is not UTF-8."""
 
     def __repr__(self) -> str:
         return "<unreadable>"
 
 
 def default_id(index: int) -> str:
-    """The id of a row that has none."""
+    """Return the id of a row without one: its position, zero-padded."""
     return f"{index:0{ID_DIGITS}d}"
 
 
 def id_of(index: int, value: Any) -> str:
-    """The id of a row, fit for a table if not for a file name."""
+    """Return the id of a row as valid UTF-8; see `is_safe_id` for use as a file name."""
     if _is_missing(value) or value == "":
         return default_id(index)
     if isinstance(value, float) and value.is_integer():
@@ -116,7 +116,9 @@ def _text(value: Any) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise _UnfitError("has half a surrogate pair, which no text may have; remove it") from None
+        raise _UnfitError(
+            "contains an unpaired surrogate, which is not valid text; remove it"
+        ) from None
     return value
 
 
@@ -171,14 +173,14 @@ def _method(value: Any) -> str:
 
 
 def _listed(value: Any) -> list[Any]:
-    """A list, as it is, as JSON text, or as text with `;` between its entries."""
+    """Parse a list given as a list, as JSON text, or as text separated by `;`."""
     if isinstance(value, str):
         if not value.lstrip().startswith("["):
             return [part.strip() for part in value.split(";") if part.strip()]
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise _UnfitError("begins like a JSON list but is none") from None
+            raise _UnfitError("starts like a JSON list but is not one") from None
     if not isinstance(value, list):
         raise _UnfitError('is not a list; write ["cat", "frog"], or cat;frog in a CSV')
     return value

@@ -1,4 +1,4 @@
-"""Rows of a Parquet file by their position, at a price that does not grow with the file."""
+"""Random access to the rows of a Parquet file in time and memory independent of the file size."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 MOST_ROWS, MOST_BYTES = 1 << 20, 256 << 20
-"""Of a row group, for it to be held whole in memory. 2^20 rows are what pyarrow writes by default."""
+"""Limits up to which a row group is held in memory. pyarrow writes 2^20 rows by default."""
 
 _REGROUPED_ROWS, _REGROUPED_BYTES = 100_000, 64 << 20
 _KEPT = 2
-"""Row groups held: a slice may reach over the edge of one."""
+"""Row groups cached: a slice may span two."""
 
 
 class RowGroups:
-    """An open Parquet file whose row groups are read one at a time, and the last ones kept.
+    """An open Parquet file that reads one row group at a time and caches the last ones.
 
     Args:
-        file: its row groups are at most `MOST_ROWS` and `MOST_BYTES`; see `regrouped`.
+        file: has row groups of at most `MOST_ROWS` rows and `MOST_BYTES` bytes; see `regroup`.
     """
 
     def __init__(self, file: pq.ParquetFile) -> None:
@@ -38,7 +38,7 @@ class RowGroups:
         return self._file.schema_arrow
 
     def read(self, start: int, stop: int) -> pa.Table:
-        """The rows from `start` up to `stop`, copied, so that they travel without their row group."""
+        """Return rows `start` to `stop - 1`, copied so that pickling them leaves out the row group."""
         parts = [
             self._group(group).slice(max(0, start - first), stop - max(first, start))
             for group, (first, end) in enumerate(zip(self._starts, self._starts[1:], strict=False))
@@ -48,7 +48,7 @@ class RowGroups:
         return table.take(pa.array(range(len(table)), pa.int64()))
 
     def column(self, name: str) -> Iterator[pa.Array]:
-        """One column from the first row to the last, in pieces."""
+        """Yield one column in chunks, from the first row to the last."""
         for batch in self._file.iter_batches(_REGROUPED_ROWS, columns=[name]):
             yield batch[name]
 
@@ -61,18 +61,18 @@ class RowGroups:
 
 
 def opened(path: Path) -> pq.ParquetFile:
-    """Without a memory map: of a file that is cut short later, reading is an error and no crash."""
+    """Open without a memory map, so that reading a file truncated later raises instead of crashing."""
     return pq.ParquetFile(path, buffer_size=1 << 20)
 
 
 def too_large(file: pq.ParquetFile) -> bool:
-    """Some row group is too large to be held in memory for the sake of a few rows."""
+    """Return whether a row group exceeds the limits for holding it in memory."""
     groups = (file.metadata.row_group(group) for group in range(file.num_row_groups))
     return any(group.num_rows > MOST_ROWS or group.total_byte_size > MOST_BYTES for group in groups)
 
 
 def regroup(file: pq.ParquetFile, target: Path) -> None:
-    """Write the same table with small row groups."""
+    """Rewrite a table to `target` with small row groups."""
     size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
     rows = _REGROUPED_BYTES * file.metadata.num_rows // max(size, 1)
     with pq.ParquetWriter(target, file.schema_arrow) as writer:

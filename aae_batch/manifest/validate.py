@@ -1,7 +1,6 @@
-"""Every row of a manifest judged before the job: what will fail, and what is probably not meant.
+"""Validates every row of a manifest before the job: rows that will fail, and warnings on likely mistakes.
 
-Rows are read and judged by the code that the job uses, in several processes, and their prompts tokenized
-many at a time.
+It uses the same code as the job, in several processes, and tokenizes prompts in batches.
 """
 
 from __future__ import annotations
@@ -34,16 +33,17 @@ from aae_batch.sampling.words import resolve_subjects
 
 PART_ROWS = 2_000
 _ALONE = 4 * PART_ROWS
-"""Manifests up to this are judged in this process: others take a while to start."""
+"""Manifests of up to this many rows are checked in this process, as starting others takes a while."""
 
 TRUNCATED, TRUNCATED_NEGATIVE, REPEATED = "TruncatedPrompt", "TruncatedNegative", "RepeatedRow"
 _COLUMN = re.compile(r"column (\w+): ")
 
 
 class Problem(NamedTuple):
-    """Something about one row. `fails`: it will have no picture; otherwise it is a warning.
+    """An error or a warning about one row.
 
-    `row` counts from 1, as a person does; `kind` is the error's class or the warning's name.
+    `row` counts from 1. `kind` is the class of the error or the name of the warning. `fails` means that the
+    row gets no image; otherwise the problem is a warning.
     """
 
     row: int
@@ -55,8 +55,8 @@ class Problem(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What the price of a picture depends on; `height` and `width` None where the model decides.
-    `conjuncts` are those that a method denoises one by one."""
+    """What the cost of an image depends on. `height` and `width` in pixels are None for the model's default;
+    `conjuncts` is the number of conjuncts that the method denoises separately."""
 
     method: str
     num_inference_steps: int
@@ -69,13 +69,13 @@ class Work(NamedTuple):
 
 @dataclass
 class Summary:
-    """What was found in all.
+    """Totals over the manifest.
 
     Attributes:
-        rows: of the manifest.
+        rows: rows of the manifest.
         totals: problems by kind.
-        failing: rows that will have no picture.
-        work: the others, by what their price depends on.
+        failing: rows that will get no image.
+        work: the other rows, grouped by what their cost depends on.
     """
 
     rows: int
@@ -91,17 +91,16 @@ def validate(
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     processes: int | None = None,
 ) -> Summary:
-    """Judge every row.
+    """Validate every row.
 
     Args:
-        on_problem: called with every problem in the order of the rows, and at the end with rows that
-            repeat another.
-        on_progress: called with how many rows of how many are done.
-        processes: default: one for each core, and none besides this for a small manifest.
+        on_problem: called with every problem in row order, and finally with the rows that repeat another.
+        on_progress: called with the number of rows done and the total.
+        processes: defaults to one per core, or to this process alone for a small manifest.
 
     Raises:
         ManifestError: the manifest cannot be read to its end.
-        JobError: one of the processes was killed.
+        JobError: a process was killed.
     """
     summary = Summary(len(manifest))
     digests = []
@@ -128,8 +127,8 @@ def validate(
 
 @dataclass(frozen=True)
 class _Findings:
-    """Of one part. `digests`: 16 bytes a row, of all that the picture depends on; a failing row's are
-    those of its own place."""
+    """The results of one part. `digests` has 16 bytes per row: a hash of everything that the image depends
+    on, or of the row's position if it fails."""
 
     rows: int
     problems: list[Problem]
@@ -145,7 +144,7 @@ def _processes(rows: int) -> int:
 
 
 def _all_findings(parts: Iterable[Part], judge: Judge, processes: int) -> Iterator[_Findings]:
-    """Of all parts in their order. Few are read ahead, so that memory does not grow."""
+    """Yield the findings of all parts in order. Few parts are queued at a time, to bound memory."""
     if processes == 1:
         yield from (_look_at(part, judge) for part in parts)
         return
@@ -161,23 +160,23 @@ def _all_findings(parts: Iterable[Part], judge: Judge, processes: int) -> Iterat
                 yield pending.popleft().result()
         except BrokenProcessPool:
             raise JobError(
-                "A process that judged rows was killed, perhaps for its memory; close others."
+                "A process that checked rows was killed, perhaps for lack of memory; close other programs."
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 _judge: Judge
-"""Of this process, where it is one of several."""
+"""The judge of a worker process, set by `_begin`."""
 
 
 def _begin(judge: Judge) -> None:
     global _judge
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are as many as the cores
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is already one process per core
     _judge = judge
     load_plugins(judge.plugin)
-    gc.freeze()  # what was imported is not looked through for garbage again and again
-    gc.set_threshold(100_000)  # the rows of a part are many objects and no garbage
+    gc.freeze()  # keep the collector from scanning imported objects repeatedly
+    gc.set_threshold(100_000)  # a part creates many objects and no garbage
 
 
 def _look_at(part: Part, judge: Judge | None = None) -> _Findings:
@@ -245,8 +244,8 @@ def _work(request: Request, settings: GuidanceConfig, subjects: int, tokenizer: 
 
 
 def _picture(request: Request, settings: GuidanceConfig) -> tuple[object, ...]:
-    """All that a row's picture depends on; a size that is left open the model decides for all alike.
-    Plain sampling looks at no subjects."""
+    """Return everything that a row's image depends on. A missing size is the same model default for all rows,
+    and plain sampling ignores subjects."""
     named = settings.method != BASELINE
     return (
         request.prompt,
@@ -267,7 +266,7 @@ def _digest(value: tuple[object, ...]) -> bytes:
 
 
 def _repeated_rows(manifest: Manifest, digests: np.ndarray) -> Iterator[Problem]:
-    """The warnings; the rows' ids are read again, a part at a time. digests: [rows, 2], uint64."""
+    """Yield the warnings, reading ids again part by part. digests: [rows, 2], uint64."""
     rows, firsts = repeated(digests[:, 0], digests[:, 1])
     pairs = zip(rows.tolist(), firsts.tolist(), strict=True)
     for part, some in groupby(pairs, key=lambda pair: pair[0] // PART_ROWS):
@@ -275,7 +274,7 @@ def _repeated_rows(manifest: Manifest, digests: np.ndarray) -> Iterator[Problem]
         read, _ = manifest.read(start, min(start + PART_ROWS, len(manifest)))
         for row, first in some:
             reason = (
-                f"asks for the same picture as row {first + 1}; give it another seed, or remove one "
+                f"asks for the same image as row {first + 1}; give it another seed, or remove one "
                 "of them"
             )
             yield Problem(row + 1, read[row - start].id, "seed", REPEATED, False, reason)

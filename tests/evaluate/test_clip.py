@@ -185,7 +185,7 @@ def test_a_model_that_is_not_there_or_of_another_kind_is_named(judges, tmp_path)
         ClipMetric(str(tmp_path)).load("cpu", "float32")
     with pytest.raises(ModelError, match=r"lacks \d+ weights of a BlipModel"):
         ClipMetric(judges.captioner).load("cpu", "float32")
-    with pytest.raises(ModelError, match="does not compare texts with pictures"):
+    with pytest.raises(ModelError, match="does not compare texts with images"):
         ClipMetric(_bert(tmp_path / "bert")).load("cpu", "float32")
     with pytest.raises(ModelError, match="not such a model in transformers' layout"):
         CaptionsMetric(judges.clip, judges.clip).load("cpu", "float32")

@@ -77,7 +77,7 @@ def test_ids_and_seeds_have_defaults_that_depend_on_nothing_else(tmp_path):
         ({"guidance_scale": float("inf")}, "is not a number from 0"),
         ({"subjects": 5}, "column subjects: 5 is not a list"),
         ({"subjects": [5]}, "is not a list of words"),
-        ({"subjects": '["cat"'}, "begins like a JSON list but is none"),
+        ({"subjects": '["cat"'}, "starts like a JSON list but is not one"),
         ({"token_indices": ["x"]}, "is not a list of token positions"),
         ({"id": "../escape"}, "cannot be a file name"),
         ({"id": ".hidden"}, "cannot be a file name"),
@@ -172,7 +172,7 @@ def test_subject_indices_is_another_name_for_token_indices(tmp_path):
         ("m.csv", "prompt,prompt\na,b\n", "column prompt twice"),
         ("m.csv", "", "cannot be read"),
         ("m.parquet", "not parquet", "cannot be read"),
-        ("m.txt", "prompt", "is none of .parquet, .csv, .jsonl"),
+        ("m.txt", "prompt", "must end in one of .parquet, .csv, .jsonl"),
     ],
 )
 def test_a_manifest_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, name, text, said):

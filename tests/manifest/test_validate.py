@@ -155,7 +155,7 @@ def test_rows_that_ask_for_the_same_picture_are_warnings(tmp_path):
     problems, summary = judged(path)
     (again,) = [problem for problem in problems if not problem.fails]
     assert (again.row, again.id, again.kind) == (5, "00000004", "RepeatedRow")
-    assert "the same picture as row 1" in again.problem
+    assert "the same image as row 1" in again.problem
     assert summary.totals == {"PromptError": 2, "RepeatedRow": 1}
 
 

@@ -1,1 +1,1 @@
-"""From prompts to a manifest: where they come from, what in them must be drawn, which rows they make."""
+"""Build a manifest from prompts: read them, choose their subjects, and write their rows."""

@@ -1,10 +1,9 @@
-"""The prompts that Attend-and-Excite was measured on, and the like for the embedded model.
+"""The benchmark prompts of Attend-and-Excite, and similar ones for the embedded model.
 
-Chefer et al. 2023 (arXiv 2301.13826, section 5) pair 12 animals and 12 objects: every two animals,
-every animal with every object, every two objects; 66 + 144 + 66 prompts. Objects have a colour,
-drawn at random, except where an animal wears one ("a frog with a crown"). Only the authors' file of
-prompts has the colours that they drew; here a seed draws them. The article is "a" throughout, as
-theirs is ("a elephant"). The subjects are the nouns.
+Chefer et al. 2023 (arXiv 2301.13826, section 5) pair 12 animals and 12 objects: all pairs of animals, of
+an animal and an object, and of objects (66 + 144 + 66 prompts). Objects have a random colour, except those
+that an animal wears ("a frog with a crown"). Only the authors' prompt file has their colours; here a seed
+determines them. As in the paper, the article is always "a" ("a elephant"). The subjects are the nouns.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from aae_batch.manifest.build.prompt import Prompt, Prompts
 _WORDS = json.loads((files(__package__) / "benchmark.json").read_text(encoding="utf-8"))
 ANIMALS, OBJECTS, COLOURS = _WORDS["animals"], _WORDS["objects"], _WORDS["colours"]
 WORN = _WORDS["worn"]
-"""Objects that an animal is drawn with, in no colour."""
+"""Objects that an animal wears, joined by "with" and without a colour."""
 
 PAPER_SETS = ("animals", "animals-objects", "objects")
 SHAPES_SETS = ("shapes", "coloured-shapes", "report-shapes")
@@ -35,7 +34,7 @@ SIZES = {"animals": 66, "animals-objects": 144, "objects": 66}
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt of two things of a set, each in its colour if it has one."""
+    """A prompt that names two things, each with an optional colour."""
 
     set: str
     things: tuple[str, str]
@@ -56,31 +55,31 @@ class Pair:
 
 
 def sets_of(name: str) -> tuple[str, ...]:
-    """The sets that a name means: one, or `all` of the paper's.
+    """Return the prompt sets that a name stands for: one set, or for `all` those of the paper.
 
     Raises:
-        ManifestError: there is none of that name.
+        ManifestError: the name is unknown.
     """
     if name == "all":
         return PAPER_SETS
     if name not in (*PAPER_SETS, *SHAPES_SETS):
         known = ", ".join((*PAPER_SETS, "all", *SHAPES_SETS))
-        raise ManifestError(f"There is no set {name!r}; use one of {known}.")
+        raise ManifestError(f"Unknown set {name!r}; use one of {known}.")
     return (name,)
 
 
 def benchmark(
     sets: Sequence[str], colour_seed: int = 0, official: Sequence[Pair] | None = None
 ) -> Prompts:
-    """The prompts of some sets, in the order of their words.
+    """Return the prompts of the given sets, in word-list order.
 
     Args:
-        colour_seed: of the colours of the paper's objects. A prompt's colours do not depend on which
-            sets are asked for.
-        official: instead, the authors' own prompts.
+        colour_seed: seed of the object colours in the paper's sets. A prompt's colours do not depend on
+            `sets`.
+        official: the authors' own prompts, to use instead.
 
     Raises:
-        ManifestError: the official prompts have none of these sets.
+        ManifestError: the official prompts include none of these sets.
     """
     paper = _paper(Random(colour_seed)) if official is None else official
     pairs = [pair for pair in paper if pair.set in sets]
@@ -110,7 +109,7 @@ def _paper(random: Random) -> Iterator[Pair]:
 
 
 def _shapes(name: str) -> Iterator[Pair]:
-    """What the embedded model was trained on; see `aae_batch.shapes.world`."""
+    """Yield the prompts of a set for the embedded model; see `aae_batch.shapes.world`."""
     from aae_batch.shapes.splits import SPLITS
     from aae_batch.shapes.world import PAIRS, SHAPES
 
@@ -122,17 +121,17 @@ def _shapes(name: str) -> Iterator[Pair]:
 
 
 def read_official(text: str) -> list[Pair]:
-    """The authors' file of prompts: JSON with lists of prompts in it, or a prompt on each line.
+    """Parse the authors' prompt file: JSON with lists of prompts, or one prompt per line.
 
     Raises:
-        ManifestError: a line is no prompt of the benchmark, or one is there twice.
+        ManifestError: a line is not a prompt of the benchmark, or a prompt occurs twice.
     """
     pairs = [_parse(line) for line in _lines(text)]
     if not pairs:
         raise ManifestError("The file has no prompts; give the benchmark's, one on each line.")
     (pair, count) = Counter(map(str, pairs)).most_common(1)[0]
     if count > 1:
-        raise ManifestError(f"Prompt {pair!r} is there {count} times; keep one.")
+        raise ManifestError(f"Prompt {pair!r} occurs {count} times; keep one.")
     return pairs
 
 
@@ -159,7 +158,7 @@ def _parse(line: str) -> Pair:
     match = _PROMPT.fullmatch(line.strip())
     if match is None:
         raise ManifestError(
-            f"{shown(line)} is no prompt of the benchmark; they are like 'a cat and a red bowl'."
+            f"{shown(line)} is not a prompt of the benchmark; write e.g. 'a cat and a red bowl'."
         )
     colour, thing, joined, other_colour, other = match.groups()
     animals = sum(word in ANIMALS for word in (thing, other))
@@ -168,6 +167,6 @@ def _parse(line: str) -> Pair:
 
 
 def missing(prompts: Prompts, sets: Sequence[str]) -> dict[str, int]:
-    """Of the paper's sets that are not whole: how many prompts there are."""
+    """Return the number of prompts of each incomplete set of the paper."""
     counts = Counter(prompts.carried["set"].to_pylist())
     return {name: counts[name] for name in sets if SIZES.get(name, counts[name]) != counts[name]}

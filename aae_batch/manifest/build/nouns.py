@@ -1,9 +1,9 @@
-"""Subjects found in a prompt when nobody has named them: its nouns.
+"""Finds the subjects of a prompt, by default its nouns.
 
-The tagger is HanTa (Wartena 2019, "A probabilistic morphology model for German lemmatization"),
-whose English model lies in its package, so that nothing is downloaded. Neighbouring nouns are one
-subject ("teddy bear"); adjectives are part of it only on request. Nouns that say what kind of picture it is, or where
-something is, are left out ("a photo of", "in front of").
+The tagger is HanTa (Wartena 2019, "A probabilistic morphology model for German lemmatization"), whose
+package includes its English model, so nothing is downloaded. Adjacent nouns form one subject ("teddy
+bear"), which includes adjectives only on request. Nouns that describe the kind of image or a location are
+excluded ("a photo of", "in front of").
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 from aae_batch.errors import SettingsError
 
 NO_THINGS = frozenset((files(__package__) / "no_things.txt").read_text(encoding="utf-8").split())
-"""Nouns that name nothing when "of" follows."""
+"""Nouns that are no subjects when "of" follows."""
 
 _WORD = re.compile(r"\w+(?:['\u2019-]\w+)*|[^\w\s]")
-_NOUN, _ADJECTIVE = ("NN", "NP0"), "AJ"  # of the BNC's tags: common nouns and names; adjectives
+_NOUN, _ADJECTIVE = ("NN", "NP0"), "AJ"  # BNC tags: common nouns and names; adjectives
 _BETWEEN_ADJECTIVES = ("and", ",")
 
 
@@ -30,8 +30,8 @@ class Nouns:
     """Finds the nouns of English prompts.
 
     Args:
-        ignored: words that are never a subject, in any case.
-        adjectives: a subject begins with its adjectives, "red and blue bird".
+        ignored: words that are never a subject, case-insensitive.
+        adjectives: include leading adjectives in a subject, "red and blue bird".
 
     Raises:
         SettingsError: the tagger is not installed.
@@ -41,19 +41,18 @@ class Nouns:
     adjectives: bool = False
 
     def __post_init__(self) -> None:
-        _ = self._tagger  # a missing package is told at once
+        _ = self._tagger  # fail early if the package is missing
 
     def __call__(self, prompt: str) -> tuple[str, ...]:
-        """The subjects of a prompt in its order, spelled as in it; the same noun as often as it
-        occurs."""
+        """Return the subjects of a prompt in order, spelled as in the prompt, repeated nouns included."""
         words = list(_WORD.finditer(prompt))
         if not words:
             return ()
         tagged = self._tagger.tag_sent([word.group() for word in words])
         ignored = {word.lower() for word in self.ignored}
         subjects: list[tuple[int, int]] = []
-        names_nothing = False  # the subject so far, if "of" follows
-        begun: int | None = None  # where the adjectives before this word begin
+        names_nothing = False  # drop the last subject if "of" follows
+        begun: int | None = None  # start of the adjectives before this word
         for word, (text, _, tag) in zip(words, tagged, strict=True):
             if not tag.startswith(_NOUN) or text.lower() in ignored:
                 if names_nothing and text.lower() == "of":
@@ -67,7 +66,9 @@ class Nouns:
             start, end = word.span()
             if begun is not None:
                 start, begun = begun, None
-            elif subjects and not prompt[subjects[-1][1] : start].strip():  # blanks alone between
+            elif (
+                subjects and not prompt[subjects[-1][1] : start].strip()
+            ):  # only whitespace between
                 start = subjects.pop()[0]
             subjects.append((start, end))
             names_nothing = text.lower() in NO_THINGS

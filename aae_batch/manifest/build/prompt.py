@@ -1,4 +1,4 @@
-"""A prompt on its way into a manifest: all that its rows share."""
+"""The prompts from which a manifest is built."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import Any
 import pyarrow as pa
 
 MOST_PROMPTS = 2_000_000
-"""At once: they are held in memory, at about 750 bytes each. Their rows, for each seed and method, are
-not."""
+"""Limit per manifest, as prompts are held in memory, at about 750 bytes each. Their rows, one per seed and
+method, are not."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What rows share that differ in seed and method alone.
+    """The values shared by rows that differ only in seed and method.
 
     Attributes:
         text: the prompt.
-        subjects: words or phrases that must be drawn; None where nobody has said.
-        token_indices: or their positions.
-        name: what the ids of its rows begin with; None for one made of its place and its words.
+        subjects: words or phrases that must be drawn; None if not specified.
+        token_indices: positions of the subjects' tokens, instead of or besides `subjects`.
+        name: prefix of the ids of its rows; None to derive one from its position and its words.
         settings: other columns of the manifest, e.g. `height`.
     """
 
@@ -38,10 +38,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts, and what is carried with each to the metadata.
+    """Prompts, and the extra columns copied to the metadata.
 
     Attributes:
-        carried: a column for each name, with a value for each prompt.
+        carried: column name -> column with one value per prompt.
     """
 
     prompts: Sequence[Prompt]

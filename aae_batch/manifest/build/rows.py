@@ -1,6 +1,6 @@
-"""Prompts, seeds and methods -> the rows of a manifest, and the file.
+"""Builds manifest rows from prompts, seeds and methods, and writes the file.
 
-Rows are in the order of prompt, seed, method, so that those of one prompt and seed lie together.
+Rows are ordered by prompt, seed and method, so that rows of one prompt and seed are adjacent.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _ROWS_AT_ONCE = 20_000
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`64` is 0 to 63, as `0:64` is; `1,5,10:20` are 1, 5 and 10 to 19.
+    """Parse a list of seeds: `64` and `0:64` are 0 to 63; `1,5,10:20` are 1, 5 and 10 to 19.
 
     Raises:
-        SettingsError: it is no such list, or a longer one than is taken.
+        SettingsError: the text is not such a list, repeats a seed, or has more than `MOST_SEEDS`.
     """
     seeds: list[int] = []
     for part in f"0:{text}".split(",") if text.strip().isdecimal() else text.split(","):
@@ -44,7 +44,7 @@ def parse_seeds(text: str) -> list[int]:
         first, end = (int(match[1]), int(match[2] or int(match[1]) + 1)) if match else (0, 0)
         if end <= first:
             raise SettingsError(
-                f"--seeds {text!r} is no list of seeds; write e.g. 64 or 0:64 for 0 to 63, or 1,5,9."
+                f"--seeds {text!r} is not a list of seeds; write e.g. 64 or 0:64 for 0 to 63, or 1,5,9."
             )
         if end - first + len(seeds) > MOST_SEEDS:
             raise SettingsError(
@@ -57,10 +57,11 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_methods(text: str) -> list[str]:
-    """A comma list of methods; `both` is with guidance and without, `all` is every method.
+    """Parse a comma-separated list of methods; `both` is the default method and plain sampling, `all` is
+    every method.
 
     Raises:
-        SettingsError: there is no such method.
+        SettingsError: a method is unknown.
     """
     named = {"both": [DEFAULT, BASELINE], "all": list(METHODS)}
     methods = named.get(text.strip()) or [part.strip() for part in text.split(",")]
@@ -74,20 +75,20 @@ def parse_methods(text: str) -> list[str]:
 
 
 class ManifestRows:
-    """The rows that prompts make, with explicit ids and seeds.
+    """The rows of a manifest, with explicit ids and seeds.
 
-    An id is `<number>-<words>-s<seed>-<method>`, of a prompt with a name `<name>-s<seed>-<method>`;
-    without the parts in which no two rows differ. Numbers and seeds are padded: sorted by id, prompts
-    without a name are in their order, the seeds of each rise, and methods are in alphabetical order.
+    An id is `<number>-<words>-s<seed>-<method>`, or `<name>-s<seed>-<method>` for a prompt with a name.
+    The seed and the method are part of it only if several are given. Numbers and seeds are zero-padded, so
+    that sorting by id orders unnamed prompts by number, then by seed, then by method name.
 
     Args:
-        seeds: of every prompt; empty for the one of its table, or else one from a hash of its id, the
-            same for all methods.
-        methods: of every prompt whose subjects suit them; empty for that of its table, or else none,
-            which leaves it to the run.
+        seeds: seeds of every prompt; empty for the seed in its table, or else a hash of its id, the same
+            for all methods.
+        methods: methods of every prompt whose subjects suit them; empty for the method in its table, or
+            else none, so that the run decides.
 
     Raises:
-        ManifestError: the prompts say themselves what seeds or methods are given, an id cannot be a
+        ManifestError: `seeds` or `methods` are given and the prompts have such a column, an id cannot be a
             file name, or there are no prompts.
     """
 
@@ -95,7 +96,7 @@ class ManifestRows:
         self, prompts: Prompts, seeds: Sequence[int] = (), methods: Sequence[str] = ()
     ) -> None:
         if not len(prompts):
-            raise ManifestError("There is no prompt; write at least one.")
+            raise ManifestError("No prompts were given; write at least one.")
         self._prompts, self._seeds, self._methods = prompts, list(seeds), list(methods)
         some = prompts.prompts
         own = {name for prompt in some for name in prompt.settings}
@@ -122,7 +123,7 @@ class ManifestRows:
 
     @property
     def left_out(self) -> dict[str, int]:
-        """The methods that do not suit all prompts, and how many of these."""
+        """The methods that do not suit all prompts -> the number of prompts left out."""
         prompts = self._prompts.prompts
         counts = {m: sum(not suits(m, prompt) for prompt in prompts) for m in self._methods}
         return {method: count for method, count in counts.items() if count}
@@ -133,7 +134,7 @@ class ManifestRows:
         return [method for method in self._methods if suits(method, prompt)]
 
     def tables(self) -> Iterator[pa.Table]:
-        """All rows, some thousand at a time."""
+        """Yield all rows, 20,000 at a time."""
         records = self._records()
         while some := list(islice(records, _ROWS_AT_ONCE)):
             own = pa.Table.from_pylist([record for _, record in some], self._own)
@@ -142,7 +143,7 @@ class ManifestRows:
             yield pa.table([*own.columns, *carried], schema=self.schema)
 
     def _records(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """The prompt's place, and the row."""
+        """Yield the position of the prompt, and the row."""
         for index, prompt in enumerate(self._prompts.prompts):
             base = self._base(index, prompt)
             seeds: Sequence[int | None] = self._seeds or [prompt.settings.get("seed")]
@@ -176,13 +177,13 @@ class ManifestRows:
         for index, prompt in enumerate(self._prompts.prompts):
             if prompt.name is not None and not is_safe_id(prompt.name + ending):
                 raise ManifestError(
-                    f"Row {index + 1} of the source: id {shown(prompt.name)} is too long for "
-                    f"{ending!r} to follow; ids have up to 120 letters."
+                    f"Row {index + 1} of the source: id {shown(prompt.name)} is too long with "
+                    f"{ending!r} appended; an id has at most 120 characters."
                 )
 
 
 def cut(slug: str) -> str:
-    """The first words of a slug, as many as fit into an id."""
+    """Return as many leading words of a slug as fit into an id."""
     if len(slug) <= _SLUG_LENGTH:
         return slug
     return slug[: _SLUG_LENGTH + 1].rpartition("-")[0] or slug[:_SLUG_LENGTH]
@@ -192,25 +193,25 @@ def cut(slug: str) -> str:
 
 
 def check_target(path: str, force: bool, s3_endpoint: str | None = None) -> None:
-    """Raise unless a manifest can be written there.
+    """Check that a manifest can be written to a path or URL.
 
     Raises:
-        ManifestError: the suffix is none of a manifest, or something is there and `force` is not.
+        ManifestError: the suffix is not that of a manifest, or the file exists and `force` is False.
     """
     if PurePosixPath(path).suffix.lower() not in _WRITERS:
-        raise ManifestError(f"{path} is none of {', '.join(_WRITERS)}; give it such a suffix.")
+        raise ManifestError(f"{path} must end in one of {', '.join(_WRITERS)}; change its suffix.")
     folder, name = os.path.split(path.rstrip("/"))
     if not force and open_storage(folder or ".", s3_endpoint).exists(name):
         raise ManifestError(f"{path} exists; give another name, or --force to replace it.")
 
 
 def write_manifest(path: str, rows: ManifestRows, s3_endpoint: str | None = None) -> None:
-    """Write the rows to a path or a URL, by its suffix; a reader never sees a part of them.
+    """Write the rows to a path or a URL, atomically, in the format of its suffix.
 
-    In CSV, lists are joined by `;`, or JSON where an entry has one in it.
+    CSV joins lists with `;`, or uses JSON if an entry contains one.
 
     Raises:
-        OutputError: it cannot be written there.
+        OutputError: the file cannot be written.
     """
     folder, name = os.path.split(path.rstrip("/"))
     with scratch_folder() as made:

@@ -1,4 +1,4 @@
-"""Where prompts are read from: lines of text, a table, or a template with its lists in YAML."""
+"""Reads prompts from lines of text, a table, or a YAML file with a template and its lists."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def read_prompts(
     subjects: Sequence[str] = (),
     s3_endpoint: str | None = None,
 ) -> Prompts:
-    """The prompts of a file, by its suffix.
+    """Read the prompts of a file, by its suffix.
 
-    `.txt` has a prompt on each line. `.csv`, `.jsonl` and `.parquet` are tables as manifests are;
-    a row's columns go with its prompt. `.yaml` has lists by name, and may have `template`, a text or
-    a list of them, and `subjects`.
+    `.txt` has one prompt per line. `.csv`, `.jsonl` and `.parquet` are tables like manifests; the columns
+    of a row are kept with its prompt. `.yaml` has named lists, and optionally `template`, a text or a list
+    of texts, and `subjects`.
 
     Args:
-        path: of a file, or its URL.
-        template: for the lists of a `.yaml`, in place of its own.
-        subjects: of every prompt of the template, likewise.
+        path: path or URL of the file.
+        template: overrides the template of a `.yaml` file.
+        subjects: overrides the subjects of a `.yaml` file.
 
     Raises:
-        ManifestError: the file cannot be read, a row of it is wrong, or there are too many prompts.
+        ManifestError: the file cannot be read, one of its rows is invalid, or it has too many prompts.
     """
     suffix = PurePosixPath(path).suffix.lower()
     if suffix in YAML:
@@ -55,7 +55,9 @@ def read_prompts(
             "into one, or leave --template and --subjects out."
         )
     if suffix == ".txt":
-        lines = read_text(path, s3_endpoint).split("\n")  # no other: a prompt may have U+2028 in it
+        lines = read_text(path, s3_endpoint).split(
+            "\n"
+        )  # not splitlines(): a prompt may contain U+2028
         prompts = [Prompt(line.strip()) for line in lines if line.strip()]
         _check_number(path, len(prompts))
         return Prompts(prompts)
@@ -63,7 +65,7 @@ def read_prompts(
         with open_manifest(path, s3_endpoint) as manifest:
             _check_number(path, len(manifest))
             return _from_table(manifest)
-    raise ManifestError(f"Source {path} is none of {', '.join(('.txt', *TABLES, *YAML))}.")
+    raise ManifestError(f"Source {path} must end in one of {', '.join(('.txt', *TABLES, *YAML))}.")
 
 
 def _check_number(path: str, count: int) -> None:
@@ -75,10 +77,10 @@ def _check_number(path: str, count: int) -> None:
 
 
 def read_text(path: str, s3_endpoint: str | None = None) -> str:
-    """A file of text, here or in an object store.
+    """Read a text file from a path or a URL.
 
     Raises:
-        ManifestError: it cannot be read, or is no UTF-8.
+        ManifestError: the file cannot be read, or is not UTF-8.
     """
     try:
         if not is_url(path):
@@ -116,7 +118,7 @@ def _from_yaml(path: str, text: str, template: str | None, subjects: Sequence[st
 
 
 def _texts(path: str, name: str, value: Any) -> list[str]:
-    """A list of texts, or one text as a list."""
+    """Return a list of texts; a single text becomes a list of one."""
     entries = value if isinstance(value, list) else [value]
     for entry in entries:
         if not isinstance(entry, str) or not entry.strip():

@@ -1,4 +1,4 @@
-"""What is said of the subjects of prompts before they become rows."""
+"""Finds and checks the subjects of prompts before rows are built."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from aae_batch.sampling.words import Tokenizer, noun_phrase, resolve_subjects
 
 @dataclass(frozen=True)
 class Found:
-    """Prompts with the subjects that were found for those that had none, and the places of these."""
+    """Prompts with the subjects found, and the positions of the prompts that were searched."""
 
     prompts: Prompts
     places: tuple[int, ...]
 
     def with_fewer_than(self, number: int) -> int:
-        """In how many of these prompts fewer subjects were found."""
+        """Return how many of the searched prompts have fewer subjects than `number`."""
         return sum(len(self.prompts.prompts[i].subjects or ()) < number for i in self.places)
 
 
 def may_be_guided(prompt: Prompt, methods: Sequence[str]) -> bool:
-    """Whether some row of a prompt must have subjects; one of no method, which the run decides, may.
+    """Return whether any row of a prompt may need subjects. A row without a method may, since the run
+    decides its method.
 
     Args:
-        methods: of every prompt; empty for that of its table.
+        methods: the methods of every prompt; empty to use the prompt's own.
     """
     named: Sequence[str | None] = methods or [prompt.settings.get("method")]
     return any(method not in METHODS or METHODS[method].least_subjects > 0 for method in named)
 
 
 def suits(method: str, prompt: Prompt) -> bool:
-    """Whether a prompt's subjects are enough for a method. One without subjects is left as it is, and will
-    be told of."""
+    """Return whether a prompt has the subjects and modifiers that a method needs. True for a prompt without
+    subjects, which is reported separately."""
     needs = METHODS[method]
     named = prompt.subjects or prompt.token_indices
     if not named:
@@ -50,7 +51,7 @@ def suits(method: str, prompt: Prompt) -> bool:
 
 
 def unguidable(prompts: Prompts, methods: Sequence[str]) -> int:
-    """How many prompts have no subject and a row that must have one."""
+    """Return how many prompts have no subjects although one of their rows may need them."""
     return sum(
         not (prompt.subjects or prompt.token_indices) and may_be_guided(prompt, methods)
         for prompt in prompts.prompts
@@ -63,15 +64,15 @@ def find_subjects(
     wanted: Callable[[Prompt], bool] = lambda prompt: True,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Found:
-    """Look for subjects in the prompts that have none given. One without is left as it was.
+    """Find subjects for the prompts that specify none. A prompt in which none are found is unchanged.
 
     Args:
-        finder: makes what finds the subjects of a text; called only if some prompt needs it.
-        wanted: whether to look in such a prompt.
+        finder: returns the function that finds the subjects of a text; called only if a prompt needs it.
+        wanted: whether to search a prompt.
     """
     some = list(prompts.prompts)
     places = tuple(i for i, p in enumerate(some) if not p.has_subjects and wanted(p))
-    find = cache(finder()) if places else None  # a table may have a prompt in many rows
+    find = cache(finder()) if places else None  # a table may repeat a prompt in many rows
     for done, i in enumerate(places, 1):
         some[i] = replace(some[i], subjects=find(some[i].text) or None)  # type: ignore[misc]
         on_progress(done, len(places))
@@ -79,10 +80,10 @@ def find_subjects(
 
 
 def with_token_indices(prompts: Prompts, tokenizer: Tokenizer) -> Prompts:
-    """Add the positions of the subjects' tokens.
+    """Add the token positions of the subjects.
 
     Raises:
-        ManifestError: a subject is not in its prompt, or is cut off.
+        ManifestError: a subject is not in its prompt, or is truncated.
     """
     indexed = []
     for prompt in prompts.prompts:

@@ -1,8 +1,8 @@
-"""A prompt with gaps and lists to fill them from -> every prompt that can be made of them.
+"""Expands a prompt template with named lists into all of its prompts.
 
-In `"a {animal} and a {color} {object}"` every gap takes every entry of the list of its name. A gap
-with a number, `{animal.1}` and `{animal.2}`, takes another entry than its siblings, and each set of
-entries occurs once, in the order of the list.
+In `"a {animal} and a {color} {object}"` each placeholder takes every entry of the list of that name.
+Numbered placeholders of one list, `{animal.1}` and `{animal.2}`, take different entries, and each
+combination of entries occurs once, in the order of the list.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _TAKEN = frozenset(column.name for column in MANIFEST_COLUMNS) | RESERVED
 def expand(
     templates: Sequence[str], lists: Mapping[str, Sequence[str]], subjects: Sequence[str] = ()
 ) -> Prompts:
-    """Fill the gaps of the templates in every way.
+    """Return all prompts of the templates, filling placeholders with every combination of entries.
 
     Args:
-        subjects: of every prompt, with gaps as the template has them, e.g. `["{animal}",
-            "{color} {object}"]`; of these, a template takes those whose gaps it has. Empty to leave
-            the subjects open, as they are for a template that has the gaps of none.
+        subjects: subjects of every prompt, with the templates' placeholders, e.g. `["{animal}",
+            "{color} {object}"]`. A template uses the subjects whose placeholders it has; with none of
+            them, its prompts have no subjects.
 
     Returns:
-        The prompts; carried is a column for each gap, null where a template does not have it.
+        The prompts, which carry one column per placeholder, null if the template does not have it.
 
     Raises:
-        ManifestError: a gap has no list, a list is empty or not used, or there are too many prompts.
+        ManifestError: a placeholder has no list, a list is empty or unused, or there are too many prompts.
     """
     gaps = {template: _gaps(template, lists) for template in templates}
     names = list(dict.fromkeys(name for some in gaps.values() for name in some))
@@ -68,7 +68,8 @@ def _gaps(template: str, lists: Mapping[str, Sequence[str]]) -> list[str]:
         if not _NAME.fullmatch(name) or not lists.get(_list_of(name)):
             have = ", ".join(lists) or "none"
             raise ManifestError(
-                f"Template {template!r} has a gap {{{name}}} and no list for it; the lists are {have}."
+                f"Template {template!r} has a placeholder {{{name}}} but no list for it; the lists are "
+                f"{have}."
             )
         if name in _TAKEN:
             raise ManifestError(
@@ -90,8 +91,8 @@ def _check(names: list[str], lists: Mapping[str, Sequence[str]], subjects: Seque
     unknown = {name for subject in subjects for name in _GAP.findall(subject)} - set(names)
     if unknown:
         raise ManifestError(
-            f"The subjects have a gap {{{min(unknown)}}} that no template has; its gaps are "
-            f"{', '.join(names) or 'none'}."
+            f"The subjects have a placeholder {{{min(unknown)}}} that no template has; the "
+            f"placeholders are {', '.join(names) or 'none'}."
         )
 
 
@@ -100,7 +101,7 @@ def _list_of(name: str) -> str:
 
 
 def _groups(names: Sequence[str]) -> list[list[str]]:
-    """The gaps that are filled together: those with a number by their list, others alone."""
+    """Group the placeholders that are filled together: numbered ones by list, each other one alone."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(_list_of(name) + "." if "." in name else name, []).append(name)

@@ -70,8 +70,8 @@ def test_the_authors_file_gives_their_colours(layout):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a cat and a dog\na cow and a dog", "'a cow and a dog' is no prompt of the benchmark"),
-        ("a cat and a dog\na cat and a dog", "is there 2 times"),
+        ("a cat and a dog\na cow and a dog", "'a cow and a dog' is not a prompt of the benchmark"),
+        ("a cat and a dog\na cat and a dog", "occurs 2 times"),
         ("\n", "has no prompts"),
         ("{}", "has no prompts"),
     ],
@@ -88,7 +88,7 @@ def test_a_set_that_the_authors_file_lacks_is_refused():
 
 def test_a_set_that_is_unknown_is_refused_with_those_there_are():
     with pytest.raises(
-        ManifestError, match=r"no set 'cars'; use one of animals, .*coloured-shapes"
+        ManifestError, match=r"Unknown set 'cars'; use one of animals, .*coloured-shapes"
     ):
         sets_of("cars")
 

@@ -123,7 +123,7 @@ def test_what_the_source_says_is_not_said_twice(column, given):
 
 
 def test_no_prompt_makes_no_manifest():
-    with pytest.raises(ManifestError, match="There is no prompt"):
+    with pytest.raises(ManifestError, match="No prompts were given"):
         ManifestRows(Prompts([]))
 
 
@@ -160,7 +160,7 @@ def test_a_manifest_is_replaced_only_by_force(tmp_path):
     with pytest.raises(ManifestError, match="exists; give another name, or --force"):
         check_target(path, force=False)
     check_target(path, force=True)
-    with pytest.raises(ManifestError, match=r"none of \.parquet, \.csv, \.jsonl"):
+    with pytest.raises(ManifestError, match=r"one of \.parquet, \.csv, \.jsonl"):
         check_target(str(tmp_path / "m.txt"), force=True)
 
 

@@ -61,13 +61,18 @@ def test_a_template_with_the_gaps_of_no_subject_leaves_them_to_be_found():
 @pytest.mark.parametrize(
     ("template", "lists", "subjects", "said"),
     [
-        ("a {cat}", {"animal": ["cat"]}, [], "gap {cat} and no list for it; the lists are animal"),
-        ("a {}", {"animal": ["cat"]}, [], "has a gap {} and no list"),
-        ("a {animal!r}", {"animal": ["cat"]}, [], "has a gap {animal!r} and no list"),
+        (
+            "a {cat}",
+            {"animal": ["cat"]},
+            [],
+            "placeholder {cat} but no list for it; the lists are animal",
+        ),
+        ("a {}", {"animal": ["cat"]}, [], "has a placeholder {} but no list"),
+        ("a {animal!r}", {"animal": ["cat"]}, [], "has a placeholder {animal!r} but no list"),
         ("a cat", {"animal": ["cat"]}, [], "No template uses the list animal"),
         ("a {seed}", {"seed": ["1"]}, [], "name of a column .* rename it, e.g. to my_seed"),
         ("a {error}", {"error": ["1"]}, [], "name of a column"),
-        ("a {animal}", {"animal": ["cat"]}, ["{dog}"], "gap {dog} that no template has"),
+        ("a {animal}", {"animal": ["cat"]}, ["{dog}"], "placeholder {dog} that no template has"),
         (" ", {}, [], "The template is empty"),
         ("{a}{b}{c}", dict.fromkeys("abc", ["x"] * 200), [], "8,000,000 prompts"),
     ],
