@@ -1,4 +1,4 @@
-"""The settings a person supplies, checked as they come in."""
+"""User-supplied sampling settings, validated on construction."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SCHEDULERS = {
     "euler": "EulerDiscreteScheduler",
     "euler-ancestral": "EulerAncestralDiscreteScheduler",
 }
-"""Short names of schedulers; any other of diffusers' class names is taken as it is."""
+"""Short names of schedulers; diffusers' other class names are accepted as they are."""
 
 
 def _text(option: str, kind: str, example: str, parse: Callable[[str], Any]) -> BeforeValidator:
-    """Also takes the value as a person writes it on the command line."""
+    """Return a validator that also accepts the value as command-line text."""
 
     def read(value: Any) -> Any:
         try:
@@ -59,8 +59,8 @@ _ATTN_RES = _text("--attn-res", "size", "16x16", _attn_res)
 
 
 class SteeringSettings(Settings):
-    """When an objective moves the latents, and how far: `aae_batch.methods.Steering`, of which None leaves a
-    value as it is.
+    """When an objective moves the latents, and how far: overrides for `aae_batch.methods.Steering`.
+    None keeps the existing value.
 
     Raises:
         SettingsError: a value is out of range.
@@ -98,7 +98,7 @@ class SteeringSettings(Settings):
         return None if thresholds is None else dict(sorted(thresholds.items()))
 
     def over(self, steering: Steering) -> Steering:
-        """`steering` with the values that are given here."""
+        """Return `steering` with the values given here."""
         own = {field.name: getattr(self, field.name) for field in fields(Steering)}
         return replace(
             steering, **{name: value for name, value in own.items() if value is not None}
@@ -106,8 +106,10 @@ class SteeringSettings(Settings):
 
 
 class GuidanceConfig(SteeringSettings):
-    """How to sample. Names are those of diffusers' `StableDiffusionAttendAndExcitePipeline`. The steering
-    that is given here holds for every method that a row may name; what is not, is as the method has it.
+    """How to sample. Names follow diffusers' `StableDiffusionAttendAndExcitePipeline`.
+
+    Steering values given here apply to every method that a row may name; all others keep the
+    method's own value.
 
     Raises:
         SettingsError: a value is unknown or out of range.
@@ -160,15 +162,16 @@ class GuidanceConfig(SteeringSettings):
         return method
 
     def steering(self, method: str | None = None) -> Steering:
-        """How a method moves the latents: as it is given, else as suits the model, else as its paper has it.
+        """Return a method's steering: values given here override the model's, which override its
+        paper's.
 
         Args:
-            method: default: the one that is set.
+            method: defaults to the configured method.
         """
         name = method or self.method
         of_model = self.by_method.get(name, SteeringSettings())
         return self.over(of_model.over(METHODS[name].steering))
 
     def updated(self, **values) -> GuidanceConfig:
-        """A copy with some values changed, checked like the original."""
+        """Return a validated copy with some values changed."""
         return GuidanceConfig(**{**self.model_dump(), **values})
