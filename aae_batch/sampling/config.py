@@ -71,12 +71,12 @@ class SteeringSettings(Settings):
     )
     thresholds: Annotated[dict[int, float] | None, _THRESHOLDS] = Field(
         None,
-        description="Refine at these steps until every subject's attention, or what else the method "
-        "measures, reaches the threshold, e.g. '0:0.05,10:0.5,20:0.8'; 'none' for no refinement. "
+        description="Refine at these steps until every subject's attention, or the method's own "
+        "measure, reaches the threshold, e.g. '0:0.05,10:0.5,20:0.8'; 'none' for no refinement. "
         "Default: the method's own.",
     )
     max_refinement_steps: int | None = Field(
-        None, ge=1, description="Refinements at one step, at most. Default: the method's own."
+        None, ge=1, description="Maximum refinements at one step. Default: the method's own."
     )
     scale_factor: float | None = Field(
         None,
@@ -85,7 +85,8 @@ class SteeringSettings(Settings):
     )
     scale_range: Annotated[tuple[float, float] | None, _SCALE_RANGE] = Field(
         None,
-        description="The update's length falls over all steps as the root of this range, e.g. '1:0.5'. "
+        description="The update's length decays over all steps with the square root of this range, e.g. "
+        "'1:0.5'. "
         "Default: the method's own.",
     )
 
@@ -117,15 +118,15 @@ class GuidanceConfig(SteeringSettings):
 
     method: str = Field(
         DEFAULT,
-        description="How subjects are looked after: attend-and-excite, stable-diffusion for no guidance, or "
-        f"another of {', '.join(METHODS)}; docs/methods.md describes them.",
+        description="Guidance method: attend-and-excite, stable-diffusion for no guidance, or another of "
+        f"{', '.join(METHODS)}; see docs/methods.md.",
     )
     num_inference_steps: int = Field(50, ge=1, description="Denoising steps.")
     guidance_scale: float = Field(
         7.5, ge=0, description="Classifier-free guidance; 1 or less switches it off."
     )
     negative_prompt: str | None = Field(
-        None, description="What to move away from. Default: nothing."
+        None, description="What the image should not show. Default: nothing."
     )
     height: int | None = Field(None, gt=0, description="Pixels, a multiple of 8.")
     width: int | None = Field(None, gt=0, description="Pixels, a multiple of 8.")
@@ -140,7 +141,7 @@ class GuidanceConfig(SteeringSettings):
     )
     subject_pooling: Literal["sum", "max"] = Field(
         "sum",
-        description="How the maps of a subject's tokens become one: sum, or max for the strongest alone.",
+        description="How to combine the maps of a subject's tokens: sum, or max for the strongest alone.",
     )
     normalize_eot: bool | None = Field(
         None,
@@ -149,8 +150,8 @@ class GuidanceConfig(SteeringSettings):
     )
     by_method: dict[str, SteeringSettings] = Field(
         {},
-        description="The steering of single methods, where a model needs other values than the method's "
-        "paper has.",
+        description="Steering per method, for models that need values other than those of the method's "
+        "paper.",
         json_schema_extra={"option": False},
     )
 
@@ -158,7 +159,7 @@ class GuidanceConfig(SteeringSettings):
     @classmethod
     def _known(cls, method: str) -> str:
         if method not in METHODS:
-            raise ValueError(f"there is no such method; use {', '.join(METHODS)}")
+            raise ValueError(f"unknown method; use {', '.join(METHODS)}")
         return method
 
     def steering(self, method: str | None = None) -> Steering:

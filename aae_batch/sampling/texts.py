@@ -28,8 +28,8 @@ from aae_batch.sampling.words import Subject, token_table
 class Text:
     """An encoded text, one row of the UNet's batch.
 
-    Cross-attention computes its keys from `keys` and its values from `values`, both [tokens,
-    width]. They differ only in structure-diffusion.
+    Cross-attention computes its keys from `keys` and its values from `values`, both
+    [tokens, width]. They differ only in structure-diffusion.
     """
 
     keys: Tensor

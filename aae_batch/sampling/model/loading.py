@@ -243,8 +243,8 @@ def _why_unloadable(model: str, source: str, error: Exception) -> str:
     unknown = ("401", "404", "not a valid model identifier", "Repository Not")
     if any(sign in text for sign in unknown):
         return (
-            f"There is no model {model!r}: it is neither a folder here nor an id that the hub shows "
-            "you; check the spelling, or log in with `hf auth login` if it is private or gated."
+            f"Model {model!r} was not found: it is neither a local folder nor a hub id that you can "
+            "access; check the spelling, or log in with `hf auth login` if it is private or gated."
         )
     return (
         f"Model {model!r} is not a folder here and the hub cannot be reached; check the network, or "

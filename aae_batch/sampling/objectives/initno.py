@@ -34,8 +34,8 @@ def reached(cross: Tensor, conflict: Tensor) -> Tensor:
 
 
 def affinity_at(seen: Seen, places: Tensor) -> Tensor:
-    """Return what each of `places`, [rows, subjects], attends to: [rows, subjects, height,
-    width]."""
+    """Return what each of `places`, [rows, subjects], attends to:
+    [rows, subjects, height, width]."""
     assert seen.affinity is not None
     chosen = places[:, :, None].expand(-1, -1, seen.affinity.shape[2])
     return seen.affinity.gather(1, chosen).unflatten(2, seen.maps.shape[1:3])

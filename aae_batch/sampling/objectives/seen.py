@@ -95,8 +95,8 @@ class Seen:
 
     @cached_property
     def subject_maps(self) -> Tensor:
-        """Pooled maps of each subject's tokens after the softmax over words: [rows, subjects,
-        height, width]."""
+        """Pooled maps of each subject's tokens after the softmax over words:
+        [rows, subjects, height, width]."""
         return pool(self.words, self.subject_tokens, self.pooling)
 
     @cached_property
@@ -134,8 +134,8 @@ class Seen:
 
     @cached_property
     def word_maps(self) -> Tensor:
-        """Pooled maps of the subjects' words after the softmax over all words: [rows, words,
-        height, width]."""
+        """Pooled maps of the subjects' words after the softmax over all words:
+        [rows, words, height, width]."""
         return pool(self.words, self.word_tokens, self.pooling)
 
     @cached_property
