@@ -19,7 +19,8 @@ __all__ = ["Engine", "GuidanceConfig", "Request", "Result", "open_dataset"]
 
 
 def __getattr__(name: str):
-    """Import torch, pydantic and pyarrow when they are first needed, so that the command line starts at once."""
+    """Import torch, pydantic and pyarrow only when needed, so that the command line starts
+    quickly."""
     if name == "Engine":
         from aae_batch.sampling.engine import Engine
 

@@ -1,4 +1,4 @@
-"""Every column of a manifest and of the metadata table, once: name, type, meaning."""
+"""All columns of manifests and of the metadata table: name, type, meaning."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ def column(name: str, kind: pa.DataType, description: str) -> pa.Field:
 
 
 _ROW_COLUMNS: tuple[pa.Field, ...] = (
-    column(
-        "id", pa.string(), "The row's name: unique in the manifest, and the picture's file name."
-    ),
+    column("id", pa.string(), "The row's name: unique in the manifest, and the image's file name."),
     column("prompt", pa.string(), "The text."),
     column("subjects", pa.list_(pa.string()), "Words or phrases that must be drawn."),
     column(
@@ -22,7 +20,7 @@ _ROW_COLUMNS: tuple[pa.Field, ...] = (
         pa.list_(pa.list_(pa.int32())),
         "Subjects as positions in the tokenizer's output; 0 is the start token.",
     ),
-    column("seed", pa.int64(), "Of the initial noise. Default: from a hash of the id."),
+    column("seed", pa.int64(), "Seed of the initial noise. Default: from a hash of the id."),
 )
 
 _SETTING_COLUMNS: tuple[pa.Field, ...] = (
@@ -30,17 +28,17 @@ _SETTING_COLUMNS: tuple[pa.Field, ...] = (
     column("negative_prompt", pa.string(), "What classifier-free guidance moves away from."),
     column("guidance_scale", pa.float64(), "Strength of classifier-free guidance."),
     column("num_inference_steps", pa.int32(), "Denoising steps."),
-    column("height", pa.int32(), "Of the picture, in pixels."),
-    column("width", pa.int32(), "Of the picture, in pixels."),
+    column("height", pa.int32(), "Image height in pixels."),
+    column("width", pa.int32(), "Image width in pixels."),
 )
 
 MANIFEST_COLUMNS = (*_ROW_COLUMNS, *_SETTING_COLUMNS)
-"""What a manifest may say about a row. In the metadata table: as used, defaults filled in; null
-where a bad row's value could not be read."""
+"""A manifest's columns. The metadata table holds them as used, with defaults filled in; null if
+a bad row's value could not be read."""
 
 NAMES = tuple(field.name for field in MANIFEST_COLUMNS)
 ALIASES = {"subject_indices": "token_indices"}
-"""Other names that a manifest may give to a column."""
+"""Alternative column names that a manifest may use."""
 
 OVERRIDES = tuple(field.name for field in _SETTING_COLUMNS)
 """Columns that override the run's setting of the same name."""
@@ -52,19 +50,19 @@ OUTCOME_COLUMNS: tuple[pa.Field, ...] = (
     column(
         "file_name",
         pa.string(),
-        "The picture, relative to the output root, in a tar after a #; null when failed, and where "
-        "the column image has it.",
+        "The image's path relative to the output root; in a tar, its name there follows a #. Null when "
+        "failed, and with layout parquet, which has the column image.",
     ),
-    column("sha256", pa.string(), "Of the picture's bytes."),
+    column("sha256", pa.string(), "SHA-256 of the image file's bytes."),
     column(
         "num_refinements",
         pa.int32(),
-        "Latent updates of iterative refinement, over all steps, and start noises that were tried.",
+        "Latent updates of iterative refinement over all steps, plus the start noises tried.",
     ),
     column(
         "final_loss",
         pa.float32(),
-        "The method's own loss at the last step, which does not compare across methods; of attend-and-excite "
+        "The method's own loss at the last step, not comparable across methods; for attend-and-excite "
         "and methods without guidance: 1 - the attention of the worst subject.",
     ),
     column(
@@ -73,17 +71,17 @@ OUTCOME_COLUMNS: tuple[pa.Field, ...] = (
         "The worst subject's attention never reached attend-and-excite's last threshold, whatever the "
         "method; null without thresholds.",
     ),
-    column("seconds", pa.float32(), "From slot to decoded picture; shared with the other slots."),
+    column("seconds", pa.float32(), "From slot to decoded image; shared with the other slots."),
     column("shard", pa.int32(), "The shard that holds the row."),
-    column("fingerprint", pa.string(), "Of the settings and the manifest; the same in run.json."),
+    column("fingerprint", pa.string(), "Hash of the settings and the manifest, as in run.json."),
 )
-"""What a run adds to each row."""
+"""Columns that a run adds to each row."""
 
 IMAGE_COLUMN = column(
     "image",
     pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
-    "The picture as a file's bytes, and that file's name; null when failed. Layout parquet only.",
+    "The image file's bytes, and its name; null when failed. Layout parquet only.",
 )
 
 RESERVED = frozenset(field.name for field in (*OUTCOME_COLUMNS, IMAGE_COLUMN))
-"""Names that a manifest's own columns must not have."""
+"""Names that a manifest's extra columns must not have."""

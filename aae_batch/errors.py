@@ -1,10 +1,11 @@
-"""Every error this package raises on purpose. Each message is one sentence that says how to fix it."""
+"""All errors that this package raises on purpose. Each message is one sentence that says how to
+fix it."""
 
 from __future__ import annotations
 
 
 class AaeBatchError(Exception):
-    """The root of the hierarchy: catch this to catch them all."""
+    """The base class of all errors of this package."""
 
 
 class SettingsError(AaeBatchError):
@@ -24,11 +25,11 @@ class OutputError(AaeBatchError):
 
 
 class JobError(AaeBatchError):
-    """A job stopped before it was complete. The same command goes on with it."""
+    """A job stopped before it was complete. The same command resumes it."""
 
 
 class RowError(AaeBatchError):
-    """One row cannot be generated; its neighbours are not concerned.
+    """One row cannot be generated; other rows are not affected.
 
     Args:
         row: the row's id.
@@ -57,7 +58,7 @@ class SubjectError(RowError):
 
 
 class OccupiedError(RowError):
-    """Something that no run wrote has the name of the row's picture."""
+    """A file that no run wrote has the name of the row's image."""
 
 
 class NonFiniteError(RowError):
@@ -65,6 +66,6 @@ class NonFiniteError(RowError):
 
 
 def shown(value: object) -> str:
-    """A value in a message: as Python writes it, without the middle where that is long."""
+    """Return a value's `repr` for a message, with the middle left out if it is long."""
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:120]}...{text[-40:]}"

@@ -1,7 +1,7 @@
-"""The methods: each a choice of texts, an objective, how far it moves the latents, and where they start.
+"""The methods. Each combines texts, an objective, its steering, and a search for the start noise.
 
-Nothing here needs torch: the table is read wherever a method is named, by the command line too. An objective
-is named by where it stands, and imported when the first sample needs it.
+This module does not import torch, because the table is read wherever a method is named, also by the
+command line. An objective is given as `"module:name"` and imported when the first sample needs it.
 """
 
 from __future__ import annotations
@@ -31,15 +31,17 @@ PLUGINS = "aae_batch.methods"
 
 @dataclass(frozen=True)
 class Steering:
-    """When an objective moves the latents, and how far. Names are those of diffusers'
-    `StableDiffusionAttendAndExcitePipeline`, defaults those of Attend-and-Excite.
+    """When an objective moves the latents, and how far. Names follow diffusers'
+    `StableDiffusionAttendAndExcitePipeline`; defaults are those of Attend-and-Excite.
 
     Attributes:
         max_iter_to_alter: the steps before this one are guided.
-        thresholds: step -> what the objective's `reached` must come to; until then the step refines.
-        max_refinement_steps: updates by refinement at one step, at most.
+        thresholds: step -> value that the objective's `reached` must attain; until then the step
+            refines.
+        max_refinement_steps: maximum refinement updates at one step.
         scale_factor: the factor of the gradient at the first step.
-        scale_range: the factor falls over all steps as the root of this range.
+        scale_range: over all steps the factor is scaled by the square root of a value that goes
+            from the first to the last of these two.
     """
 
     max_iter_to_alter: int = 25
@@ -51,14 +53,15 @@ class Steering:
 
 @dataclass(frozen=True)
 class NoiseSearch:
-    """The start noise is optimised before the first step (InitNO, arXiv 2404.04650, section 3).
+    """Optimise the start noise before the first step (InitNO, arXiv 2404.04650, section 3).
 
     Attributes:
-        rounds: each after the first begins with other noise.
-        steps: noises that are tried in a round, at most, one guided forward each.
-        learning_rate: of Adam, on the mean and the logarithm of the variance.
-        target: what the objective's `reached` must come to; the search then ends.
-        most_divergence: from the standard normal distribution, the mean over elements, in nats.
+        rounds: maximum rounds; each after the first begins with new noise.
+        steps: maximum noises tried in a round, one guided forward each.
+        learning_rate: Adam's, for the mean and the logarithm of the variance.
+        target: value of the objective's `reached` at which the search ends.
+        most_divergence: maximum divergence from the standard normal distribution, mean over
+            elements, in nats.
     """
 
     rounds: int = 5
@@ -74,16 +77,17 @@ class Method:
 
     Attributes:
         summary: what it does, in a few words.
-        texts: what a sample is denoised under: the prompt; each conjunct of it by itself; the prompt
-            with the values of its noun phrases.
-        objective: what the latents are moved down, or `"module:name"` of it; None for no guidance.
-        steering: of the objective.
-        start: how the noise is found; None for noise as it is drawn.
-        needs: what the objective cannot do without: a subject with modifiers, as "red" is in "red circle";
+        texts: what a sample is denoised with: the prompt; each of its conjuncts separately; the
+            prompt with the values of its noun phrases.
+        objective: the function whose loss the latents are moved to reduce, or its `"module:name"`;
+            None for no guidance.
+        steering: when and how far the objective moves the latents.
+        start: the search for start noise; None uses noise as drawn.
+        needs: what the objective requires: a subject with modifiers, as "red" in "red circle";
             self-attention (`Seen.affinity`).
-        least_subjects: how many subjects a row must name.
-        version: what tells this method from an earlier one of the same name; a dataset is not
-            continued with another. Empty for that of the package.
+        least_subjects: minimum number of subjects that a row must name.
+        version: distinguishes this method from an earlier one of the same name; a dataset is not
+            resumed with another version. Empty for this package's own methods.
     """
 
     summary: str
@@ -100,19 +104,20 @@ class Method:
         return self.objective is not None
 
     def load_objective(self) -> Objective | None:
-        """The objective itself."""
+        """Return the objective, imported if necessary; None without guidance."""
         if isinstance(self.objective, str):
             return pkgutil.resolve_name(self.objective)
         return self.objective
 
 
 def _own(name: str) -> str:
-    """An objective of this package: a function that has the name of its module."""
+    """Return the `"module:name"` of an objective of this package, whose function is named like
+    its module."""
     return f"aae_batch.sampling.objectives.{name}:{name}"
 
 
 BASELINE = "stable-diffusion"
-"""Plain sampling, which the others are compared with."""
+"""Plain sampling, the baseline of comparisons."""
 
 DEFAULT = "attend-and-excite"
 
@@ -176,32 +181,32 @@ METHODS: dict[str, Method] = {
         least_subjects=1,
     ),
 }
-"""By the names that manifests use, in the order of a comparison: the baselines of Attend-and-Excite's paper,
-Attend-and-Excite, and what came after it."""
+"""Methods by the names that manifests use, in the order of a comparison: the baselines of
+Attend-and-Excite's paper, Attend-and-Excite, and later methods."""
 
 
 def register_method(name: str, method: Method) -> None:
-    """Let manifests and settings name a method of your own.
+    """Register your own method, so that manifests and settings can name it.
 
     Raises:
-        SettingsError: the name is taken, or is no name for a column's value and a file.
+        SettingsError: the name is taken, or cannot be used as a column value and file name.
     """
     if not name or not name.replace("-", "").replace("_", "").isalnum():
         raise SettingsError(f"A method cannot be called {name!r}; use letters, digits and '-'.")
     if METHODS.setdefault(name, method) != method:
-        raise SettingsError(f"There is a method {name!r} already; register yours by another name.")
+        raise SettingsError(f"Method {name!r} already exists; register yours under another name.")
 
 
 def load_plugins(modules: Sequence[str]) -> dict[str, str]:
-    """Import modules that register methods, and those that installed packages bring. Modules are looked
-    for in the current folder, too.
+    """Import modules that register methods, and those of installed packages' entry points. Modules
+    are also searched for in the current folder.
 
     Returns:
-        The methods that are not of this package, and for each its version, or else a digest of the
-        module's source that its objective stands in.
+        The methods that are not from this package, each with its version, or else a digest of the
+        source of its objective's module.
 
     Raises:
-        SettingsError: there is no such module, or it cannot be imported.
+        SettingsError: a module does not exist or cannot be imported.
     """
     for module in (*modules, *(found.value for found in entry_points(group=PLUGINS))):
         _import(module)

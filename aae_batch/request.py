@@ -1,4 +1,4 @@
-"""What is asked for, and what comes back: a request, its result, what was seen of its subjects."""
+"""A request, its result, and the attention record of its subjects."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """One image to generate. Fields left at None follow the run's `GuidanceConfig`.
+    """One image to generate. Fields that are None follow the run's `GuidanceConfig`.
 
     Attributes:
         prompt: the text.
@@ -27,13 +27,13 @@ class Request:
             only if they agree.
         seed: of the initial noise, drawn on the CPU as diffusers does with
             `torch.Generator("cpu").manual_seed(seed)`.
-        id: the name of the row in errors and results.
+        id: the row's name in errors and results.
         negative_prompt: what classifier-free guidance moves away from.
         guidance_scale: classifier-free guidance; 1 or less switches it off.
         num_inference_steps: denoising steps.
         height, width: in pixels; multiples of 8.
-        method: one of `aae_batch.methods.METHODS`, e.g. `"attend-and-excite"`, or `"stable-diffusion"` for
-            the same without guidance.
+        method: a key of `aae_batch.methods.METHODS`, e.g. `"attend-and-excite"`, or
+            `"stable-diffusion"` for no guidance.
     """
 
     prompt: str
@@ -50,25 +50,26 @@ class Request:
 
     @property
     def name(self) -> str:
-        """How errors call this row: its id, or its prompt where it has none."""
+        """The row's name in errors: its id, or its prompt if it has none."""
         return self.id if self.id is not None else repr(self.prompt)
 
 
 @dataclass(frozen=True)
 class SubjectAttention:
-    """One subject of one image. Per-step arrays are float32, one entry per denoising step.
+    """The attention of one subject of one image. Per-step arrays are float32, one entry per
+    denoising step.
 
-    Where a prompt is denoised conjunct by conjunct (composable-diffusion), the maps are those of the
+    If a prompt is denoised conjunct by conjunct (composable-diffusion), the maps are those of the
     subject's own conjunct, and "words" are that conjunct's.
 
     Attributes:
-        subject: its words, as the row names them, or as the prompt has them.
+        subject: its words, as in the row or in the prompt.
         token_indices: its positions in the tokenizer's output.
         tokens: the part of the prompt at each of these positions.
-        max_attention: the largest value of the subject's map after softmax and smoothing, in
-            [0, 1]: one minus this is the subject's part of the loss.
-        mean_attention: the mean over the picture of the subject's map after softmax.
-        entropy: in nats, of that map as a distribution over the picture.
+        max_attention: the largest value of the subject's map after softmax and smoothing,
+            in [0, 1]; one minus this is the subject's part of the loss.
+        mean_attention: the mean of the subject's map after softmax, over the image.
+        entropy: in nats, of that map as a distribution over the image.
         center_x, center_y: its centre of mass in [0, 1], from the left and from the top.
         map: uint8 [height, width], the cross-attention of the last step, averaged over heads and
             layers (before the softmax over words), scaled so that 255 stands for `map_scale`.
@@ -88,23 +89,23 @@ class SubjectAttention:
 
 
 def _no_steps() -> np.ndarray:
-    import numpy as np  # late, so that the command line starts at once
+    import numpy as np  # imported here so that the command line starts quickly
 
     return np.zeros(0, dtype=np.float32)
 
 
 @dataclass(frozen=True)
 class AttentionRecord:
-    """What the engine saw of one image.
+    """What the engine recorded about one image.
 
     Attributes:
-        subjects: one entry per subject; empty where the request named none.
-        loss: float32 [steps], the method's own loss in the step's last guided forward, before its update;
-            of a method without one, that of Attend-and-Excite.
-        num_refinements: guided forwards besides one for each guided step: latent updates of iterative
-            refinement, over all steps, and noises that were tried before the first.
+        subjects: one entry per subject; empty if the request named none.
+        loss: float32 [steps], the method's own loss in each step's last guided forward, before its
+            update; for a method without a loss, that of Attend-and-Excite.
+        num_refinements: guided forwards beyond one per guided step: latent updates of iterative
+            refinement over all steps, plus the noises tried before the first step.
         final_loss: the loss at the last step.
-        neglected: the worst subject's attention never reached the last threshold of Attend-and-Excite,
+        neglected: the worst subject's attention never reached Attend-and-Excite's last threshold,
             whatever the method; None without thresholds.
     """
 
@@ -117,13 +118,13 @@ class AttentionRecord:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one request: either an image, or an error.
+    """The result of one request: either an image or an error.
 
     Attributes:
-        request: the request, as it was given.
+        request: the request as given.
         image: RGB.
         latents: the final latents, [channels, height / 8, width / 8], on the CPU.
-        attention: what was seen of each subject.
+        attention: the attention record.
         error: why there is no image.
         seconds: from the moment the request got a slot until its image was decoded. Requests in
             other slots share that time.

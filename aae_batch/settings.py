@@ -1,8 +1,8 @@
-"""What every model of settings shares: its values come from a person or a file, and are checked.
+"""The base of all settings models, whose values come from a user or a file and are validated.
 
-A setting is said once, as a field: its name, type, limits, default and description are also those of
-its option on the command line (`aae_batch.cli.options`). What a default of None stands for is said at
-the end of the description, after "Default: ".
+Each setting is declared once, as a field: its name, type, limits, default and description also
+define its command-line option (`aae_batch.cli.options`). If the default is None, the description
+ends with "Default: " and what None stands for.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     what: ClassVar[str] = "setting"
-    """What the values are, in an error."""
+    """What error messages call the values."""
 
     def __init__(self, **values) -> None:
         try:

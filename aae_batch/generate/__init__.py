@@ -1,1 +1,1 @@
-"""Manifest -> dataset: one client of the job."""
+"""Generate a dataset from a manifest: one client of `aae_batch.job`."""

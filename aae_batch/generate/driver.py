@@ -1,7 +1,7 @@
-"""A generation job: what is missing of a dataset is made, and counted.
+"""A generation job: generate what is missing from a dataset, and count the result.
 
-The driver alone reads the manifest. No picture passes through it but those of a bisected shard, in the
-layouts that write pictures with the commit.
+Only the driver reads the manifest. No image passes through it, except those of a bisected shard in
+layouts that write images with the commit.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from aae_batch.store.lock import Lock
 from aae_batch.store.open import open_storage
 
 FEW_ROWS = 100
-"""A share of failures is only judged once so many rows are done."""
+"""A share of failures is judged only after this many rows."""
 
 logger = logging.getLogger("aae_batch.job")
 
@@ -52,19 +52,19 @@ def run_job(
     on_progress: OnProgress = lambda progress: None,
     worker_class: type[GenerateWorker] = GenerateWorker,
 ) -> dict[str, Any]:
-    """Generate what is missing of a dataset. Returns its summary, as in `summary.json`.
+    """Generate what is missing from a dataset. Returns its summary, as in `summary.json`.
 
     Args:
-        on_progress: is told about once a second how far the job is.
-        worker_class: what the workers are.
+        on_progress: called about once a second with the progress.
+        worker_class: the class of the workers.
 
     Raises:
-        AaeBatchError: the job cannot start or cannot go on; the message says why.
-        KeyboardInterrupt: it was stopped by a signal. The same call goes on with it.
+        AaeBatchError: the job cannot start or continue; the message says why.
+        KeyboardInterrupt: a signal stopped it. The same call resumes it.
     """
     storage = open_storage(settings.output, settings.s3_endpoint)
     with open_manifest(settings.manifest, settings.s3_endpoint) as manifest:
-        plan = make_plan(settings, manifest, storage)  # refuse before anything is made
+        plan = make_plan(settings, manifest, storage)  # refuse before writing anything
         if not plan.begun:
             refuse_unless_some_row_is_good(settings, manifest)
         with writing(storage) as lock:
@@ -75,14 +75,14 @@ def run_job(
             try:
                 job = GenerateJob(settings, plan, manifest, dataset, worker_class)
                 return _finish(job, lock, on_progress)
-            except OutputError as error:  # the job was under way: it can go on when that is fixed
+            except OutputError as error:  # the job had started: it can resume once this is fixed
                 raise JobError(str(error)) from error
 
 
 def refuse_unless_some_row_is_good(settings: JobSettings, manifest: Manifest) -> None:
-    """End at once a job of which not one picture would come.
+    """Fail early if the job could not generate a single image.
 
-    Rows are judged until a good one is found, which mostly is the first.
+    Checks rows only until the first good one, which is usually the first row.
 
     Raises:
         ManifestError: every row would fail.
@@ -95,7 +95,7 @@ def refuse_unless_some_row_is_good(settings: JobSettings, manifest: Manifest) ->
             revision=settings.revision,
             s3_endpoint=settings.s3_endpoint,
         )
-    except ModelError:  # it may be on the actors' machines alone; else they say what is wrong
+    except ModelError:  # the model may exist only on the actors' machines; if not, they report it
         return
     first = None
     for row in manifest.rows():
@@ -111,7 +111,7 @@ def refuse_unless_some_row_is_good(settings: JobSettings, manifest: Manifest) ->
 
 
 def _finish(job: GenerateJob, lock: Lock, on_progress: OnProgress) -> dict[str, Any]:
-    """Generate what is left, and count what is there."""
+    """Generate what is left, and return the summary."""
     storage, session = job.storage, None
     if not job.plan.ledger().finished:
         storage.delete(layout.SUMMARY)
@@ -127,7 +127,7 @@ def _finish(job: GenerateJob, lock: Lock, on_progress: OnProgress) -> dict[str, 
     if summary["rows"] != job.plan.rows:
         raise OutputError(
             f"The tables in {storage.place(layout.METADATA)} have {summary['rows']} rows, and the "
-            f"manifest {job.plan.rows}: see what `aae-batch verify` says of it."
+            f"manifest {job.plan.rows}: run `aae-batch verify` to see which differ."
         )
     storage.write_bytes(layout.SUMMARY, as_json(summary))
     return summary
@@ -153,7 +153,7 @@ class GenerateJob(Job[Outcome]):
 
     @cached_property
     def _earlier(self) -> Counter[str]:
-        """Where failed rows are made again, none has failed yet."""
+        """Failures of earlier runs; none if failed rows are generated again."""
         return Counter() if self.plan.again else earlier_failures(self.dataset)
 
     def write_run(self, loaded: Loaded) -> None:
@@ -182,26 +182,26 @@ class GenerateJob(Job[Outcome]):
         return [failed(row, self.settings.guidance, error, kind=GAVE_UP)]
 
     def publish(self, progress: Progress) -> None:
-        """In `progress.json`, and in the metrics."""
+        """Write `progress.json` and update the metrics."""
         self._speed.set(progress.images_per_second)
         if not self.begun:
             return
         record = progress_record(progress, self._earlier + progress.now.failures, time.time())
         try:
             self.storage.write_bytes(layout.PROGRESS, as_json(record))
-        except OutputError as error:  # it is news, and no part of the dataset
-            logger.warning("progress is not told: %s", error)
+        except OutputError as error:  # progress is not part of the dataset, so continue
+            logger.warning("cannot write progress: %s", error)
 
     @cached_property
     def _speed(self) -> Gauge:
         return Gauge("aae_batch_images_per_second", "Of the whole job.")
 
     def judge(self, progress: Progress) -> None:
-        """Stop a job that is failing everywhere, or whose manifest is not what it was."""
+        """Stop a job with too many failures, or whose manifest has changed."""
         if self.manifest.changed:
             raise JobError(
-                f"{self.manifest.path} was changed while its rows were generated: what is done is of the "
-                "manifest as it was. Put that back and run the same command again, or choose another "
+                f"{self.manifest.path} was changed while its rows were generated: finished rows come from "
+                "the original manifest. Restore it and run the same command again, or choose another "
                 "output for the new one."
             )
         limit, now = self.settings.max_failures, progress.now

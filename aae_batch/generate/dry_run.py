@@ -1,4 +1,4 @@
-"""What a job would do, found out with no more of the model than its tokenizer."""
+"""Show what a job would do, using only the model's tokenizer."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from aae_batch.store.open import open_storage
 PROMPTS_SHOWN = 3
 FAILURES_SHOWN = 10
 PHRASES = {"conjuncts": ("conjuncts", conjuncts), "phrases": ("noun phrases", noun_phrases)}
-"""Where phrases of the prompt are encoded by themselves: what these are called, and found by."""
+"""For methods that encode phrases separately: the phrases' name, and the function that finds
+them."""
 
 
 def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
-    """Say what would be done. Returns how many rows would fail.
+    """Write what would be done. Returns the number of rows that would fail.
 
     Raises:
         AaeBatchError: the job would not start.

@@ -1,4 +1,5 @@
-"""What a job leaves beside its shards: `run.json`, which a later run is held against, and `summary.json`."""
+"""The files a job writes beside its shards: `run.json`, which later runs are checked against,
+`progress.json` and `summary.json`."""
 
 from __future__ import annotations
 
@@ -23,16 +24,16 @@ from aae_batch.manifest.reader import Manifest
 from aae_batch.store.base import Storage
 
 MAKERS = ("aae_batch", "torch", "diffusers", "transformers")
-"""Packages whose versions pictures depend on."""
+"""Packages whose versions affect the images."""
 
 
 @dataclass(frozen=True)
 class Plan(JobPlan[Outcome]):
-    """What a job comes to, given what its output already holds.
+    """What a job has to do, given its existing output.
 
     Attributes:
         committed: shards that are done.
-        again: of these, rows that are to be made again, as places in the manifest.
+        again: rows of committed shards to generate again, as manifest indices.
     """
 
     committed: frozenset[int]
@@ -47,7 +48,7 @@ class Plan(JobPlan[Outcome]):
         return self.run["shard_size"]
 
     def retrying(self, dataset: Dataset) -> Plan:
-        """The same, with the rows that have failed to be made again."""
+        """Return the plan with failed rows to be generated again."""
         failed = dataset.failed_rows().items()
         size = self.shard_size
         again = {shard: [shard * size + place for place in places] for shard, places in failed}
@@ -58,10 +59,10 @@ class Plan(JobPlan[Outcome]):
 
 
 def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Plan:
-    """Hold a job against its output.
+    """Check a job against its output, and plan what is left.
 
     Raises:
-        OutputError: the output belongs to another run, or to no run at all.
+        OutputError: the output belongs to another run, or was not made by a run.
     """
     pixels = settings.pixels(manifest.digest)
     dataset = Dataset(storage)
@@ -70,8 +71,8 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
     if before is None:
         if there is not None:
             raise OutputError(
-                f"{storage.root} is not empty (there is {there}) and has no {layout.RUN}, so no run made "
-                "it, and none will write to it: choose another output."
+                f"{storage.root} is not empty (it has {there}) and has no {layout.RUN}, so no run made it: "
+                "choose another output."
             )
         form = settings.form({})
         run = new_run(pixels, **form, rows=len(manifest), manifest=manifest.name)
@@ -80,7 +81,8 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
     pixels |= {name: found.get(name, AUTO) for name in RESOLVED if pixels[name] == AUTO}
     form = settings.form(before)
     changed = differences(_without_steering(found), _without_steering(pixels))
-    changed = changed or differences(found, pixels)  # that of a method, by another version
+    # If nothing else differs, another version may have changed a method's steering.
+    changed = changed or differences(found, pixels)
     changed += differences({name: before.get(name) for name in form}, form)
     if changed:
         raise OutputError(
@@ -92,25 +94,29 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
 
 
 def _without_steering(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What it is made of is among the other settings."""
+    """Drop the steering, which derives from other settings."""
     return {name: value for name, value in settings.items() if name != "steering"}
 
 
 def _check_versions(run: Mapping[str, Any], accepted: bool) -> None:
-    """Raises: OutputError: the run was begun with other versions of what makes the pictures."""
+    """Check the versions of the packages that affect images.
+
+    Raises:
+        OutputError: the run was begun with other versions, and they were not accepted.
+    """
     before, here = run.get("versions", {}), versions()
     changed = differences(
         {name: before.get(name) for name in MAKERS}, {name: here[name] for name in MAKERS}
     )
     if changed and not accepted:
         raise OutputError(
-            f"The run was begun with other versions ({'; '.join(changed)}), whose pictures may differ: "
-            "install those, or add --other-versions to go on all the same."
+            f"The run was begun with other versions ({'; '.join(changed)}), and images may differ: "
+            "install those, or add --other-versions to continue anyway."
         )
 
 
 def summarize(dataset: Dataset, session: dict[str, Any] | None) -> dict[str, Any]:
-    """Counts over a complete dataset, from its tables."""
+    """Count the rows of a complete dataset, from its tables."""
     methods: dict[str, Counter[str]] = defaultdict(Counter)
     failures: Counter[str] = Counter()
     columns = ["method", "status", "error_type", "num_refinements", "neglected"]
@@ -145,10 +151,10 @@ def summarize(dataset: Dataset, session: dict[str, Any] | None) -> dict[str, Any
 def progress_record(
     progress: Progress, failures: Mapping[str, int], now: float
 ) -> layout.ProgressRecord:
-    """What `progress.json` says.
+    """Return the content of `progress.json`.
 
     Args:
-        failures: rows that failed, by `error_type`, those of `earlier_failures` included.
+        failures: failed rows by `error_type`, including `earlier_failures`.
         now: seconds since 1970.
     """
     return {
@@ -163,14 +169,13 @@ def progress_record(
 
 
 def earlier_failures(dataset: Dataset) -> Counter[str]:
-    """Failed rows by `error_type`, as the last session on this output has left them in
-    `progress.json`."""
+    """Return failed rows by `error_type`, as the last session left them in `progress.json`."""
     record = dataset.progress
     return Counter() if record is None else Counter(record["failures"])
 
 
 def begin(storage: Storage, run: Mapping[str, Any]) -> None:
-    """Write `run.json`, by which the output is ours from now on.
+    """Write `run.json`, which claims the output for this run.
 
     Raises:
         OutputError: another run has begun there meanwhile.

@@ -1,4 +1,4 @@
-"""What a person decides about a job, and which of it the pictures depend on."""
+"""A generation job's settings, and which of them the images depend on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHARD_SIZE = 256
 
 
 def _failures(value: Any) -> Any:
-    """A count as int, a share as float below 1."""
+    """Parse a count as int, or a share as float up to 1."""
     if isinstance(value, str):
         value = float(value[:-1]) / 100 if value.endswith("%") else int(value)
     if isinstance(value, (int, float)) and (value < 0 or (isinstance(value, float) and value > 1)):
@@ -27,27 +27,27 @@ def _failures(value: Any) -> Any:
 
 
 def listed(value: Any) -> Any:
-    """A comma list of names as a tuple of them."""
+    """Parse a comma-separated list of names as a tuple."""
     if isinstance(value, str):
         return tuple(name.strip() for name in value.split(",") if name.strip())
     return () if value is None else tuple(value)
 
 
 class JobSettings(ActorSettings):
-    """One job: a manifest, an output, and how to get from one to the other.
+    """One job: a manifest, an output, and how to generate the output from the manifest.
 
     Raises:
         SettingsError: a value is unknown or out of range.
     """
 
     manifest: Annotated[str, BeforeValidator(os.fspath)] = Field(
-        description="Parquet, CSV or JSONL, path or URL; one row per picture. Columns: prompt "
+        description="Parquet, CSV or JSONL, path or URL; one row per image. Columns: prompt "
         "(required), subjects or token_indices, seed, id, negative_prompt, guidance_scale, "
-        "num_inference_steps, height, width, method; others are carried to the metadata table."
+        "num_inference_steps, height, width, method; others are copied to the metadata table."
     )
     output: str = Field(
         description="Folder for the dataset, s3://bucket/prefix, or another URL (gs://, abfs://, "
-        "hf://). Where it is not complete, it is continued."
+        "hf://). An incomplete dataset is resumed."
     )
     model: str = Field(
         "shapes",
@@ -58,7 +58,7 @@ class JobSettings(ActorSettings):
         None, description="Branch, tag or commit of the model on the hub. Default: main."
     )
     slots: int = Field(
-        8, ge=1, description="Pictures in flight in each actor; memory grows with it."
+        8, ge=1, description="Images in flight in each actor; memory use grows with it."
     )
     shard_size: int | None = Field(
         None,
@@ -68,39 +68,37 @@ class JobSettings(ActorSettings):
     )
     layout: Layout | None = Field(
         None,
-        description="files (a file per picture), webdataset (a tar per shard) or parquet (a column "
-        "of the metadata table). The last two hold a shard's encoded pictures in memory. "
+        description="files (a file per image), webdataset (a tar per shard) or parquet (a column "
+        "of the metadata table). The last two hold a shard's encoded images in memory. "
         "Default: files, or as the output was begun.",
     )
     image_format: ImageKind | None = Field(
         None, description="png, webp or jpeg. Default: png, or as the output was begun."
     )
     image_quality: int | None = Field(
-        None, description="Of jpeg and lossy webp, 1 to 100. Default: jpeg 95, webp 90."
+        None, description="Quality of jpeg and lossy webp, 1 to 100. Default: jpeg 95, webp 90."
     )
-    png_level: int | None = Field(None, description="Compression of png, 0 to 9. Default: 1.")
-    webp_lossless: bool | None = Field(
-        None, description="Keep every pixel in webp. Default: lossy."
-    )
-    retry_failed: bool = Field(False, description="Generate again the rows that failed before.")
+    png_level: int | None = Field(None, description="Compression level of png, 0 to 9. Default: 1.")
+    webp_lossless: bool | None = Field(None, description="Use lossless webp. Default: lossy.")
+    retry_failed: bool = Field(False, description="Generate failed rows again.")
     other_versions: bool = Field(
         False,
-        description="Go on with a run that other versions of aae_batch, torch, diffusers or "
-        "transformers have begun; pictures may differ.",
+        description="Resume a run begun with other versions of aae_batch, torch, diffusers or "
+        "transformers; images may differ.",
     )
     max_failures: Annotated[int | float | None, BeforeValidator(_failures)] = Field(
         None,
-        description="Stop when more rows fail: a number, or a share such as 5%. Default: never.",
+        description="Stop when more rows than this fail: a number, or a share such as 5%. Default: never.",
     )
     plugin: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
         (),
-        description="Modules that register methods of your own, e.g. package.module, with commas between "
-        "several. Default: none.",
+        description="Modules that register your own methods, e.g. package.module, separated by commas. "
+        "Default: none.",
     )
     guidance: GuidanceConfig = Field(description="How to sample.")
 
     def pixels(self, manifest_digest: str) -> dict[str, Any]:
-        """Everything that the pictures depend on, as JSON holds it."""
+        """Return everything that the images depend on, as JSON values."""
         from aae_batch.sampling.model.weights import weights_digest
 
         plugins = load_plugins(self.plugin)
@@ -119,11 +117,11 @@ class JobSettings(ActorSettings):
         }
 
     def form(self, begun: dict[str, Any]) -> dict[str, Any]:
-        """How the rows are stored, as `run.json` says it: what is asked for, else as `begun` has it,
+        """Return how rows are stored, for `run.json`: values given here, else those of `begun`,
         else the defaults.
 
         Raises:
-            SettingsError: the image format does not have a setting that is given.
+            SettingsError: a given setting does not apply to the image format.
         """
         return {
             "shard_size": self.shard_size or begun.get("shard_size", SHARD_SIZE),

@@ -1,4 +1,4 @@
-"""The worker that generates: one model, whose slots stay full from one piece to the next."""
+"""The generating worker: one model whose slots stay full from one piece to the next."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ if TYPE_CHECKING:
     from aae_batch.sampling.engine import Batch, Engine
 
 WRITERS = 2
-"""Threads that encode and write pictures."""
+"""Threads that encode and write images."""
 
 logger = logging.getLogger("aae_batch.worker")
 
 
 @dataclass(frozen=True)
 class GenerateTask(Task):
-    """A piece with its part of the manifest. Rows that are wrong there are only written down.
+    """A piece with its part of the manifest. Invalid rows are only recorded as failed.
 
     Attributes:
-        keep: pictures are returned with the outcomes and not written, in every layout.
+        keep: return images with the outcomes instead of writing them, in every layout.
     """
 
     part: Part
@@ -54,7 +54,7 @@ class GenerateTask(Task):
 
 @dataclass(frozen=True, eq=False)
 class _Flight:
-    """A row on its way to its outcome."""
+    """A row in progress, and its future outcome."""
 
     task: GenerateTask
     row: Row
@@ -62,34 +62,34 @@ class _Flight:
 
 
 def together(requests: Sequence[Request], config: GuidanceConfig) -> list[Request]:
-    """Requests of one method next to each other: a batch that has many methods has the kernels of all of their
+    """Sort requests by method, because a batch with many methods runs the kernels of all their
     objectives in each pass."""
     order = list(METHODS)
     return sorted(requests, key=lambda request: order.index(request.method or config.method))
 
 
 class GenerateWorker(Worker[Outcome]):
-    """Generates pieces of shards. The engine runs in a thread of its own and takes rows from all
-    pieces that are under way, in order."""
+    """Generates pieces of shards. The engine runs in its own thread and takes rows from all
+    pieces in progress, in order."""
 
     settings: JobSettings
 
     def __init__(self, context: WorkerContext) -> None:
         super().__init__(context)
         self._incoming: queue.SimpleQueue[_Flight] = queue.SimpleQueue()
-        self._sampling: set[_Flight] = set()  # those in `_incoming`, and those that the engine has
-        # A picture waits in memory until it is written; the engine waits when too many do.
+        self._sampling: set[_Flight] = set()  # in `_incoming` or in the engine
+        # Images wait in memory until they are written; the engine blocks when too many wait.
         self._unwritten: queue.Queue[tuple[_Flight, Result]]
         self._unwritten = queue.Queue(3 * WRITERS + self.settings.slots)
         self._broken: BaseException | None = None
 
     def load(self) -> Loaded:
-        """Load the model and start."""
+        """Load the model, and start the engine and writer threads."""
         load_plugins(self.settings.plugin)
         self.set_torch_threads()
         self.metrics = WorkerMetrics()
         engine = self.load_engine()
-        # What the settings ask of this model is found out now, not with the first row.
+        # Check the settings against this model now, not with the first row.
         with engine.open(self.settings.guidance):
             pass
         threading.Thread(target=self._sample, args=(engine,), name="engine", daemon=True).start()
@@ -113,9 +113,11 @@ class GenerateWorker(Worker[Outcome]):
         )
 
     def work(self, task: GenerateTask) -> list[Outcome]:
-        """Generate a piece; commit it if it is a shard. One that is committed, by a worker that died
-        before it could say so, is only counted. Where the engine breaks, pictures that it has made are
-        written first."""
+        """Generate a piece, and commit it if it is a shard.
+
+        A shard already committed, by a worker that died before reporting it, is only counted. If
+        the engine breaks, images that it has finished are written first.
+        """
         if task.commit and self.storage.exists(metadata_name(task.piece.shard)):
             self.count(task.piece, self._committed(task.piece.shard))
             return []

@@ -1,1 +1,1 @@
-"""Any job on Ray: pieces handed to workers, supervised until each is committed."""
+"""Any job on Ray: hand pieces to workers, and supervise them until every piece is committed."""

@@ -1,4 +1,4 @@
-"""Ray, and what each worker gets of a machine."""
+"""Join or start Ray, and decide what each worker gets of a machine."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ QUIET = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logg
 
 @dataclass(frozen=True)
 class WorkerPlan:
-    """How many workers, and what of a machine each takes.
+    """The number of workers, and the resources of each.
 
     Attributes:
-        least: asked for even where the cluster has no room, which makes one that scales grow.
+        least: requested even if the cluster has no room, which makes an autoscaling cluster grow.
         most: None for as many as there is room for.
-        threads: of torch in each; None leaves them as they are.
+        threads: torch's threads in each worker; None keeps torch's default.
     """
 
     least: int
@@ -43,8 +43,8 @@ class WorkerPlan:
 
     @classmethod
     def of(cls, wanted: tuple[int, int] | None, gpus_per_worker: float, cores: int) -> WorkerPlan:
-        """One worker per GPU; without GPUs one worker with all cores, or as many as are wanted, which
-        share the cores."""
+        """Plan one worker per GPU. Without GPUs, plan one worker, or as many as `wanted`,
+        sharing all cores."""
         if gpus_per_worker:
             least, most = wanted or (1, None)
             return cls(least, most, cpus=1, gpus=gpus_per_worker, threads=None)
@@ -54,7 +54,8 @@ class WorkerPlan:
 
 @contextmanager
 def cluster(settings: ActorSettings) -> Iterator[WorkerPlan]:
-    """Join the cluster, or one that is already joined, or start one on this machine."""
+    """Use the Ray cluster already joined, or join the configured one, or start one on this
+    machine."""
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -65,12 +66,12 @@ def cluster(settings: ActorSettings) -> Iterator[WorkerPlan]:
         if settings.ray_address is not None:
             _join(settings.ray_address)
         else:
-            # Every worker asks for one CPU; more of them than cores is a person's own choice.
+            # Every worker requests one CPU; the user may choose more workers than cores.
             most = settings.actors[1] if settings.actors else 1
             start_ray(num_cpus=max(cores, most), **QUIET)
     try:
         plan = WorkerPlan.of(settings.actors, _gpus_per_worker(settings), cores)
-        asked = os.environ.get("OMP_NUM_THREADS", "")  # inside the workers, Ray sets one of its own
+        asked = os.environ.get("OMP_NUM_THREADS", "")  # in workers, Ray overrides it
         if plan.threads is not None and asked.isdigit():
             plan = replace(plan, threads=min(plan.threads, max(1, int(asked))))
         yield plan
@@ -92,7 +93,8 @@ def _join(address: str) -> None:
 
 
 def _gpus_per_worker(settings: ActorSettings) -> float:
-    """As was said; else one, where the device can be a GPU and the cluster has or will have any."""
+    """Return the configured value; else 1 if the device can be a GPU and the cluster has or will
+    have one, else 0."""
     if settings.gpus_per_actor is not None:
         return settings.gpus_per_actor
     if settings.device.startswith("cuda"):
@@ -101,14 +103,14 @@ def _gpus_per_worker(settings: ActorSettings) -> float:
 
 
 def start_ray(attempts: int = 3, **ray_settings: Any) -> None:
-    """Start Ray on this machine, for this process and its workers alone: every port of it is on the
-    loopback interface, and asks for a token that no file holds. To be ended by `stop_ray`.
+    """Start Ray on this machine, for this process and its workers only. Stop it with `stop_ray`.
 
-    Where the machine is very busy, Ray's own processes may wait for each other in vain, so it is
-    tried again.
+    All its ports are on the loopback interface and require a token that is in no file. On a very
+    busy machine Ray's own processes may time out waiting for each other, so it is tried `attempts`
+    times.
 
     Raises:
-        JobError: it does not start.
+        JobError: Ray does not start.
     """
     try:
         with _private_to_this_process():
@@ -121,7 +123,7 @@ def start_ray(attempts: int = 3, **ray_settings: Any) -> None:
 
 
 def stop_ray() -> None:
-    """End or leave Ray, and forget its token, so that this process can join another one."""
+    """Stop or leave Ray and forget its token, so that this process can join another cluster."""
     ray.shutdown()
     AuthenticationTokenLoader.instance().reset_cache()
     Config.initialize("")  # reads RAY_AUTH_MODE again
@@ -129,9 +131,10 @@ def stop_ray() -> None:
 
 @contextmanager
 def _private_to_this_process() -> Iterator[None]:
-    """What Ray's processes are to inherit while they start. Nothing of it stays in our environment."""
-    # Where Ray believes that it cannot be a cluster, it takes 127.0.0.1 for the machine's address and
-    # opens nothing on another; it replaces an address of 127.0.0.1 that it is given.
+    """Set the environment that Ray's processes inherit while they start, and restore it
+    afterwards."""
+    # With clusters disabled, Ray uses 127.0.0.1 as the machine's address and opens no port on another.
+    # Passing 127.0.0.1 as the address does not work, because Ray replaces it.
     inherited = {
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
         "RAY_AUTH_MODE": "token",
@@ -155,16 +158,16 @@ def _private_to_this_process() -> Iterator[None]:
 
 
 def close_token_file() -> None:
-    """Ray writes `~/.ray/auth_token` readable by everybody: leave it to its owner alone."""
+    """Restrict `~/.ray/auth_token` to its owner, because Ray writes it readable by everybody."""
     path = Path.home() / ".ray" / "auth_token"
-    with suppress(OSError):  # there is none, or it is not ours
+    with suppress(OSError):  # it does not exist, or is not ours
         if stat.S_IMODE(path.stat().st_mode) & 0o077:
             path.chmod(0o600)
 
 
 @dataclass
 class Stop:
-    """Whether the job was told to stop, and when, by the monotonic clock."""
+    """Whether the job was asked to stop, and when, by the monotonic clock."""
 
     since: float | None = None
 
@@ -174,14 +177,16 @@ class Stop:
 
     @property
     def seconds(self) -> float:
-        """Since it was told."""
+        """Seconds since the request; 0 without one."""
         return 0.0 if self.since is None else time.monotonic() - self.since
 
 
 @contextmanager
 def stop_on_signals(grace: float) -> Iterator[Stop]:
-    """Ctrl-C, and SIGTERM, a scheduler's polite end of a job, ask the job to stop; the second of them
-    interrupts it. To be entered when Ray has started, which puts handlers of its own there."""
+    """Ask the job to stop on Ctrl-C or on a scheduler's SIGTERM; a second signal interrupts it.
+
+    Enter this after Ray has started, because Ray installs its own handlers.
+    """
     stop = Stop()
 
     def ask(*_: object) -> None:
@@ -189,7 +194,8 @@ def stop_on_signals(grace: float) -> Iterator[Stop]:
             raise KeyboardInterrupt
         stop.since = time.monotonic()
         logging.getLogger("aae_batch.job").warning(
-            "stopping: shards under way have %.0f s to finish; a second signal stops at once", grace
+            "stopping: shards in progress have %.0f s to finish; a second signal stops at once",
+            grace,
         )
 
     ours = threading.current_thread() is threading.main_thread()
@@ -203,6 +209,6 @@ def stop_on_signals(grace: float) -> Iterator[Stop]:
 
 
 def in_words(error: BaseException) -> str:
-    """What an error says, in one line."""
+    """Return an error's type and message in one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

@@ -1,6 +1,6 @@
-"""The driver's loop: pieces of shards to workers, results to tallies, deaths to new workers.
+"""The driver's loop: assign pieces of shards to workers, collect results, replace dead workers.
 
-What the pieces are for, a client says in its `Job`.
+A client's `Job` defines what the pieces are for.
 """
 
 from __future__ import annotations
@@ -31,19 +31,18 @@ OnProgress = Callable[[Progress], None]
 POLL_SECONDS = 1.0
 
 GAVE_UP = "ActorDied"
-"""`error_type` of a row that has ended its process twice while it was alone."""
+"""`error_type` of a row that has crashed its worker twice while it was generated alone."""
 
 logger = logging.getLogger("aae_batch.job")
 
 
 class Job(ABC, Generic[T]):
-    """What a client of the driver brings.
+    """A client of the driver. Subclasses implement the abstract methods.
 
     Attributes:
-        model: what the workers load, in words.
-        run: the record of the run, as far as it is known: what the settings leave open, the first
-            worker finds out.
-        begun: the record is written.
+        model: the model's name, for messages.
+        run: the run's record; the first worker resolves what the settings leave open.
+        begun: True once the record is written.
     """
 
     settings: ActorSettings
@@ -68,31 +67,31 @@ class Job(ABC, Generic[T]):
 
     @abstractmethod
     def write_run(self, loaded: Loaded) -> None:
-        """Write the record of the run."""
+        """Write the run's record."""
 
     @abstractmethod
     def task(self, piece: Piece, commit: bool) -> Task:
-        """What a worker is given of a piece."""
+        """Return the task for a piece."""
 
     @abstractmethod
     def commit(self, shard: int, outcomes: list[T]) -> None:
-        """Commit a shard that came in parts; the outcomes are in no order."""
+        """Commit a shard that was processed in parts; the outcomes are in no particular order."""
 
     @abstractmethod
     def give_up(self, piece: Piece, words: str) -> list[T]:
-        """The outcome of a row that has ended its process twice while it was alone."""
+        """Return the outcome of a row that has crashed its worker twice while alone."""
 
     def context(self, lease: str, threads: int | None) -> WorkerContext:
-        """What each worker is made with."""
+        """Return the context for each worker."""
         endpoint = {"s3_endpoint": self.settings.actors_s3_endpoint}
         settings = self.settings.model_copy(update=endpoint)
         return WorkerContext(self.storage.root, lease, settings, self.run, threads)
 
     def begin(self, loaded: Loaded) -> None:
-        """A worker has loaded the model. With the first one the run begins.
+        """Check a worker that has loaded the model. The first one begins the run.
 
         Raises:
-            JobError: the model was loaded otherwise than in this run so far.
+            JobError: the worker resolved device or dtype differently from the run.
         """
         if not self.begun:
             self.run = resolved(self.run, loaded)
@@ -101,25 +100,25 @@ class Job(ABC, Generic[T]):
         check_loaded(self.run, loaded)
 
     def publish(self, progress: Progress) -> None:
-        """Say how far the job is to whoever is not here; called every 15 s, and at the end."""
+        """Publish progress for observers elsewhere; called every 15 s, and at the end."""
 
     def judge(self, progress: Progress) -> None:
-        """Raise where what has come back so far makes the job hopeless."""
+        """Raise an error if the results so far make the job hopeless."""
 
 
 def run_on_workers(job: Job[T], lock: Lock, on_progress: OnProgress) -> Progress:
-    """Do what is left of a job. Returns what came of it; raises as `Driver.run`."""
+    """Do the rest of a job, and return its final progress. Raises as `Driver.run`."""
     with cluster(job.settings) as plan, stop_on_signals(job.settings.grace) as stop:
         pool = Pool(job.worker_class, job.context(lock.token, plan.threads), plan)
         return Driver(job, pool, stop, lock, on_progress).run()
 
 
 class Driver(Generic[T]):
-    """Keeps a pool at work until every piece is done.
+    """Keeps a pool busy until every piece is done.
 
     Args:
-        stop: whether a person or a scheduler wants the job to end.
-        on_progress: is told about once a second how far the job is.
+        stop: tells whether a user or a scheduler has asked the job to stop.
+        on_progress: called about once a second with the progress.
     """
 
     def __init__(
@@ -139,11 +138,11 @@ class Driver(Generic[T]):
         self._looked_at = self._published_at = -math.inf
 
     def run(self) -> Progress:
-        """Returns what came of it.
+        """Run until every piece is done, and return the final progress.
 
         Raises:
             JobError: the job is hopeless.
-            KeyboardInterrupt: it was told to stop, and what was under way is finished or dropped.
+            KeyboardInterrupt: it was asked to stop, and work in progress is finished or dropped.
         """
         try:
             while not self.ledger.finished:
@@ -189,7 +188,7 @@ class Driver(Generic[T]):
                 self.pool.ask(worker)
 
     def _staff(self) -> None:
-        """As many workers as the pool has places and the job has pieces for."""
+        """Keep as many workers as the pool has places and the job has pieces for."""
         self.pool.heed_notices()
         for worker in list(self.pool.workers):
             if worker.leaving and not worker.pieces:
@@ -199,20 +198,21 @@ class Driver(Generic[T]):
         pieces = len(self.ledger.todo) + sum(len(worker.pieces) for worker in staying)
         for _ in range(min(places, pieces) - len(staying)):
             self.pool.hire()
-        # Of those that a lost node leaves without a place, none is waited for.
+        # Do not wait for workers that have no place since a node was lost.
         idle = [worker for worker in staying if not worker.ready]
         for worker in idle[: max(0, len(staying) - places)]:
             self.pool.dismiss(worker)
 
     def _is_over(self) -> bool:
-        """The job was told to stop, and nothing is under way or the time for it is up."""
+        """True if the job was asked to stop, and nothing is in progress or the grace period is
+        over."""
         if not self.stop.requested:
             return False
         at_work = any(worker.pieces for worker in self.pool.workers)
         return not at_work or self.stop.seconds > self.job.settings.grace
 
     def _assign(self) -> None:
-        """First one piece to every worker that is ready, then the next one, for its free slots."""
+        """Give one piece to every ready worker, then another one to fill its free slots."""
         for others in range(PIECES_AT_ONCE):
             for worker in self.pool.workers:
                 if not self.ledger.todo:
@@ -246,13 +246,14 @@ class Driver(Generic[T]):
             self._returned(piece, done.outcomes)
 
     def _returned(self, piece: Piece, outcomes: list[T]) -> None:
-        """Take in a part of a shard; commit the shard with its last part."""
+        """Add the outcomes of a part of a shard; commit the shard with its last part."""
         whole = self.ledger.returned(piece, outcomes)
         if whole is not None:
             self.job.commit(piece.shard, whole)
 
     def _died(self, death: Died) -> None:
-        """Queue again what the worker had, and give up the row that has ended it for the second time."""
+        """Requeue the worker's pieces, and give up a row that has crashed its worker for the
+        second time."""
         if not death.worker.ready and self.started is None and not death.node_lost:
             self.deaths_while_loading += 1
             if self.deaths_while_loading > 1:

@@ -1,15 +1,15 @@
-"""What a job tells Ray's metrics, which a node's agent serves to Prometheus with the prefix `ray_`.
+"""Ray metrics of a job, which each node's agent serves to Prometheus with the prefix `ray_`.
 
 | name | kind | |
 |---|---|---|
-| `aae_batch_rows` | counter, by `status` | rows that are finished, `ok` or `failed` |
+| `aae_batch_rows` | counter, by `status` | finished rows, `ok` or `failed` |
 | `aae_batch_refinements` | counter | latent updates of iterative refinement |
 | `aae_batch_seconds` | counter, by `phase` | excite, denoise, decode, encode, upload |
-| `aae_batch_slots` | gauge | samples that a worker takes at a time |
-| `aae_batch_slots_in_use` | gauge | of these, those that are on their way |
-| `aae_batch_queue` | gauge | rows of a worker that wait for a slot |
-| `aae_batch_unwritten` | gauge | pictures of a worker that wait to be encoded and written |
-| `aae_batch_images_per_second` | gauge | of the whole job, from the driver |
+| `aae_batch_slots` | gauge | a worker's slots for samples |
+| `aae_batch_slots_in_use` | gauge | slots in use |
+| `aae_batch_queue` | gauge | a worker's rows that wait for a slot |
+| `aae_batch_unwritten` | gauge | a worker's images that wait to be encoded and written |
+| `aae_batch_images_per_second` | gauge | speed of the whole job, from the driver |
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ray.util.metrics import Counter, Gauge
 
 
 class WorkerMetrics:
-    """A worker's share of the figures. Ray adds which actor and which node it is."""
+    """A worker's metrics. Ray adds labels for the actor and the node."""
 
     def __init__(self) -> None:
         self._rows = Counter("aae_batch_rows", "Rows that are finished.", tag_keys=("status",))
@@ -30,7 +30,7 @@ class WorkerMetrics:
         self._slots = Gauge("aae_batch_slots", "Samples at a time.")
         self._in_use = Gauge("aae_batch_slots_in_use", "Samples on their way.")
         self._queue = Gauge("aae_batch_queue", "Rows that wait for a slot.")
-        self._unwritten = Gauge("aae_batch_unwritten", "Pictures that wait to be written.")
+        self._unwritten = Gauge("aae_batch_unwritten", "Images that wait to be written.")
         self._told: dict[str, float] = defaultdict(float)
 
     def row(self, status: str, refinements: int) -> None:
@@ -43,7 +43,7 @@ class WorkerMetrics:
             self._seconds.inc(seconds, {"phase": phase})
 
     def totals(self, seconds: Mapping[str, float]) -> None:
-        """Seconds of each phase since the start."""
+        """Set the seconds spent in each phase since the start."""
         for phase, total in seconds.items():
             self.spent(phase, total - self._told[phase])
             self._told[phase] = total

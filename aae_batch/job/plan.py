@@ -1,4 +1,4 @@
-"""What is still to do, and who gets it next. Pure: no Ray, no disk, no clock."""
+"""What is left to do, and which worker gets it next. Pure: no Ray, no disk, no clock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows `start` up to `stop` of the manifest, all of one shard: what a worker is given at once."""
+    """Manifest rows `start` to `stop` (exclusive) of one shard: the unit of work handed to a
+    worker."""
 
     shard: int
     start: int
@@ -28,13 +29,13 @@ class Piece:
 
 
 def shards(rows: int, shard_size: int) -> list[Piece]:
-    """All shards of a manifest, in order."""
+    """Return all shards of a manifest, in order."""
     starts = range(0, rows, shard_size)
     return [Piece(i, start, min(start + shard_size, rows)) for i, start in enumerate(starts)]
 
 
 def runs(shard: int, rows: Collection[int]) -> list[Piece]:
-    """Rows of a shard as pieces without gaps."""
+    """Group a shard's rows into contiguous pieces."""
     pieces: list[Piece] = []
     for row in sorted(rows):
         if pieces and pieces[-1].stop == row:
@@ -46,12 +47,12 @@ def runs(shard: int, rows: Collection[int]) -> list[Piece]:
 
 @dataclass
 class Ledger(Generic[T]):
-    """The shards still to do, what is out with workers, and what has crashed workers.
+    """The shards left to do, the pieces that workers have, and those that have crashed workers.
 
-    A piece that crashed its worker is suspect: it is given out alone, so that the next crash is surely
-    its own. A shard that crashes its worker twice is bisected, and so are its parts at every further
-    crash, until a single row has crashed twice: that row is given up. The other parts' results are
-    kept here until the shard is whole.
+    A piece that crashed its worker is suspect: it is handed out alone, so that another crash is
+    certain to be its own fault. A shard that crashes its worker twice is bisected, and its parts
+    are bisected again at every further crash, until a single row has crashed twice: that row is
+    given up. The other parts' results are kept here until the shard is complete.
     """
 
     todo: deque[Piece]
@@ -69,10 +70,11 @@ class Ledger(Generic[T]):
         committed: Collection[int],
         again: Mapping[int, Collection[int]] | None = None,
     ) -> Ledger[T]:
-        """
+        """Return the ledger of a job.
+
         Args:
             committed: shards that are done.
-            again: of these, rows that are to be made again, by shard.
+            again: rows of committed shards to generate again, by shard.
         """
         done = frozenset(committed)
         whole = [piece for piece in shards(rows, shard_size) if piece.shard not in done]
@@ -92,26 +94,28 @@ class Ledger(Generic[T]):
         return sum(self._left.values())
 
     def is_whole(self, piece: Piece) -> bool:
-        """It is a whole shard, which its worker commits; the driver commits those that come in parts."""
+        """True if the piece is a whole shard, which its worker commits. The driver commits
+        shards that come in parts."""
         return piece in self._whole
 
     def is_suspect(self, piece: Piece) -> bool:
         return piece in self._kills or piece not in self._planned
 
     def take(self, busy: bool) -> Piece | None:
-        """The next piece for a worker; one that is busy is given nothing suspect."""
-        for place, piece in enumerate(self.todo):  # what is suspect is few, and stands first
+        """Return the next piece for a worker; a busy worker gets no suspect piece."""
+        for place, piece in enumerate(self.todo):  # suspect pieces are few and come first
             if not busy or not self.is_suspect(piece):
                 del self.todo[place]
                 return piece
         return None
 
     def committed(self, piece: Piece) -> None:
-        """A worker has committed this shard."""
+        """Record that a worker has committed this shard."""
         del self._left[piece.shard]
 
     def returned(self, piece: Piece, results: list[T]) -> list[T] | None:
-        """Part of a shard is done. Returns the results of all that was to do of it with the last part."""
+        """Record results of a part of a shard. Returns all its results once the last part is in,
+        else None."""
         parts = self.parts.setdefault(piece.shard, [])
         parts.extend(results)
         self._left[piece.shard] -= len(piece)
@@ -121,12 +125,12 @@ class Ledger(Generic[T]):
         return self.parts.pop(piece.shard)
 
     def requeue(self, piece: Piece) -> None:
-        """It came back undone, and is not to blame."""
+        """Put back a piece that was returned undone and is not to blame."""
         self.todo.appendleft(piece)
 
     def killed(self, piece: Piece) -> bool:
-        """Its worker died. Returns True where the piece is a single row to give up; otherwise it is
-        queued again, in halves if need be."""
+        """Record that the piece's worker died. Returns True if the piece is a single row to give
+        up; otherwise requeues it, in halves if necessary."""
         self._kills[piece] += 1
         twice = self._kills[piece] >= 2
         if len(piece) == 1 and twice:
@@ -140,11 +144,11 @@ class Ledger(Generic[T]):
 
 @dataclass(frozen=True)
 class JobPlan(ABC, Generic[T]):
-    """What a job comes to, given what is there already.
+    """What a job has to do, given the existing output.
 
     Attributes:
-        run: what the job's `run.json` says or is going to say.
-        begun: it is there, and shards of this run may be.
+        run: the content of the job's `run.json`, existing or to be written.
+        begun: `run.json` exists, and shards of this run may exist.
     """
 
     run: dict[str, Any]
@@ -153,8 +157,8 @@ class JobPlan(ABC, Generic[T]):
     @property
     @abstractmethod
     def rows(self) -> int:
-        """Of all shards, those that earlier runs finished included."""
+        """Rows of all shards, including those that earlier runs finished."""
 
     @abstractmethod
     def ledger(self) -> Ledger[T]:
-        """What there is to do."""
+        """Return what is left to do."""

@@ -1,6 +1,6 @@
-"""The workers as the driver sees them: it hires them, hands them pieces, and hears what becomes of them.
+"""The driver's view of its workers: start them, hand them pieces, and report events.
 
-Everything that the driver says to Ray while it works is said here.
+While the driver works, all its calls to Ray are in this module.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from aae_batch.job.records import Loaded
 from aae_batch.job.worker import CONCURRENCY, Task, Worker, WorkerContext
 
 NODE_LOSS_SECONDS = 2.0
-"""How long Ray may take to notice that a node is gone after it has given up the actors on it: only then
-is it known whether a death was the worker's own."""
+"""How long Ray may take to report a lost node after it has reported the actors on it as dead.
+Only then is it known whether a worker's death was its own fault."""
 
 VERDICT_SECONDS = 60.0
-"""How long a worker that cannot be reached may be neither dead nor alive."""
+"""How long Ray may take to decide whether an unreachable worker is dead."""
 
 
 @dataclass(eq=False)
 class WorkerHandle:
-    """A worker, as the driver sees it.
+    """The driver's handle of one worker.
 
     Attributes:
-        actor: Ray's handle of it.
-        calls: what it has been asked and has not answered: the name of a method, or a piece.
-        tallies: how far it last said its pieces were.
-        node: where it runs, once that is known.
+        actor: Ray's actor handle.
+        calls: pending calls: the name of a method, or a piece.
+        tallies: the progress last reported for its pieces.
+        node: the Ray node it runs on, once known.
         ready: its model is loaded.
-        leaving: its machine is about to end: it finishes what it has, and is given nothing.
-        moved: when it last finished anything, or was given something while it had nothing.
+        leaving: its machine is about to go away: it finishes its pieces and gets no new ones.
+        moved: when it last finished anything, or received a piece while idle.
     """
 
     actor: Any = None
@@ -54,7 +54,7 @@ class WorkerHandle:
 
     @property
     def pieces(self) -> list[Piece]:
-        """What it is working on."""
+        """The pieces it is working on."""
         return [call for call in self.calls.values() if isinstance(call, Piece)]
 
     def call(self, method: str) -> None:
@@ -81,7 +81,8 @@ class Done:
 
 @dataclass(frozen=True)
 class Died:
-    """A worker is gone, or of no more use. `node_lost`: because its machine is gone."""
+    """A worker is dead or unusable. `node_lost` is True if the reason is the loss of its
+    machine."""
 
     worker: WorkerHandle
     words: str
@@ -93,10 +94,10 @@ Event = Ready | Done | Died
 
 @dataclass(eq=False)
 class _Lost:
-    """A worker that ended or cannot be reached, while it is not known why.
+    """A worker that died or cannot be reached, while the cause is unknown.
 
     Attributes:
-        probe: a call that Ray answers when it knows whether the worker is alive.
+        probe: a call that Ray answers once it knows whether the worker is alive.
     """
 
     worker: WorkerHandle
@@ -106,7 +107,7 @@ class _Lost:
 
 
 def _answer(ref: Any) -> Any:
-    """What a call came to: its value, or the error that it ended with."""
+    """Return a call's result, or the error it ended with."""
     try:
         return ray.get(ref)
     except RayError as error:
@@ -114,7 +115,7 @@ def _answer(ref: Any) -> Any:
 
 
 class Pool:
-    """Workers as Ray actors. Ray does not restart them: the driver hires new ones."""
+    """Workers as Ray actors. Ray does not restart them: the driver starts new ones."""
 
     def __init__(
         self, worker_class: type[Worker[Any]], context: WorkerContext, plan: WorkerPlan
@@ -128,16 +129,16 @@ class Pool:
         self._own_node = ray.get_runtime_context().get_node_id()
 
     def places(self) -> int:
-        """How many workers there should be: as many as the cluster has room for, those that are there
-        and stay included, between the least and the most that are wanted.
+        """Return how many workers there should be: what the cluster has room for, including running
+        workers that stay, clamped to the requested range.
 
         Raises:
-            JobError: there will never be one again.
+            JobError: the driver's node is lost, so no actor can start any more.
         """
         plan = self._plan
         resource, each = ("GPU", plan.gpus) if plan.gpus else ("CPU", plan.cpus)
         alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
-        if self._own_node not in alive:  # Ray gives a driver without its node no actor any more
+        if self._own_node not in alive:  # Ray starts no more actors for a driver without its node
             raise JobError("The Ray node that the driver was on is lost.")
         staying = [has for node, has in alive.items() if node not in self._draining]
         room = math.floor(sum(has.get(resource, 0) for has in staying) / each + 1e-6)
@@ -145,14 +146,14 @@ class Pool:
         return wanted if plan.most is None else min(wanted, plan.most)
 
     def heed_notices(self) -> None:
-        """Mark the workers whose machine is about to end as leaving."""
-        # What `ray drain-node` and Ray's autoscaler say of a node, which Ray has no public call for.
+        """Mark workers as leaving if their machine is about to go away."""
+        # Set by `ray drain-node` and Ray's autoscaler. Ray has no public API for it.
         self._draining = set(global_worker.gcs_client.get_draining_nodes())
         for worker in self.workers:
             worker.leaving = worker.node in self._draining
 
     def hire(self) -> None:
-        """Ask for one more worker. It is in `workers` from now on, and ready later."""
+        """Start one more worker. It is in `workers` at once, and ready later."""
         options = self._actor_class.options(
             max_restarts=0,
             max_task_retries=0,
@@ -172,22 +173,23 @@ class Pool:
         worker.calls[worker.actor.perform.remote(task)] = task.piece
 
     def ask(self, worker: WorkerHandle) -> None:
-        """Ask a worker how far it is, unless it has been asked and has not answered."""
+        """Ask a worker for its progress, unless a request is pending."""
         if "progress" not in worker.calls.values():
             worker.call("progress")
 
     def dismiss(self, worker: WorkerHandle) -> None:
-        """End a worker at once."""
+        """Kill a worker at once."""
         if worker in self.workers:
             self.workers.remove(worker)
         ray.kill(worker.actor)
 
     def events(self, seconds: float) -> Iterator[Event]:
-        """What has happened; waits up to so many seconds for the first thing to happen. To be gone through
-        to its end.
+        """Yield what has happened, after waiting up to `seconds` for the first event.
+
+        Iterate to the end, or events are lost.
 
         Raises:
-            AaeBatchError: a worker met an error that no other worker can avoid.
+            AaeBatchError: a worker met an error that every other worker would meet too.
         """
         waiting = {ref: worker for worker in self.workers for ref in worker.calls}
         if self._lost:
@@ -200,7 +202,7 @@ class Pool:
         if done:
             done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0)
         answers = [(waiting[ref], ref, _answer(ref)) for ref in done]
-        answers.sort(key=lambda heard: isinstance(heard[2], RayError))  # a death comes last
+        answers.sort(key=lambda heard: isinstance(heard[2], RayError))  # deaths last
         for worker, ref, answer in answers:
             if worker in self.workers:
                 hear = self._failed if isinstance(answer, RayError) else self._answered
@@ -216,7 +218,7 @@ class Pool:
         elif call == "load":
             worker.ready = True
             return Ready(worker, answer)
-        elif call == "progress":  # some of these pieces may have come back since
+        elif call == "progress":  # some of these pieces may have finished since
             tallies = {piece: answer[piece] for piece in worker.pieces if piece in answer}
             if tallies != worker.tallies:
                 worker.tallies, worker.moved = tallies, time.monotonic()
@@ -230,12 +232,12 @@ class Pool:
     def _failed(self, worker: WorkerHandle, ref: Any, error: RayError) -> Event | None:
         words = in_words(error)
         if isinstance(error, ActorUnavailableError):
-            # Not ended yet, or Ray would blame us for the end of an actor whose node is gone.
+            # Do not kill it yet, or Ray would attribute the death to us even if its node is gone.
             self.workers.remove(worker)
             probe = worker.actor.node.remote()
             self._lost.append(_Lost(worker, words, time.monotonic() + VERDICT_SECONDS, probe))
             return None
-        self.dismiss(worker)  # it may only be of no more use
+        self.dismiss(worker)  # it may be alive but unusable
         if getattr(error, "preempted", False):
             return Died(worker, words, node_lost=True)
         if not isinstance(error, RayTaskError):  # its process ended, or its answer is lost
@@ -249,7 +251,7 @@ class Pool:
         return Died(worker, in_words(cause))
 
     def _deaths(self) -> Iterator[Died]:
-        """The deaths whose cause is known by now."""
+        """Yield the deaths whose cause is known by now."""
         if not self._lost:
             return
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
@@ -262,7 +264,7 @@ class Pool:
                 yield Died(lost.worker, lost.words, node_lost)
 
     def _look_at(self, lost: _Lost) -> None:
-        """Has Ray found out about a worker that could not be reached?"""
+        """Check whether Ray has decided about an unreachable worker."""
         if lost.probe is None or not ray.wait([lost.probe], timeout=0)[0]:
             return
         answer = _answer(lost.probe)
@@ -274,4 +276,4 @@ class Pool:
             lost.words = in_words(answer)
             lost.deadline = time.monotonic() + NODE_LOSS_SECONDS
         else:
-            lost.deadline = 0.0  # it lives, but what it had is lost
+            lost.deadline = 0.0  # it is alive, but its pieces are lost

@@ -1,4 +1,4 @@
-"""How far a job is, in numbers and in words."""
+"""A job's progress, as numbers and text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts over rows that are finished. `failures` has those that failed, by `error_type`."""
+    """Counts of finished rows. `failures` counts failed ones by `error_type`."""
 
     done: int = 0
     refinements: int = 0
@@ -29,7 +29,7 @@ class Progress:
     Attributes:
         total: the manifest's rows.
         before: rows that earlier runs finished.
-        now: what this run has finished.
+        now: rows that this run finished.
         seconds: since the first worker was ready.
     """
 
@@ -40,7 +40,7 @@ class Progress:
 
     @property
     def started(self) -> bool:
-        """A worker has been ready."""
+        """True once a worker has been ready."""
         return self.seconds > 0
 
     @property
@@ -71,7 +71,7 @@ class Progress:
 
 
 def clock(seconds: float | None) -> str:
-    """`1:02:03`, or `--:--` where it is not known."""
+    """Format as `1:02:03`, or `--:--` if unknown."""
     if seconds is None:
         return "--:--"
     minutes, second = divmod(round(seconds), 60)

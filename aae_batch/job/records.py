@@ -1,4 +1,4 @@
-"""What every job records about itself."""
+"""What every job records about itself in `run.json`."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ PACKAGES = ("torch", "diffusers", "transformers", "ray")
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a worker made of the settings: the kind of its device and the precision of its weights, e.g.
-    `cuda` and `float16`; no precision where there is no model."""
+    """What a worker resolved the settings to: its device's type and its weights' dtype, e.g.
+    `cuda` and `float16`. `dtype` is None without a model."""
 
     device: str = "cpu"
     dtype: str | None = None
 
     @classmethod
     def of(cls, model: Any) -> Loaded:
-        """As a torch model reports it."""
+        """Read them from a torch model."""
         return cls(str(model.device.type), str(model.dtype).removeprefix("torch."))
 
 
 def new_run(settings: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """The record of a run that begins now.
+    """Return the record of a run that begins now.
 
     Args:
-        settings: everything that its results depend on.
+        settings: everything that the results depend on.
     """
     return {
         "fingerprint": fingerprint(settings),
@@ -53,27 +53,31 @@ def new_run(settings: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def resolved(run: Mapping[str, Any], loaded: Loaded) -> dict[str, Any]:
-    """The same record, with those of its settings that the first worker has found."""
+    """Return the record with the settings resolved by the first worker."""
     found = {name: value for name, value in asdict(loaded).items() if name in run["settings"]}
     settings = run["settings"] | found
     return {**run, "fingerprint": fingerprint(settings), "settings": settings}
 
 
 def check_loaded(run: Mapping[str, Any], loaded: Loaded) -> None:
-    """Raises: JobError: a worker's results would differ from those that are there."""
+    """Check that a worker resolved the settings as the run did.
+
+    Raises:
+        JobError: it did not, so its results would differ from the existing ones.
+    """
     before = {name: run["settings"][name] for name in RESOLVED if name in run["settings"]}
     here = asdict(loaded)
-    # Versions before this one wrote down what was asked for, `auto` too.
+    # Earlier versions recorded the settings as requested, including `auto`.
     changed = differences(before, {n: AUTO if before[n] == AUTO else here[n] for n in before})
     if changed:
         raise JobError(
-            f"An actor has loaded the model otherwise than the first one did ({'; '.join(changed)}): give "
-            "all machines the same, or say it with --device and --dtype."
+            f"An actor has loaded the model differently from the first one ({'; '.join(changed)}): use "
+            "the same hardware on all machines, or set --device and --dtype."
         )
 
 
 def versions() -> dict[str, str]:
-    """Of Python, this package, and the packages that results depend on."""
+    """Return the versions of Python, this package, and the packages that results depend on."""
     found = {"python": platform.python_version(), "aae_batch": aae_batch.__version__}
     return found | {package: version(package) for package in PACKAGES}
 
@@ -83,7 +87,7 @@ def as_json(value: Mapping[str, Any]) -> bytes:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """`name: old -> new` for every value that is not the same in both."""
+    """Return `name: old -> new` for every value that differs."""
     found = []
     for name in dict.fromkeys([*old, *new]):
         before, after = old.get(name), new.get(name)

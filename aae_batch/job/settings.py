@@ -1,4 +1,4 @@
-"""Where the actors of a job run, and when they are given up."""
+"""Where a job's actors run, and when they are given up."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Dtype = Annotated[
 
 
 class ActorSettings(Settings):
-    """Where the actors of a job run, and when they are given up.
+    """Where a job's actors run, and when they are given up.
 
     Raises:
         SettingsError: a value is unknown or out of range.
@@ -39,14 +39,14 @@ class ActorSettings(Settings):
 
     actors: ActorRange | None = Field(
         None,
-        description="Processes that hold a model each: a number, or MIN:MAX to use what a cluster "
-        "has room for. MIN are asked for in any case, which makes a cluster that scales "
+        description="Number of worker processes, each with its own model; or MIN:MAX to use what a "
+        "cluster has room for. MIN are always requested, which makes an autoscaling cluster "
         "grow. Default: one per GPU as they come, else one.",
     )
     gpus_per_actor: float | None = Field(
         None,
         ge=0,
-        description="Share of a GPU that an actor takes, e.g. 0.5 for two on each. Default: 1 where "
+        description="GPUs per actor, e.g. 0.5 for two actors on each GPU. Default: 1 where "
         "there are GPUs, else 0.",
     )
     device: str = Field(
@@ -59,16 +59,16 @@ class ActorSettings(Settings):
     grace: float = Field(
         30.0,
         ge=0,
-        description="Seconds that shards under way are given after SIGTERM or Ctrl-C; what is not done "
-        "by then is dropped, to be made again. A second signal stops at once.",
+        description="Seconds that shards in progress have to finish after SIGTERM or Ctrl-C; unfinished "
+        "ones are dropped, and the next run does them again. A second signal stops at once.",
     )
     row_timeout: float = Field(
-        1800.0, gt=0, description="Seconds without a finished row after which an actor is given up."
+        1800.0, gt=0, description="Seconds without a finished row after which an actor is replaced."
     )
     max_deaths: int = Field(
         20,
         ge=1,
-        description="Stop after more actor deaths than this with nothing finished between.",
+        description="Stop after more than this many actor deaths in a row with nothing finished.",
     )
     s3_endpoint: str | None = Field(
         None, description="URL of an S3-compatible store. Default: AWS_ENDPOINT_URL, or AWS."
@@ -76,8 +76,9 @@ class ActorSettings(Settings):
 
     @property
     def actors_s3_endpoint(self) -> str | None:
-        """The endpoint for actors, whose environment may differ from this machine's: the one given,
-        else this environment's. One that holds credentials stays here."""
+        """The S3 endpoint for actors, whose environment may differ from this machine's: the
+        configured one, else this environment's. An endpoint that contains credentials is not
+        passed on."""
         names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
         given = [self.s3_endpoint, *(os.environ.get(name) for name in names)]
         return next((endpoint for endpoint in given if endpoint and "@" not in endpoint), None)

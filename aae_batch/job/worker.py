@@ -1,4 +1,4 @@
-"""A worker: a process with one model, which is handed pieces of shards."""
+"""A worker: a process that holds one model and works on pieces of shards."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from aae_batch.store.open import open_storage
 T = TypeVar("T")
 
 PIECES_AT_ONCE = 2
-"""While the last rows of one piece finish, the first of the next are started."""
+"""The first rows of the next piece start while the last rows of the previous one finish."""
 
 CONCURRENCY = PIECES_AT_ONCE + 2
-"""Of a worker: its pieces, and a question or two."""
+"""Concurrent calls of a worker: its pieces, plus one or two queries."""
 
 logger = logging.getLogger("aae_batch.worker")
 
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """What every worker of a job is told.
+    """What every worker of a job receives.
 
     Attributes:
         root: the output root.
-        lease: the token of the driver's lock on it: without that nothing is written.
-        settings: of the job, with the endpoint as the workers should see it.
-        run: the record of the run as planned: without what the first worker finds out, and so without the
-            fingerprint, which is the task's.
-        threads: torch's threads; None leaves them as they are.
+        lease: the token of the driver's lock on `root`; nothing is written without it.
+        settings: the job's settings, with the S3 endpoint for workers.
+        run: the run's record as planned: without what the first worker resolves, and so without the
+            fingerprint, which comes with the task.
+        threads: torch's threads; None keeps torch's default.
     """
 
     root: str
@@ -52,8 +52,9 @@ class Task:
     """A piece to work on.
 
     Attributes:
-        fingerprint: of the run.
-        commit: the piece is a whole shard; otherwise its outcomes are returned instead.
+        fingerprint: the run's fingerprint.
+        commit: True if the piece is a whole shard, which the worker commits; otherwise its outcomes
+            are returned.
     """
 
     piece: Piece
@@ -62,8 +63,8 @@ class Task:
 
 
 class Worker(ABC, Generic[T]):
-    """Works on pieces, several at a time, each in a thread of its own. Ray keeps its log in a file of
-    the process, which Ray's dashboard shows."""
+    """Works on several pieces at a time, each in its own thread. Ray keeps the process's log in
+    a file, which Ray's dashboard shows."""
 
     context: WorkerContext
     settings: ActorSettings
@@ -86,26 +87,29 @@ class Worker(ABC, Generic[T]):
 
     @abstractmethod
     def load(self) -> Loaded:
-        """Load the model. Errors are the caller's to report."""
+        """Load the model. The caller reports errors."""
 
     @abstractmethod
     def work(self, task: Any) -> list[T]:
         """Work on a piece, counting its rows with `count`; commit it if the task says so.
 
         Raises:
-            AaeBatchError: no other worker will do better.
-            Exception: whatever else makes the worker useless.
+            AaeBatchError: every other worker would fail too.
+            Exception: any other error, which makes this worker unusable.
         """
 
     def node(self) -> str:
-        """The Ray node it is on."""
+        """Return the id of its Ray node."""
         import ray
 
         return ray.get_runtime_context().get_node_id()
 
     def perform(self, task: Task) -> tuple[Tally, list[T]]:
-        """Work on a piece. Returns the tally of its rows, and its outcomes, none where the shard was
-        committed. Raises as `work`."""
+        """Work on a piece. Returns the tally of its rows, and its outcomes (none if the shard was
+        committed).
+
+        Raises: as `work`.
+        """
         piece = task.piece
         with self._lock:
             self._tallies[piece] = Tally()
@@ -118,12 +122,12 @@ class Worker(ABC, Generic[T]):
                 del self._tallies[piece]
 
     def progress(self) -> dict[Piece, Tally]:
-        """What is finished of each piece that is under way."""
+        """Return the tally so far of each piece in progress."""
         with self._lock:
             return dict(self._tallies)
 
     def count(self, piece: Piece, tally: Tally) -> None:
-        """Rows of a piece are finished."""
+        """Add finished rows to a piece's tally."""
         with self._lock:
             self._tallies[piece] += tally
 
@@ -134,9 +138,13 @@ class Worker(ABC, Generic[T]):
             torch.set_num_threads(self.context.threads)
 
     def refuse_other_weights(self, model: str, here: str | None, begun_with: str | None) -> None:
-        """Raises: ModelError: a model's digest on this machine is not the one that the run names."""
+        """Check a model's digest on this machine against the run's.
+
+        Raises:
+            ModelError: they differ.
+        """
         if here != begun_with:
             raise ModelError(
-                f"The model {model} is another one on this machine than the run was begun with; "
-                "give every machine the same, or name one in an object store."
+                f"The model {model} on this machine is not the one that the run was begun with; "
+                "use the same model on every machine, or name one in an object store."
             )

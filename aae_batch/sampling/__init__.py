@@ -1,1 +1,1 @@
-"""Request -> Result: guided sampling in batches."""
+"""Guided sampling in batches: `Request` in, `Result` out."""

@@ -1,4 +1,4 @@
-"""The settings a person supplies, checked as they come in."""
+"""User-supplied sampling settings, validated on construction."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SCHEDULERS = {
     "euler": "EulerDiscreteScheduler",
     "euler-ancestral": "EulerAncestralDiscreteScheduler",
 }
-"""Short names of schedulers; any other of diffusers' class names is taken as it is."""
+"""Short names of schedulers; diffusers' other class names are accepted as they are."""
 
 
 def _text(option: str, kind: str, example: str, parse: Callable[[str], Any]) -> BeforeValidator:
-    """Also takes the value as a person writes it on the command line."""
+    """Return a validator that also accepts the value as command-line text."""
 
     def read(value: Any) -> Any:
         try:
@@ -59,8 +59,8 @@ _ATTN_RES = _text("--attn-res", "size", "16x16", _attn_res)
 
 
 class SteeringSettings(Settings):
-    """When an objective moves the latents, and how far: `aae_batch.methods.Steering`, of which None leaves a
-    value as it is.
+    """When an objective moves the latents, and how far: overrides for `aae_batch.methods.Steering`.
+    None keeps the existing value.
 
     Raises:
         SettingsError: a value is out of range.
@@ -71,12 +71,12 @@ class SteeringSettings(Settings):
     )
     thresholds: Annotated[dict[int, float] | None, _THRESHOLDS] = Field(
         None,
-        description="Refine at these steps until every subject's attention, or what else the method "
-        "measures, reaches the threshold, e.g. '0:0.05,10:0.5,20:0.8'; 'none' for no refinement. "
+        description="Refine at these steps until every subject's attention, or the method's own "
+        "measure, reaches the threshold, e.g. '0:0.05,10:0.5,20:0.8'; 'none' for no refinement. "
         "Default: the method's own.",
     )
     max_refinement_steps: int | None = Field(
-        None, ge=1, description="Refinements at one step, at most. Default: the method's own."
+        None, ge=1, description="Maximum refinements at one step. Default: the method's own."
     )
     scale_factor: float | None = Field(
         None,
@@ -85,7 +85,8 @@ class SteeringSettings(Settings):
     )
     scale_range: Annotated[tuple[float, float] | None, _SCALE_RANGE] = Field(
         None,
-        description="The update's length falls over all steps as the root of this range, e.g. '1:0.5'. "
+        description="The update's length decays over all steps with the square root of this range, e.g. "
+        "'1:0.5'. "
         "Default: the method's own.",
     )
 
@@ -98,7 +99,7 @@ class SteeringSettings(Settings):
         return None if thresholds is None else dict(sorted(thresholds.items()))
 
     def over(self, steering: Steering) -> Steering:
-        """`steering` with the values that are given here."""
+        """Return `steering` with the values given here."""
         own = {field.name: getattr(self, field.name) for field in fields(Steering)}
         return replace(
             steering, **{name: value for name, value in own.items() if value is not None}
@@ -106,8 +107,10 @@ class SteeringSettings(Settings):
 
 
 class GuidanceConfig(SteeringSettings):
-    """How to sample. Names are those of diffusers' `StableDiffusionAttendAndExcitePipeline`. The steering
-    that is given here holds for every method that a row may name; what is not, is as the method has it.
+    """How to sample. Names follow diffusers' `StableDiffusionAttendAndExcitePipeline`.
+
+    Steering values given here apply to every method that a row may name; all others keep the
+    method's own value.
 
     Raises:
         SettingsError: a value is unknown or out of range.
@@ -115,15 +118,15 @@ class GuidanceConfig(SteeringSettings):
 
     method: str = Field(
         DEFAULT,
-        description="How subjects are looked after: attend-and-excite, stable-diffusion for no guidance, or "
-        f"another of {', '.join(METHODS)}; docs/methods.md describes them.",
+        description="Guidance method: attend-and-excite, stable-diffusion for no guidance, or another of "
+        f"{', '.join(METHODS)}; see docs/methods.md.",
     )
     num_inference_steps: int = Field(50, ge=1, description="Denoising steps.")
     guidance_scale: float = Field(
         7.5, ge=0, description="Classifier-free guidance; 1 or less switches it off."
     )
     negative_prompt: str | None = Field(
-        None, description="What to move away from. Default: nothing."
+        None, description="What the image should not show. Default: nothing."
     )
     height: int | None = Field(None, gt=0, description="Pixels, a multiple of 8.")
     width: int | None = Field(None, gt=0, description="Pixels, a multiple of 8.")
@@ -138,7 +141,7 @@ class GuidanceConfig(SteeringSettings):
     )
     subject_pooling: Literal["sum", "max"] = Field(
         "sum",
-        description="How the maps of a subject's tokens become one: sum, or max for the strongest alone.",
+        description="How to combine the maps of a subject's tokens: sum, or max for the strongest alone.",
     )
     normalize_eot: bool | None = Field(
         None,
@@ -147,8 +150,8 @@ class GuidanceConfig(SteeringSettings):
     )
     by_method: dict[str, SteeringSettings] = Field(
         {},
-        description="The steering of single methods, where a model needs other values than the method's "
-        "paper has.",
+        description="Steering per method, for models that need values other than those of the method's "
+        "paper.",
         json_schema_extra={"option": False},
     )
 
@@ -156,19 +159,20 @@ class GuidanceConfig(SteeringSettings):
     @classmethod
     def _known(cls, method: str) -> str:
         if method not in METHODS:
-            raise ValueError(f"there is no such method; use {', '.join(METHODS)}")
+            raise ValueError(f"unknown method; use {', '.join(METHODS)}")
         return method
 
     def steering(self, method: str | None = None) -> Steering:
-        """How a method moves the latents: as it is given, else as suits the model, else as its paper has it.
+        """Return a method's steering: values given here override the model's, which override its
+        paper's.
 
         Args:
-            method: default: the one that is set.
+            method: defaults to the configured method.
         """
         name = method or self.method
         of_model = self.by_method.get(name, SteeringSettings())
         return self.over(of_model.over(METHODS[name].steering))
 
     def updated(self, **values) -> GuidanceConfig:
-        """A copy with some values changed, checked like the original."""
+        """Return a validated copy with some values changed."""
         return GuidanceConfig(**{**self.model_dump(), **values})

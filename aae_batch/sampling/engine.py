@@ -1,8 +1,8 @@
-"""Request -> Result by continuous batching.
+"""Continuous batching: `Request` in, `Result` out.
 
-An `Engine` holds a model, a `Batch` the samples in flight, a `Sample` the state of one request. One
-`Batch.step` takes every sample as far as one guided forward and one denoising forward can: samples
-stand at different steps, some refine while others denoise, and none waits for another.
+An `Engine` holds a model, a `Batch` the samples in flight, a `Sample` the state of one request.
+Each `Batch.step` advances every sample by at most one guided forward and one denoising forward:
+samples are at different steps, some refine while others denoise, and none waits for another.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Engine:
 
     Args:
         model: the diffusion model.
-        slots: how many samples are in flight at once; memory grows with it.
-        defaults: the settings that `generate` uses when it is given none.
+        slots: the number of samples in flight; memory use grows with it.
+        defaults: the settings of `generate` if it is given none.
     """
 
     def __init__(
@@ -67,10 +67,12 @@ class Engine:
         dtype: str = "auto",
         s3_endpoint: str | None = None,
     ) -> Engine:
-        """Load a model by hub id, folder, URL, or as `"shapes"`; see `aae_batch.sampling.model.loading.load_pipeline`.
+        """Load a model by hub id, folder, URL, or as `"shapes"`.
+
+        See `aae_batch.sampling.model.loading.load_pipeline`.
 
         Raises:
-            ModelError: there is no such model, or it cannot be guided.
+            ModelError: the model does not exist or cannot be guided.
         """
         pipe = load_pipeline(
             model, revision=revision, device=device, dtype=dtype, s3_endpoint=s3_endpoint
@@ -79,7 +81,7 @@ class Engine:
 
     @classmethod
     def from_pipeline(cls, pipe, slots: int = 8, defaults: GuidanceConfig | None = None) -> Engine:
-        """Guide a diffusers `StableDiffusionPipeline` that is already loaded, where it is.
+        """Use a diffusers `StableDiffusionPipeline` that is already loaded, on its current device.
 
         Raises:
             ModelError: the pipeline cannot be guided.
@@ -89,23 +91,26 @@ class Engine:
     def generate(
         self, requests: Iterable[Request], config: GuidanceConfig | None = None
     ) -> Iterator[Result]:
-        """Sample every request; results come as they finish, each with its request.
+        """Sample every request, and yield each result as soon as it finishes.
 
         Requests are taken one by one as slots become free, so the iterable may be endless. A bad
         request becomes a result with an error.
 
         Raises:
-            SettingsError: `config` does not fit the model, or has words that it does not know.
+            SettingsError: `config` does not fit the model, or has words that the model does not
+                know.
         """
         with self.open(config) as batch:
             yield from batch.run(requests)
 
     @contextmanager
     def open(self, config: GuidanceConfig | None = None) -> Iterator[Batch]:
-        """An empty batch, for callers that feed it themselves; afterwards the model is as it was.
+        """Open an empty batch for callers that feed it themselves; the model is restored
+        afterwards.
 
         Raises:
-            SettingsError: `config` does not fit the model, or has words that it does not know.
+            SettingsError: `config` does not fit the model, or has words that the model does not
+                know.
         """
         config = config or self.defaults
         self.model.scheduler(config.scheduler)
@@ -118,9 +123,9 @@ class Batch:
     """The samples in flight, all under one configuration (rows may override parts of it).
 
     Attributes:
-        slots: how many samples share a forward at most. It is halved where memory does not suffice.
-        samples: those in flight.
-        seconds: spent so far in each phase: excite, denoise, decode.
+        slots: the largest number of samples in a forward. It is halved when memory runs out.
+        samples: the samples in flight.
+        seconds: time spent so far in each phase: excite, denoise, decode.
     """
 
     def __init__(self, model: StableDiffusion, config: GuidanceConfig, slots: int) -> None:
@@ -135,7 +140,7 @@ class Batch:
 
     @property
     def free(self) -> int:
-        """How many more requests can be added."""
+        """The number of requests that can be added."""
         return max(0, self.slots - len(self.samples))
 
     def add(self, request: Request) -> None:
@@ -164,7 +169,7 @@ class Batch:
 
     @torch.no_grad()
     def step(self) -> list[Result]:
-        """Advance every sample, and return those that are through, or that failed."""
+        """Advance every sample, and return the results of those that finished or failed."""
         results: list[Result] = []
         with self._timed("excite"):
             for group in self._groups():
@@ -178,7 +183,7 @@ class Batch:
         return results
 
     def excite(self, samples: list[Sample]) -> list[Result]:
-        """Move each sample down the gradient of its own objective, once."""
+        """Move each sample once down the gradient of its own objective."""
         failed = []
         for some, (losses, gradient) in self._fitting(self._guide, _by_objective(samples)):
             for sample, (loss, reached), slope in zip(some, losses, gradient, strict=True):
@@ -200,13 +205,13 @@ class Batch:
             failed += self._drop_non_finite(some, "denoising")
         return failed
 
-    # --- the two forwards, which move no sample ---
+    # --- the two forwards, which do not change latents ---
 
     def _fitting(
         self, forward: Callable[[list[Sample]], Made], samples: list[Sample]
     ) -> Iterator[tuple[list[Sample], Made]]:
-        """`forward` over the samples, `slots` at a time; where memory does not suffice, again with half
-        the slots."""
+        """Apply `forward` to `slots` samples at a time; after running out of memory, try again
+        with half the slots."""
         while samples:
             now = samples[: self.slots]
             try:
@@ -223,12 +228,12 @@ class Batch:
             self.model.release_memory()
 
     def _guide(self, samples: list[Sample]) -> tuple[list[list[float]], Tensor]:
-        """The loss of each sample and what it has reached, and the gradient, [batch, channels, height, width],
-        in the latents as the UNet sees them."""
+        """Return each sample's loss and `reached` value, and the loss's gradient with respect to
+        the latents as the UNet sees them, [batch, channels, height, width]."""
         latents, timesteps, keys = _inputs([(one, one.text.conditions[0]) for one in samples])
         latents.requires_grad_(True)
         with torch.enable_grad():
-            # A view: torch's FLOP counter hooks what modules are given, and cannot hook a leaf.
+            # A view, because torch's FLOP counter hooks module inputs and cannot hook a leaf.
             affine = _last(len(samples), sum(sample.needs_affinity for sample in samples))
             maps, affinity = self.model.attend(latents.view_as(latents), timesteps, keys, affine)
             losses, told = self._observe(samples, maps, affinity)
@@ -236,11 +241,12 @@ class Batch:
         return told, gradient
 
     def _predict(self, samples: list[Sample]) -> list[Tensor]:
-        """What to denoise each sample by, [channels, height, width], from all of their texts.
+        """Return the combined prediction of all of each sample's texts, [channels, height, width].
 
-        A prompt of many conjuncts has many rows: no forward takes more than other methods need.
+        A prompt with many conjuncts needs many rows, so the forward is split: none is larger than
+        with other methods.
         """
-        watched = [sample for sample in samples if _is_watched(sample)]  # they are the last ones
+        watched = [sample for sample in samples if _is_watched(sample)]  # sorted to the end
         rows = [(sample, sample.text.negative) for sample in samples if sample.text.negative]
         negatives = len(rows)
         rows += [(sample, text) for sample in samples for text in sample.text.conditions]
@@ -271,14 +277,15 @@ class Batch:
     def _observe(
         self, samples: list[Sample], maps: Tensor, affinity: Tensor | None
     ) -> tuple[Tensor, list[list[float]]]:
-        """The loss of every sample, [batch]; and each sample's loss and what it has reached, as numbers.
+        """Return the loss of every sample, [batch], and each sample's loss and `reached` value as
+        numbers.
 
-        Notes the figures of every subject in the samples' traces on the way.
+        Also records every subject's statistics in the samples' traces.
 
         Args:
-            samples: as `_by_objective` sorts them.
-            maps: of their conditions, [conditions of all samples, height, width, tokens].
-            affinity: of those that need it, the last ones.
+            samples: sorted by `_by_objective`.
+            maps: the maps of their conditions, [conditions of all samples, height, width, tokens].
+            affinity: the affinity of the samples that need it, which come last.
         """
         texts = [sample.text for sample in samples]
         ends = [condition.words_end for text in texts for condition in text.conditions]
@@ -328,7 +335,7 @@ class Batch:
         if image is None:
             reason = "the decoder made NaN or infinite pixels; try dtype float32 or another seed"
             return sample.fail(NonFiniteError(sample.request.name, reason))
-        thresholds = sample.config.steering(DEFAULT).thresholds  # one measure for all methods
+        thresholds = sample.config.steering(DEFAULT).thresholds  # the same measure for all methods
         last_threshold = thresholds[max(thresholds)] if thresholds else None
         return Result(
             sample.request,
@@ -339,7 +346,7 @@ class Batch:
         )
 
     def _groups(self) -> list[list[Sample]]:
-        """The samples by the size of their latents: only equal sizes share a forward."""
+        """Group the samples by the size of their latents: only equal sizes share a forward."""
 
         def size(sample: Sample) -> tuple[int, ...]:
             return tuple(sample.latents.shape)
@@ -364,10 +371,10 @@ class Batch:
 
 
 def _judged(sample: Sample, seen: Seen) -> tuple[Tensor, Tensor]:
-    """What the objective of a sample, and of others beside it, says of them.
+    """Return the loss and `reached` value of samples that share one objective.
 
     Raises:
-        SettingsError: it is not one that `Objective` describes.
+        SettingsError: the objective fails, or returns other shapes than `Objective` requires.
     """
     name, shape = sample.config.method, (len(seen.ends),)
     try:
@@ -392,22 +399,22 @@ def _objective_of(sample: Sample) -> tuple[bool, str]:
 
 
 def _by_objective(samples: list[Sample]) -> list[Sample]:
-    """Those of one objective next to each other, those that need affinity at the end: slices of a batch."""
+    """Sort samples by objective, those that need affinity last, so that each group is a slice."""
     return sorted(samples, key=_objective_of)
 
 
 def _is_watched(sample: Sample) -> bool:
-    """Are its subjects seen only as it is denoised?"""
+    """True if the subjects are recorded only during denoising."""
     return bool(sample.subjects) and not sample.guided_now
 
 
 def _last(count: int, wanted: int) -> slice:
-    """The last `wanted` of `count` rows, at most all; `NONE` of none."""
+    """Return the slice of the last `wanted` of `count` rows, at most all; `NONE` for none."""
     return slice(max(0, count - wanted), None) if wanted > 0 else NONE
 
 
 def _inputs(rows: Sequence[tuple[Sample, Text]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents, timesteps and texts as the UNet takes them."""
+    """Return latents, timesteps and texts as the UNet takes them."""
     return (
         torch.stack([sample.scaled(sample.latents) for sample, _ in rows]),
         torch.stack([sample.timestep for sample, _ in rows]),
@@ -416,7 +423,8 @@ def _inputs(rows: Sequence[tuple[Sample, Text]]) -> tuple[Tensor, Tensor, Tensor
 
 
 def _values(rows: Sequence[tuple[Sample, Text]]) -> Tensor | None:
-    """What cross-attention makes its values of, where for any of the texts that is not its keys."""
+    """Return the texts that cross-attention computes its values from; None if these are the
+    keys' texts."""
     if all(text.values is text.keys for _, text in rows):
         return None
     return torch.stack([text.values for _, text in rows])

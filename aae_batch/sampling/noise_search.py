@@ -1,4 +1,4 @@
-"""Start noise that is optimised before the first step, one guided forward at a time (InitNO)."""
+"""Optimise the start noise before the first step, one guided forward at a time (InitNO)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from aae_batch.methods import NoiseSearch
 
 
 class Search:
-    """The search for the start noise of one sample: Guo et al. 2024 (arXiv 2404.04650), section 3.
+    """The search for one sample's start noise: Guo et al. 2024 (arXiv 2404.04650), section 3.
 
-    The noise is `mean + exp(log_variance / 2) * drawn`. Adam moves mean and log_variance, from 0, until the
-    objective is on target, and both are held close to a standard normal distribution: where they go too far from
-    it they are drawn back, as far as they must be. A round that does not succeed is followed by one from
-    other noise; if none does, the best noise of all is taken.
+    The noise is `mean + exp(log_variance / 2) * drawn`. Adam moves mean and log_variance, starting
+    at 0, until the objective is on target. Both are shrunk whenever their divergence from a
+    standard normal distribution exceeds the limit. A round without success is followed by one with
+    new noise; if none succeeds, the best noise of all rounds is used.
 
     Args:
         drawn: the sample's noise.
-        draw: draws other noise of its shape.
+        draw: draws new noise of the same shape.
     """
 
     def __init__(self, plan: NoiseSearch, drawn: Tensor, draw: Callable[[], Tensor]) -> None:
@@ -42,17 +42,17 @@ class Search:
 
     @property
     def noise(self) -> Tensor:
-        """What is to be tried, or what was found."""
+        """The noise to try next, or the result."""
         if self.done:
             return self._best_noise
         return self._mean + torch.exp(self._log_variance / 2) * self._drawn
 
     def advance(self, reached: float, gradient: Tensor) -> None:
-        """Take in what was seen of `noise`.
+        """Process a forward with `noise`.
 
         Args:
-            reached: by the objective.
-            gradient: of its loss in the noise.
+            reached: the objective's `reached` value.
+            gradient: of the objective's loss with respect to the noise.
         """
         self.forwards += 1
         self._tried += 1
@@ -71,7 +71,7 @@ class Search:
         self._log_variance.grad = gradient * deviation * self._drawn / 2
         self._adam.step()
         divergence = (self._mean**2 + self._log_variance.exp() - 1 - self._log_variance).mean() / 2
-        # It grows with the square of both.
+        # The divergence grows with the square of both.
         shrink = (self.plan.most_divergence / divergence).sqrt().clamp_max(1)
         self._mean.mul_(shrink)
         self._log_variance.mul_(shrink)

@@ -1,7 +1,7 @@
-"""From a prompt to the phrases that a method encodes by themselves: conjuncts, and noun phrases.
+"""Split a prompt into the phrases that a method encodes separately: conjuncts or noun phrases.
 
-There is no parser here: English prompts are cut at conjunctions, prepositions and determiners, and
-the subjects that a row names say which cuts matter.
+There is no parser: English prompts are cut at conjunctions, prepositions and determiners, and the
+subjects that a row names determine which cuts matter.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from aae_batch.sampling.words import (
 )
 
 COORDINATORS = ("and", "&", ",")
-"""They also join adjectives: "a red and blue bird", "a large, fluffy cat"."""
+"""Words that also join adjectives: "a red and blue bird", "a large, fluffy cat"."""
 
 _BREAKS = {*CONJUNCTIONS, *PREPOSITIONS, *DETERMINERS}
 
@@ -33,9 +33,9 @@ class Phrase:
     """A part of a prompt.
 
     Attributes:
-        text: its words, as the prompt has them.
-        positions: of its tokens in the prompt, as far as the text encoder sees them there. Encoded by
-            itself, the phrase has these tokens at 1, 2, ...
+        text: its words, as in the prompt.
+        positions: its tokens' positions in the prompt, without truncated ones. If the phrase is
+            encoded alone, these tokens are at 1, 2, ...
     """
 
     text: str
@@ -44,7 +44,7 @@ class Phrase:
 
 @dataclass(frozen=True)
 class _Word:
-    """A whole word, in lower case, with its tokens."""
+    """A whole word in lower case, with its tokens."""
 
     text: str
     tokens: tuple[Token, ...]
@@ -57,17 +57,18 @@ class _Word:
 def conjuncts(
     tokenizer: Tokenizer, prompt: str, subjects: Sequence[Subject] = ()
 ) -> tuple[Phrase, ...]:
-    """The conjuncts of "a cat and a dog": "a cat" and "a dog". Together they hold every subject.
+    """Return the conjuncts of a prompt: "a cat" and "a dog" for "a cat and a dog".
 
-    With subjects, the prompt is cut once between any two that follow each other with a conjunction
-    ("and", "&", "with", ",", "|") between them, so that "a red and blue bird and a cat" is cut
-    before the cat only: of several alike at the last that a determiner follows, else at the first. What
-    joins adjectives of one subject is no place to cut ("a cat on a red and blue bench").
-    Without subjects it is cut at every "and". A prompt with "|", the authors' notation, is cut at
-    each of these and nowhere else.
+    With subjects, the prompt is cut once between any two consecutive ones that have a conjunction
+    ("and", "&", "with", ",", "|") between them, so that "a red and blue bird and a cat" is cut only
+    before the cat. Of several equally strong conjunctions, the cut is at the last one followed by a
+    determiner, else at the first. Conjunctions that join one subject's adjectives are not cut ("a
+    cat on a red and blue bench"). Without subjects the prompt is cut at every "and". A prompt with
+    "|", the authors' notation, is cut at each "|" and nowhere else.
 
     Returns:
-        At least one phrase. A prompt that is not cut is the only one, all of it.
+        At least one phrase, which together contain every subject. A prompt that is not cut is
+        returned whole.
     """
     table = token_table(tokenizer, prompt)
     words = _words(table)
@@ -84,13 +85,14 @@ def conjuncts(
 def noun_phrases(
     tokenizer: Tokenizer, prompt: str, subjects: Sequence[Subject] = ()
 ) -> tuple[Phrase, ...]:
-    """The noun phrases of "a red frog on a bench": "a red frog" and "a bench".
+    """Return the noun phrases of a prompt: "a red frog" and "a bench" for "a red frog on a bench".
 
-    A phrase begins at a determiner or after a conjunction or preposition. With subjects only the
-    phrases that hold one count, each up to its last subject: "a cat sitting on a bench" with the
-    subject "cat" has "a cat"; and an "and" or a comma between a subject's adjectives belongs to the
-    phrase, as in "a red and blue bird". Without, all of them count, and each of these begins one: "a
-    large, fluffy cat" cannot be told from "a cat, digital art".
+    A phrase begins at a determiner or after a conjunction or preposition. With subjects, only
+    phrases that contain one count, each up to its last subject: "a cat sitting on a bench" with the
+    subject "cat" has "a cat". An "and" or a comma between a subject's adjectives belongs to the
+    phrase, as in "a red and blue bird". Without subjects, all phrases count, and every "and" or
+    comma begins a new
+    one: "a large, fluffy cat" cannot be told from "a cat, digital art".
     """
     table = token_table(tokenizer, prompt)
     named = {index for subject in subjects for index in subject.token_indices}
@@ -109,7 +111,8 @@ def _words(table: TokenTable) -> list[_Word]:
 
 
 def _between(words: list[_Word], subjects: Sequence[Subject]) -> set[int]:
-    """The words at which to cut so that subjects part, at most one between two of them."""
+    """Return the indices of the words to cut at to separate the subjects: at most one between
+    two."""
     spans = sorted((min(s.token_indices), max(s.token_indices)) for s in subjects)
     named = {index for s in subjects for index in s.token_indices}
     joined = _joining(words, named, after_determiner=True)
@@ -132,14 +135,14 @@ def _is_determined(words: list[_Word], i: int) -> bool:
 
 
 def _everywhere(words: list[_Word]) -> set[int]:
-    """The words at which to cut where no subject says which: no "with", and no comma."""
+    """Return the indices of the words to cut at without subjects: never at "with" or commas."""
     strength = {i: CONJUNCTIONS.get(word.text, 0) for i, word in enumerate(words)}
     strongest = max([CONJUNCTIONS["and"], *strength.values()])
     return {i for i, value in strength.items() if value == strongest}
 
 
 def _trimmed(piece: list[_Word]) -> list[_Word]:
-    """Without conjunctions at its ends, such as the comma before an "and"."""
+    """Remove conjunctions at both ends, such as the comma before an "and"."""
     while piece and piece[0].text in CONJUNCTIONS:
         piece = piece[1:]
     while piece and piece[-1].text in CONJUNCTIONS:
@@ -152,13 +155,16 @@ def _is_named(word: _Word, named: set[int]) -> bool:
 
 
 def _joining(words: list[_Word], named: set[int], after_determiner: bool = False) -> set[int]:
-    """The words that join adjectives of one subject: "and" in "a red and blue bench", where "bench" is
-    named. Before them a phrase has begun and named nothing, and after them comes neither a determiner nor
-    the end of a subject ("a cat on a mat and dogs"). None where nothing is named.
+    """Return the indices of the words that join adjectives of one subject: "and" in "a red and blue
+    bench" if "bench" is named.
+
+    A joining word follows words of a phrase that has named nothing yet, and precedes neither a
+    determiner nor the end of a subject ("a cat on a mat and dogs"). If nothing is named, there are
+    none.
 
     Args:
-        after_determiner: only in phrases that a determiner began. A comma joins in these alone: "a large,
-            fluffy cat", and not "digital art, fluffy cat".
+        after_determiner: only in phrases that a determiner began. A comma joins only in these: "a
+            large, fluffy cat", but not "digital art, fluffy cat".
     """
     joining: set[int] = set()
     determined = begun = holds_subject = False
@@ -185,7 +191,7 @@ def _joining(words: list[_Word], named: set[int], after_determiner: bool = False
 
 
 def _ends_subject(rest: list[_Word], named: set[int]) -> bool:
-    """Whether the first word is the last of a subject."""
+    """True if the first word is the last of a subject."""
     return _is_named(rest[0], named) and not (len(rest) > 1 and _is_named(rest[1], named))
 
 

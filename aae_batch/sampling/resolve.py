@@ -1,7 +1,8 @@
-"""A request decided: the run's settings with those that it overrides, its subjects found, or why not.
+"""Resolve a request: merge its overrides with the run's settings, find its subjects, or say why
+not.
 
-Everything that can be known without the model is known here, for the engine and for whoever judges rows
-before it. The order of the checks decides which error a request gets.
+These are all the checks that need no model, shared by the engine and by everything that checks rows
+beforehand. Their order decides which error a request gets.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from aae_batch.sampling.words import Subject, Tokenizer, resolve_subjects, why_u
 def resolve(
     request: Request, config: GuidanceConfig, tokenizer: Tokenizer, vae_scale_factor: int
 ) -> tuple[GuidanceConfig, tuple[Subject, ...]]:
-    """A request's settings and subjects.
+    """Return a request's settings and subjects.
 
     Args:
         config: the run's settings.
-        vae_scale_factor: pixels to a cell of the latents.
+        vae_scale_factor: pixels per latent cell.
 
     Raises:
         RowError: the request cannot be sampled.
@@ -33,8 +34,10 @@ def resolve(
 
 
 def overridden(request: Request, config: GuidanceConfig) -> dict[str, Any]:
-    """The settings that a request may override: its own where it has any, else the run's. Only None
-    means that it has none: 0 and an empty text count."""
+    """Return the settings that a request may override: its own values, else the run's.
+
+    Only None means that the request has no value of its own: 0 and an empty text count.
+    """
     return {
         name: getattr(config, name) if (own := getattr(request, name)) is None else own
         for name in OVERRIDES
@@ -42,7 +45,7 @@ def overridden(request: Request, config: GuidanceConfig) -> dict[str, Any]:
 
 
 def settings_of(request: Request, config: GuidanceConfig, vae_scale_factor: int) -> GuidanceConfig:
-    """The settings that a request is sampled with.
+    """Return the settings that a request is sampled with.
 
     Raises:
         RequestError: a setting is out of range, or height or width does not fit the model.
@@ -64,14 +67,14 @@ def settings_of(request: Request, config: GuidanceConfig, vae_scale_factor: int)
 
 
 def subjects_of(request: Request, method: str, tokenizer: Tokenizer) -> tuple[Subject, ...]:
-    """The subjects of a request with their token positions; none if it names none.
+    """Return the subjects of a request with their token positions; empty if it names none.
 
     Raises:
-        PromptError: the prompt is empty or has words that the model does not know, or nothing is named
-            in a request to be guided.
+        PromptError: the prompt is empty or has words that the model does not know, or the method is
+            guided and the request names no subject.
         RequestError: the negative prompt has such words.
-        SubjectError: a subject is not in the prompt, an index does not point at a word, or the method needs
-            other subjects.
+        SubjectError: a subject is not in the prompt, an index does not point at a word, or the
+            method needs other subjects.
     """
     subjects = resolve_subjects(tokenizer, request)
     needs = METHODS[method]
@@ -96,6 +99,10 @@ def subjects_of(request: Request, method: str, tokenizer: Tokenizer) -> tuple[Su
 
 
 def check_settings(tokenizer: Tokenizer, config: GuidanceConfig) -> None:
-    """Raises: SettingsError: the run's negative prompt has words that the model does not know."""
+    """Check the run's negative prompt.
+
+    Raises:
+        SettingsError: it has words that the model does not know.
+    """
     if config.negative_prompt and (unknown := why_unknown(tokenizer, config.negative_prompt)):
         raise SettingsError(f"negative_prompt {unknown}.")

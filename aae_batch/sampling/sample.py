@@ -1,4 +1,4 @@
-"""The state of one request on its way through the denoising steps, and how it comes about."""
+"""The state of one request during denoising, and its creation."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from aae_batch.sampling.words import Subject
 
 @dataclass(eq=False)
 class Sample:
-    """One request on its way through the denoising steps.
+    """The state of one request during denoising.
 
     Attributes:
         latents: [channels, height, width].
-        text: what it is denoised under.
-        scheduler: its own, since multistep solvers remember earlier steps.
-        objective: what it is guided by; of a method without, what is observed of it.
-        search: for its start noise, where the method has one.
-        step: the denoising step it stands at.
-        progress: how far the guidance of that step has come.
-        memory: what its objective keeps from one forward to the next.
+        text: the texts that condition the denoising.
+        scheduler: one per sample, because multistep solvers remember earlier steps.
+        objective: the guidance objective; without guidance, the one used for the recorded loss.
+        search: the search for start noise, if the method has one.
+        step: index of the current denoising step.
+        progress: progress of the guidance within that step.
+        memory: what the objective keeps between forwards.
     """
 
     request: Request
@@ -64,17 +64,17 @@ class Sample:
 
     @property
     def guided_now(self) -> bool:
-        """Does its step use the guidance objective?"""
+        """True if the current step uses the guidance objective."""
         return self.method.is_guided and self.schedule.guides(self.step)
 
     @property
     def ready(self) -> bool:
-        """Can it be denoised, or does it need another guided forward first?"""
+        """True if the sample can be denoised now, without another guided forward."""
         return self.progress.done or not (self.guided_now or self.searching)
 
     @property
     def searching(self) -> bool:
-        """Is its start noise still looked for?"""
+        """True while the search for start noise continues."""
         return self.search is not None and not self.search.done
 
     @property
@@ -82,12 +82,12 @@ class Sample:
         return self.step == len(self.timesteps)
 
     def scaled(self, latents: Tensor) -> Tensor:
-        """`latents` as the UNet takes them at this step (the identity for DDIM and PNDM)."""
+        """Scale `latents` as the UNet expects at this step (the identity for DDIM and PNDM)."""
         return self.scheduler.scale_model_input(latents, self.timestep)  # type: ignore[attr-defined]
 
     @property
     def input_scale(self) -> Tensor:
-        """The factor that `scaled` multiplies latents by at this step; it stays on their device."""
+        """The factor by which `scaled` multiplies latents at this step, on the latents' device."""
         return self.scaled(self.latents.new_ones(()))
 
     @property
@@ -95,14 +95,14 @@ class Sample:
         return "affinity" in self.method.needs
 
     def advance(self, loss: float, reached: float, slope: Tensor) -> None:
-        """Take in a guided forward: move the latents, or the noise while it is looked for.
+        """Process a guided forward: move the latents, or the noise during the noise search.
 
-        They move where the UNet sees them, so that a scheduler which scales its latents (Euler and its kin,
-        by `1 / sqrt(sigma^2 + 1)`) guides as far as one that does not.
+        The update applies to the latents as the UNet sees them, so that schedulers that scale their
+        latents (Euler and related, by `1 / sqrt(sigma^2 + 1)`) guide as far as those that do not.
 
         Args:
-            loss, reached: of the objective.
-            slope: of the loss in the latents as the UNet sees them.
+            loss, reached: the objective's two values.
+            slope: gradient of the loss with respect to the latents as the UNet sees them.
         """
         if self.search is not None and not self.search.done:
             sigma = self.scheduler.init_noise_sigma  # type: ignore[attr-defined]
@@ -127,7 +127,7 @@ def admit(model: StableDiffusion, request: Request, config: GuidanceConfig) -> S
     """Check a request, encode its prompt and draw its noise.
 
     Args:
-        config: the run's settings; the request may override some.
+        config: the run's settings, some of which the request may override.
 
     Raises:
         RowError: the request cannot be sampled.
@@ -136,7 +136,7 @@ def admit(model: StableDiffusion, request: Request, config: GuidanceConfig) -> S
     scheduler = model.scheduler(config.scheduler)
     try:
         scheduler.set_timesteps(config.num_inference_steps, device=model.device)
-    except ValueError:  # which schedulers raise for more steps than they were trained with
+    except ValueError:  # raised by schedulers for more steps than they were trained with
         raise RequestError(
             request.name,
             f"num_inference_steps is {config.num_inference_steps}, and the scheduler takes up to "

@@ -1,4 +1,4 @@
-"""Which steps guide, which refine, and how hard."""
+"""Which steps are guided, which refine, and with what step size."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from aae_batch.methods import Steering
 
 @dataclass(frozen=True)
 class GuidanceSchedule:
-    """The plan of one sample, whose scheduler takes `steps` steps.
+    """The guidance schedule of one sample whose scheduler takes `steps` steps.
 
-    PNDM takes one step more than `num_inference_steps`; as upstream, everything here counts the
+    PNDM takes one step more than `num_inference_steps`; as upstream, all indices here count the
     scheduler's steps.
     """
 
@@ -21,35 +21,36 @@ class GuidanceSchedule:
     steps: int
 
     def guides(self, step: int) -> bool:
-        """Does `step` need the guided forward at all?"""
+        """True if `step` needs the guided forward."""
         return step < self.steering.max_iter_to_alter or step in self.steering.thresholds
 
     def updates(self, step: int) -> bool:
-        """Does `step` end with a latent update?"""
+        """True if `step` ends with a latent update."""
         return step < self.steering.max_iter_to_alter
 
     def target(self, step: int) -> float | None:
-        """What refinement at `step` aims at; None where it does not refine."""
+        """Return the threshold that `step` refines to; None if it does not refine."""
         return self.steering.thresholds.get(step)
 
     def step_size(self, step: int) -> float:
-        """The factor of the gradient, falling over the steps (upstream's `scale_range`)."""
+        """Return the factor of the gradient, which decays over the steps (upstream's
+        `scale_range`)."""
         scale = np.linspace(*self.steering.scale_range, self.steps)[step]
         return float(self.steering.scale_factor * np.sqrt(scale))
 
 
 @dataclass
 class Progress:
-    """How far the guidance of one step has come. `advance` is told of each guided forward.
+    """Progress of the guidance within one step. Call `advance` after each guided forward.
 
-    Upstream looks at what it had *before* an update to decide whether to refine once more, so the first
-    update made on target is the last one, and one more forward follows, which makes the step's own
-    update.
+    Upstream decides whether to refine again from the value *before* an update. So the first update
+    made once the target is reached is the last refinement; one more forward follows, which makes
+    the step's own update.
 
     Attributes:
-        refinements: updates made by refinement at this step.
+        refinements: refinement updates made at this step.
         settled: refinement is over, or was not needed.
-        done: the step's guided forwards are over; the sample can be denoised.
+        done: all guided forwards of the step are done; the sample can be denoised.
     """
 
     refinements: int = 0
@@ -57,7 +58,8 @@ class Progress:
     done: bool = False
 
     def advance(self, reached: float, target: float | None, most: int) -> None:
-        """Take in what the objective had reached in a guided forward: refine, or finish the step."""
+        """Process the value `reached` in a guided forward: refine (at most `most` times), or
+        finish the step."""
         refining = target is not None and (self.refinements > 0 or reached < target)
         if self.settled or not refining:
             self.settled = self.done = True

@@ -1,11 +1,11 @@
-"""Which texts a sample is denoised under, and what is made of the predictions.
+"""Which texts a sample is denoised with, and how their predictions combine.
 
-What a method does to the latents besides is the engine's.
+The engine does the rest of a method. `Method.texts` is one of:
 
 - `whole`: the prompt.
-- `conjuncts`: each conjunct of the prompt by itself, and their scores are added (composable-diffusion, Liu
-  et al. 2022, arXiv 2206.01714).
-- `phrases`: the prompt, whose values in cross-attention also come from its noun phrases
+- `conjuncts`: each conjunct of the prompt separately, with their scores added
+  (composable-diffusion, Liu et al. 2022, arXiv 2206.01714).
+- `phrases`: the prompt, with cross-attention values that also come from its noun phrases
   (structure-diffusion, Feng et al. 2023, arXiv 2212.05032).
 """
 
@@ -26,8 +26,11 @@ from aae_batch.sampling.words import Subject, token_table
 
 @dataclass(frozen=True)
 class Text:
-    """A text as a row of the UNet's batch: `keys` and `values`, [tokens, width], are what
-    cross-attention makes its keys and its values of. They differ in structure-diffusion alone."""
+    """An encoded text, one row of the UNet's batch.
+
+    Cross-attention computes its keys from `keys` and its values from `values`, both
+    [tokens, width]. They differ only in structure-diffusion.
+    """
 
     keys: Tensor
     values: Tensor
@@ -35,11 +38,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Condition(Text):
-    """A text to be drawn.
+    """A positive text condition.
 
     Attributes:
-        positions: of the prompt's tokens that are this text's own; in it they stand at 1, 2, ...
-        words_end: the position in it at which the softmax over words ends.
+        positions: the positions in the prompt of this text's tokens, which stand at 1, 2, ... in
+            the text itself.
+        words_end: the position in this text at which the softmax over words ends.
     """
 
     positions: range
@@ -51,9 +55,9 @@ class Conditioning:
     """All texts of a sample.
 
     Attributes:
-        conditions: one, or the conjuncts.
-        negative: what to move away from; None where there is no classifier-free guidance.
-        weight: of each condition.
+        conditions: the prompt, or its conjuncts.
+        negative: what to move away from; None without classifier-free guidance.
+        weight: the weight of each condition.
     """
 
     conditions: tuple[Condition, ...]
@@ -61,15 +65,15 @@ class Conditioning:
     weight: float
 
     def combine(self, negative: Tensor | None, conditional: Tensor) -> Tensor:
-        """`e + sum_i w (e_i - e)`, the conjunction of Liu et al. (their equation 11).
+        """Return `e + sum_i w (e_i - e)`, the conjunction of Liu et al. (their equation 11).
 
-        Of a single condition it is classifier-free guidance, and without a negative text the
-        condition's own prediction. It is linear, so it holds for predictions of v as for those of
-        the noise.
+        With a single condition this is classifier-free guidance; without a negative text it is the
+        condition's own prediction. It is linear, so it holds for predictions of v as well as of the
+        noise.
 
         Args:
             negative: the prediction for the negative text, [channels, height, width].
-            conditional: those for the conditions, [conditions, channels, height, width].
+            conditional: the predictions for the conditions, [conditions, channels, height, width].
         """
         if negative is None:
             return conditional[0]
@@ -79,11 +83,11 @@ class Conditioning:
 def condition(
     model: StableDiffusion, prompt: str, config: GuidanceConfig, subjects: Sequence[Subject]
 ) -> Conditioning:
-    """The texts that the configured method denoises `prompt` under.
+    """Return the texts with which the configured method denoises `prompt`.
 
-    The conjuncts of composable-diffusion have `guidance_scale` as their weight each, as in the
-    authors' implementation. Where that is 1 or less, which switches classifier-free guidance off,
-    they have the weight 1.
+    In composable-diffusion each conjunct has the weight `guidance_scale`, as in the authors'
+    implementation, or 1 if `guidance_scale` is 1 or less, which switches classifier-free guidance
+    off.
     """
     tokenizer, texts = model.tokenizer, METHODS[config.method].texts
     if texts == "conjuncts":
@@ -112,13 +116,14 @@ def _alone(model: StableDiffusion, phrase: Phrase, config: GuidanceConfig) -> Co
 
 
 def over_prompt(maps: Tensor, texts: Sequence[Conditioning]) -> Tensor:
-    """Maps of conditions as maps of their prompts: each word's from the condition it stands in.
+    """Assemble the conditions' maps into maps of their prompts: each word's map comes from its
+    condition.
 
     Args:
         maps: [conditions of all texts, height, width, tokens].
 
     Returns:
-        [texts, height, width, tokens]; 0 at tokens of the prompt that no condition has.
+        [texts, height, width, tokens]; 0 at prompt tokens that no condition contains.
     """
     if len(maps) == len(texts):
         return maps
@@ -132,16 +137,16 @@ def over_prompt(maps: Tensor, texts: Sequence[Conditioning]) -> Tensor:
 
 
 def with_phrases(prompt: Tensor, phrases: Sequence[tuple[range, Tensor]]) -> Tensor:
-    """What structure-diffusion makes its values of: the mean over `W_p, W_1, ..., W_k`.
+    """Return structure-diffusion's source of values: the mean over `W_p, W_1, ..., W_k`.
 
-    `W_p` is the prompt, `W_i` the prompt with the i-th noun phrase's own encoding at its place. Feng
-    et al. (section 3.2) take the mean of `M V_i` in each cross-attention layer, with the map `M` of
-    the prompt's keys and the values `V_i = W_i W_V`. Both products are linear, and so that is
-    `M (mean W_i) W_V`: one sequence of values, and no more work than for the prompt alone.
+    `W_p` is the prompt, `W_i` the prompt with the i-th noun phrase's own encoding in its place.
+    Feng et al. (section 3.2) take the mean of `M V_i` in each cross-attention layer, with the map
+    `M` of the prompt's keys and the values `V_i = W_i W_V`. Both products are linear, so this
+    equals `M (mean W_i) W_V`: one sequence of values, at the cost of the prompt alone.
 
     Args:
         prompt: [tokens, width].
-        phrases: the positions of each in the prompt, and its encoding, [tokens, width].
+        phrases: each phrase's positions in the prompt, and its encoding, [tokens, width].
     """
     sequences = [prompt]
     for positions, encoded in phrases:

@@ -1,4 +1,4 @@
-"""What is recorded of each subject's cross-attention, step by step."""
+"""Records each subject's cross-attention, step by step."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from aae_batch.sampling.words import Subject
 
 
 def describe(maps: Tensor, excitations: Tensor) -> Tensor:
-    """The figures of each subject's map at one step.
+    """Return statistics of each subject's map at one step.
 
     Args:
         maps: [batch, subjects, height, width], after the softmax over words.
         excitations: [batch, subjects], the largest value after smoothing.
 
     Returns:
-        [batch, subjects, 5]: max, mean, entropy, centre x, centre y, as `SubjectAttention` has them.
+        [batch, subjects, 5]: max, mean, entropy, centre x, centre y, as in `SubjectAttention`.
     """
     height, width = maps.shape[-2:]
     share = maps / maps.sum(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
@@ -37,7 +37,8 @@ def describe(maps: Tensor, excitations: Tensor) -> Tensor:
 
 
 class AttentionTrace:
-    """Collects what is seen of one sample, a step at a time; a later look at a step replaces an earlier."""
+    """Collects one sample's records, step by step; a later record of a step replaces the earlier
+    one."""
 
     def __init__(self, subjects: tuple[Subject, ...], steps: int) -> None:
         self.subjects = subjects
@@ -46,12 +47,12 @@ class AttentionTrace:
         self._last_maps: Tensor | None = None
 
     def observe(self, step: int, figures: np.ndarray, loss: float, maps: Tensor) -> None:
-        """Take in one forward.
+        """Record one forward.
 
         Args:
             step: the denoising step.
-            figures: [subjects, 5], of `describe`.
-            loss: of the guidance objective.
+            figures: [subjects, 5], from `describe`.
+            loss: the guidance objective's loss.
             maps: [subjects, height, width], cross-attention before the softmax over words.
         """
         self._figures[step] = figures
@@ -59,7 +60,7 @@ class AttentionTrace:
         self._last_maps = maps
 
     def record(self, num_refinements: int, last_threshold: float | None) -> AttentionRecord:
-        """All of it, for keeping."""
+        """Return the complete `AttentionRecord`."""
         if self._last_maps is None:
             return AttentionRecord()
         maps = self._last_maps.float().cpu().numpy()

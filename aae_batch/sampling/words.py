@@ -1,4 +1,4 @@
-"""From words to tokens: which positions of the tokenizer's output a subject stands at."""
+"""From words to tokens: find a subject's positions in the tokenizer's output."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ TokenKind = Literal["start", "word", "end", "truncated"]
 
 _HYPHENS = "-\u2010\u2011"
 _IN_NUMBERS = ".,:/'\u2019\u00a0"
-"""What stands between two digits of one number."""
+"""Characters that may stand between two digits of one number."""
 
 CONJUNCTIONS = {"with": 1, ",": 1, "and": 2, "&": 2, "|": 3}
-"""Where a prompt is cut into conjuncts; of several between two subjects at the strongest."""
+"""Where a prompt can be cut into conjuncts. Of several between two subjects, the strongest is
+cut."""
 
 # fmt: off
 PREPOSITIONS = {
@@ -37,11 +38,11 @@ DETERMINERS = {
 _BETWEEN_WORDS = {*CONJUNCTIONS, *PREPOSITIONS, *DETERMINERS}
 
 KNOWN_WORDS = "known_words"
-"""In a tokenizer's configuration: the only words that its model was trained on."""
+"""Key in a tokenizer's configuration: the only words that its model was trained on."""
 
 
 class Tokenizer(Protocol):
-    """What is used of a CLIP tokenizer of transformers."""
+    """The part of transformers' CLIP tokenizer used here."""
 
     model_max_length: int
     init_kwargs: dict[str, Any]
@@ -57,11 +58,11 @@ class Token:
 
     Attributes:
         index: the position; 0 is the start token.
-        token: as the vocabulary spells it, e.g. `"frog</w>"`.
-        kind: `"truncated"` tokens are beyond what the text encoder can see.
-        text: the part of the prompt that it stands for. Where a character is spelt by several tokens,
-            as "猫" may be, each of them has all of it.
-        start, stop: where that part is in the prompt, in characters.
+        token: its spelling in the vocabulary, e.g. `"frog</w>"`.
+        kind: `"truncated"` tokens are beyond what the text encoder sees.
+        text: its part of the prompt. If several tokens spell one character, as may be for "猫", each
+            has the whole character.
+        start, stop: that part's character offsets in the prompt.
     """
 
     index: int
@@ -78,14 +79,14 @@ class Token:
 
 @dataclass(frozen=True)
 class Subject:
-    """Something that must be drawn.
+    """Something that the image must show.
 
     Attributes:
         name: its words.
         token_indices: the positions of its tokens.
         tokens: each token's text.
-        head: the positions of its noun: "bird" of "a red and blue bird with a hat".
-        modifiers: those of each word that modifies the noun: "red", "blue".
+        head: the positions of its noun: "bird" in "a red and blue bird with a hat".
+        modifiers: the positions of each word that modifies the noun: "red", "blue".
     """
 
     name: str
@@ -97,11 +98,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class TokenTable:
-    """A prompt as the text encoder gets it.
+    """A tokenized prompt, as the text encoder receives it.
 
     Attributes:
         prompt: the text.
-        tokens: all tokens from the start token to the end token, and those that were truncated.
+        tokens: all tokens from the start token to the end token, then the truncated ones.
         end: the position of the end token; padding follows it.
         length: the number of positions, e.g. 77.
     """
@@ -112,7 +113,7 @@ class TokenTable:
     length: int
 
     def text(self, tokens: Iterable[Token]) -> str:
-        """What the prompt has at `tokens`, as it spells it, with spaces where tokens are left out."""
+        """Return the prompt's text at `tokens`, with a space wherever tokens are skipped."""
         spans: list[tuple[int, int, int]] = []  # index of the last token, start, stop
         for token in tokens:
             if spans and spans[-1][0] + 1 == token.index:
@@ -123,12 +124,12 @@ class TokenTable:
 
     @property
     def words(self) -> list[Token]:
-        """Those that a subject can stand at."""
+        """The tokens that can belong to a subject."""
         return [token for token in self.tokens if token.kind == "word"]
 
     @property
     def spoken(self) -> list[Token]:
-        """Those of the whole prompt, also where it is cut off."""
+        """The tokens of the whole prompt, including truncated ones."""
         return [token for token in self.tokens if token.kind in ("word", "truncated")]
 
     def __str__(self) -> str:
@@ -136,7 +137,7 @@ class TokenTable:
 
 
 def token_table(tokenizer: Tokenizer, prompt: str) -> TokenTable:
-    """Tokenize `prompt` as the pipeline does, and keep what it would cut off."""
+    """Tokenize `prompt` as the pipeline does, but keep truncated tokens."""
     encoded = tokenizer(prompt, verbose=False, return_offsets_mapping=True)
     names = tokenizer.convert_ids_to_tokens(encoded.input_ids)
     pieces = [
@@ -144,7 +145,7 @@ def token_table(tokenizer: Tokenizer, prompt: str) -> TokenTable:
         for name, (start, stop) in zip(names, encoded.offset_mapping, strict=True)
     ]
     end = min(len(pieces), tokenizer.model_max_length) - 1
-    if end < len(pieces) - 1:  # the end token takes the place of the first word that is cut off
+    if end < len(pieces) - 1:  # the end token replaces the first truncated word
         pieces = [*pieces[:end], pieces[-1], *pieces[end:-1]]
 
     words: list[TokenKind] = ["word"] * (end - 1)
@@ -158,8 +159,11 @@ def token_table(tokenizer: Tokenizer, prompt: str) -> TokenTable:
 
 
 def why_unknown(tokenizer: Tokenizer, text: str) -> str | None:
-    """What is wrong with a text whose words the model does not know, else None. Only small models such
-    as the embedded one say which words they know (`KNOWN_WORDS`); they would draw something else."""
+    """Return what is wrong with a text that has words unknown to the model, else None.
+
+    Only small models such as the embedded one list the words they know (`KNOWN_WORDS`); with other
+    words they would draw something else.
+    """
     known = tokenizer.init_kwargs.get(KNOWN_WORDS)
     if not known:
         return None
@@ -175,14 +179,15 @@ def why_unknown(tokenizer: Tokenizer, text: str) -> str | None:
 
 
 def _after_marks(prompt: str, stop: int) -> int:
-    """`stop`, moved past the marks that combine with the letter before it: offsets leave them out."""
+    """Move `stop` past combining marks of the letter before it, which the tokenizer's offsets
+    leave out."""
     while 0 < stop < len(prompt) and _is_mark(prompt[stop]):
         stop += 1
     return stop
 
 
 def resolve_subjects(tokenizer: Tokenizer, request: Request) -> tuple[Subject, ...]:
-    """The subjects of `request` with their token positions; none if it names none.
+    """Return the subjects of `request` with their token positions; empty if it names none.
 
     Raises:
         PromptError: the prompt is empty, or has words that the model does not know.
@@ -191,7 +196,7 @@ def resolve_subjects(tokenizer: Tokenizer, request: Request) -> tuple[Subject, .
     """
     row, prompt = request.name, request.prompt
     if not prompt.strip():
-        raise PromptError(row, "the prompt is empty; write what the picture shows")
+        raise PromptError(row, "the prompt is empty; write what the image shows")
     if unknown := why_unknown(tokenizer, prompt):
         raise PromptError(row, f"the prompt {unknown}")
     if request.negative_prompt and (unknown := why_unknown(tokenizer, request.negative_prompt)):
@@ -216,8 +221,11 @@ def resolve_subjects(tokenizer: Tokenizer, request: Request) -> tuple[Subject, .
 def _find_phrases(
     tokenizer: Tokenizer, table: TokenTable, row: str, phrases: Sequence[str]
 ) -> tuple[Subject, ...]:
-    """Give each phrase an occurrence of its own: the longest choose first, so that "cat" does not take
-    the one in "red cat", and of those alike the ones with the least choice."""
+    """Give each phrase an occurrence of its own.
+
+    Longer phrases choose first, so that "cat" does not take the one in "red cat"; among equally
+    long ones, those with the fewest occurrences choose first.
+    """
     wanted = [_spelling(tokenizer, row, phrase) for phrase in phrases]
     places = [_occurrences(table, spelling) for spelling in wanted]
     free = [True] * len(table.tokens)
@@ -247,8 +255,11 @@ def _subject(name: str, tokens: Sequence[Token]) -> Subject:
 
 
 def noun_phrase(words: Sequence[str]) -> list[int]:
-    """Which of a subject's words are its modifiers, and last, which is its noun: those before the first
-    preposition, but for determiners and conjunctions; the last one where that leaves none."""
+    """Return the indices of a subject's modifiers, followed by that of its noun.
+
+    These are the words before the first preposition, without determiners and conjunctions; if none
+    remain, the last word.
+    """
     found: list[int] = []
     for i, word in enumerate(words):
         if found and (word.lower() in PREPOSITIONS or word.lower() == "with"):
@@ -259,13 +270,13 @@ def noun_phrase(words: Sequence[str]) -> list[int]:
 
 
 def split_words(tokens: Sequence[Token]) -> list[Sequence[Token]]:
-    """Tokens word by word."""
+    """Group tokens by word."""
     stops = [i + 1 for i, token in enumerate(tokens) if token.ends_word or i + 1 == len(tokens)]
     return [tokens[start:stop] for start, stop in pairwise([0, *stops])]
 
 
 def _spelling(tokenizer: Tokenizer, row: str, phrase: str) -> tuple[str, ...]:
-    """The tokens that `phrase` is made of."""
+    """Return the tokens of `phrase`."""
     ids = tokenizer(phrase, add_special_tokens=False, verbose=False).input_ids
     if not ids:
         raise SubjectError(
@@ -277,10 +288,10 @@ def _spelling(tokenizer: Tokenizer, row: str, phrase: str) -> tuple[str, ...]:
 def _occurrences(
     table: TokenTable, wanted: tuple[str, ...], alone: bool = True
 ) -> list[list[Token]]:
-    """Where `wanted` stands in the whole prompt, in order.
+    """Return the occurrences of `wanted` in the whole prompt, in order.
 
     Args:
-        alone: leave out what stands inside a longer word, compound or number.
+        alone: skip occurrences inside a longer word, compound or number.
     """
     tokens, length = table.spoken, len(wanted)
     names = tuple(token.token for token in tokens)
@@ -290,9 +301,9 @@ def _occurrences(
 
 
 def _stands_alone(prompt: str, place: Sequence[Token]) -> bool:
-    """Whether what stands at `place` is whole words, as a reader sees them.
+    """True if the tokens at `place` are whole words to a reader.
 
-    The tokenizer cannot tell: it breaks "10 dogs" before the 0, and "cat_dog" at the underscore.
+    The tokenizer cannot tell: it splits "10 dogs" before the 0, and "cat_dog" at the underscore.
     """
     start, stop = place[0].start, place[-1].stop
     before, after = prompt[max(0, start - 2) : start][::-1], prompt[stop : stop + 2]
@@ -300,8 +311,8 @@ def _stands_alone(prompt: str, place: Sequence[Token]) -> bool:
 
 
 def _joined(edge: str, outside: str) -> bool:
-    """Whether a subject's first or last letter is of one word with what is outside, read from there: as
-    in "cat_dog", "cat-like", "1,000" and "1/2"."""
+    """True if a subject's first or last letter belongs to one word with the text outside it, as in
+    "cat_dog", "cat-like", "1,000" and "1/2". `outside` is read away from the subject."""
     if not (outside and _in_word(edge)):
         return False
     next_to, beyond = outside[0], outside[1:]
@@ -313,20 +324,20 @@ def _joined(edge: str, outside: str) -> bool:
 
 
 def _in_word(character: str) -> bool:
-    """Letters, digits, underscores, and marks that combine with a letter."""
+    """True for letters, digits, underscores, and combining marks."""
     return bool(character) and (character.isalnum() or character == "_" or _is_mark(character))
 
 
 def _is_mark(character: str) -> bool:
-    """Combines with the letter before it, as accents do, and the vowels and last letters of a Korean
-    syllable that is written in parts."""
+    """True for characters that combine with the letter before them: accents, and the vowels and
+    final consonants of a Korean syllable written in parts."""
     return unicodedata.category(character).startswith("M") or "\u1160" <= character <= "\u11ff"
 
 
 def _why_missing(
     table: TokenTable, phrases: Sequence[str], i: int, wanted: Sequence[tuple[str, ...]], found: int
 ) -> str:
-    """Why phrase `i`, which stands alone `found` times, has no occurrence of its own."""
+    """Explain why phrase `i`, which occurs `found` times, has no occurrence of its own."""
     phrase = shown(phrases[i])
     times = "once" if found == 1 else f"{found} times"
     if 0 < found < wanted.count(wanted[i]):
@@ -346,14 +357,14 @@ def _why_missing(
 
 
 def _around(prompt: str, place: Sequence[Token]) -> str:
-    """What stands at `place`, with the rest of its words."""
+    """Return the text at `place`, extended to whole words."""
     start, stop = place[0].start, place[-1].stop
     before, after = re.split(r"\s", prompt[:start])[-1], re.split(r"\s", prompt[stop:])[0]
     return f"{before}{prompt[start:stop]}{after}".strip(".,;:!?")
 
 
 def _at(table: TokenTable, row: str, entry: int | Sequence[int]) -> Subject:
-    """The subject that an entry of `token_indices` says."""
+    """Return the subject given by an entry of `token_indices`."""
     indices = (entry,) if isinstance(entry, int) else tuple(entry)
     if not indices:
         raise SubjectError(row, "token_indices has an empty subject; remove it")

@@ -1,8 +1,8 @@
-"""Which shapes, in which colours, are in a picture of the world.
+"""Detect shapes and their colours in images of the embedded model's world.
 
-No learning: a pixel belongs to the colour whose hue is nearest, connected pixels of a colour are an
-object, and an object is the shape whose outline overlaps it most once both are brought to the same
-place and area. Objects of different colours are told apart even where they touch.
+No learning: each pixel gets the colour with the nearest hue, connected pixels of one colour form an
+object, and an object gets the shape whose outline overlaps it most after both are aligned in place
+and area. Objects of different colours are separated even if they touch.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from scipy import ndimage
 from aae_batch.shapes.world import COLOURS, SHAPES, Thing, outline
 
 SMALLEST = 80
-"""Pixels: what is smaller is a speck and not an object. The smallest object of the world has 740."""
+"""Minimum area of an object in pixels. The smallest object of the world has 740."""
 
 LIKENESS = 0.72
-"""The share of common pixels (intersection over union) from which an object counts as a shape."""
+"""Minimum overlap with a shape (intersection over union) to count as one."""
 
-_COLOURED = 0.45  # of the pure colour's chroma: about where an antialiased edge is half covered
+_COLOURED = 0.45  # of the pure colour's chroma: where an antialiased edge is about half covered
 _GRID = 40
 _REACH = 1.9  # half the grid's side, in radii of a disc with the object's area
 _ANGLES = range(-25, 26, 5)
@@ -31,13 +31,13 @@ _ANGLES = range(-25, 26, 5)
 
 @dataclass(frozen=True)
 class Detection:
-    """An object in a picture.
+    """An object in an image.
 
     Attributes:
-        shape: its shape, or None where it resembles none (junk).
+        shape: its shape; None if it resembles none (junk).
         colour: its colour.
         box: left, top, right, bottom in pixels.
-        score: likeness to the best shape, in [0, 1].
+        score: overlap with the best shape, in [0, 1].
     """
 
     shape: str | None
@@ -48,12 +48,12 @@ class Detection:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a picture shows of what its prompt names.
+    """How an image compares with the things its prompt names.
 
     Attributes:
-        drawn: for each thing, is there such a shape in any colour?
-        bound: for each thing, is there such a shape in its colour?
-        junk: how many objects are none of the named shapes, or one too many of them.
+        drawn: for each thing, whether its shape is there in any colour.
+        bound: for each thing, whether its shape is there in its colour.
+        junk: the number of objects that are none of the named shapes, or surplus ones.
         detections: all objects.
     """
 
@@ -64,7 +64,7 @@ class Verdict:
 
 
 def detect(image: Image.Image) -> list[Detection]:
-    """All objects in `image`, the largest first."""
+    """Return all objects in `image`, largest first."""
     found = []
     for colour, mask in zip(COLOURS, _colour_masks(image), strict=True):
         labels, _ = ndimage.label(mask)
@@ -82,7 +82,7 @@ def detect(image: Image.Image) -> list[Detection]:
 
 
 def judge(image: Image.Image, things: Sequence[Thing]) -> Verdict:
-    """Compare what is in `image` with the `things` its prompt names."""
+    """Compare the objects in `image` with the `things` that its prompt names."""
     detections = detect(image)
     rest = list(detections)
     drawn, bound = [], []
@@ -97,7 +97,8 @@ def judge(image: Image.Image, things: Sequence[Thing]) -> Verdict:
 
 
 def _colour_masks(image: Image.Image) -> np.ndarray:
-    """[colours, height, width], True where a pixel is more coloured than grey, in its nearest hue."""
+    """Return [colours, height, width], True where a pixel is more coloured than grey, in its
+    nearest hue."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float32)
     chroma = pixels - pixels.mean(axis=-1, keepdims=True)
     palette = np.array(list(COLOURS.values()), dtype=np.float32)
@@ -110,7 +111,7 @@ def _colour_masks(image: Image.Image) -> np.ndarray:
 
 
 def _classify(part: np.ndarray, area: int) -> tuple[str, float]:
-    """The shape that an object's mask overlaps most, and by how much."""
+    """Return the shape that overlaps an object's mask most, and their overlap."""
     names, templates = _templates()
     mask = _in_frame(part, area).reshape(-1)
     common = (templates & mask).sum(axis=1)
@@ -120,20 +121,22 @@ def _classify(part: np.ndarray, area: int) -> tuple[str, float]:
 
 
 def _in_frame(part: np.ndarray, area: int) -> np.ndarray:
-    """The mask on a grid around its centre of mass, scaled to its area: [_GRID, _GRID] of bool."""
+    """Resample the mask to a grid around its centre of mass, scaled to its area: bool
+    [_GRID, _GRID]."""
     rows, columns = np.nonzero(part)
     radius = np.sqrt(area / np.pi)
     offsets = (np.arange(_GRID) + 0.5) / _GRID * 2 - 1
     y = np.rint(rows.mean() + offsets * _REACH * radius).astype(int)
     x = np.rint(columns.mean() + offsets * _REACH * radius).astype(int)
-    padded = np.pad(part, 1)  # whatever lies outside reads the empty margin
+    padded = np.pad(part, 1)  # positions outside read the empty margin
     height, width = padded.shape
     return padded[np.ix_(np.clip(y + 1, 0, height - 1), np.clip(x + 1, 0, width - 1))]
 
 
 @lru_cache(maxsize=1)
 def _templates() -> tuple[list[str], np.ndarray]:
-    """Every shape at every angle, in the frame of `_in_frame`: names and [templates, cells] of bool."""
+    """Return every shape at every angle, in the frame of `_in_frame`: names and bool
+    [templates, cells]."""
     side, names, frames = 256, [], []
     for shape in SHAPES:
         for angle in _ANGLES:

@@ -1,4 +1,4 @@
-"""Which prompts and noises the embedded model is shown, measured and tuned with."""
+"""Prompts and seeds for reporting, tuning and testing with the embedded model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Pair = tuple[Thing, Thing]
 
 @dataclass(frozen=True)
 class Split:
-    """Prompts of two things, each with noises of its own: prompt i has the seeds from
-    `first_seed + i * seeds` on. No split shares a prompt or a seed with another."""
+    """Two-object prompts, each with its own seeds: prompt i has those from `first_seed + i *
+    seeds` on. No two splits share a prompt or a seed."""
 
     pairs: tuple[Pair, ...]
     seeds: int
@@ -36,4 +36,4 @@ SPLITS = {
     "tuning": Split(_SHUFFLED[60:100], seeds=4, first_seed=20_000),
     "test": Split(_SHUFFLED[100:120], seeds=3, first_seed=30_000),
 }
-"""What is reported; what settings are chosen with; what the tests run."""
+"""report: for published results; tuning: to choose settings; test: for the tests."""

@@ -1,5 +1,7 @@
-"""The world that the embedded model knows: shapes in colours, what captions call them, and their
-outlines. (Its pictures are drawn by `training/pictures.py`.)"""
+"""The embedded model's world: coloured shapes, their captions and outlines.
+
+`training/pictures.py` draws the images.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,12 @@ COLOURS = {
     "yellow": (246, 196, 32),
 }
 SIZE = 128
-"""Height and width of a picture in pixels."""
+"""Height and width of an image in pixels."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """What a caption can name: a shape in a colour."""
+    """A coloured shape, as a caption names it."""
 
     shape: str
     colour: str
@@ -42,12 +44,12 @@ PAIRS = tuple(
 
 
 def caption(things: Sequence[Thing], coloured: bool = True) -> str:
-    """`"a red circle and a blue square"`, or without the colours."""
+    """Return `"a red circle and a blue square"`, or the same without colours."""
     return " and ".join(f"a {thing if coloured else thing.shape}" for thing in things)
 
 
 def outline(shape: str, angle: float = 0.0) -> np.ndarray:
-    """The corners of `shape` as `[corners, 2]` (x, y), in radii around its centre."""
+    """Return the corners of `shape` as `[corners, 2]` (x, y), in radii from its centre."""
     if shape == "circle":
         points = _ring(64, 1.0)
     elif shape == "square":

@@ -405,7 +405,7 @@ def test_an_actor_refuses_another_model_than_the_run_was_begun_with(output, judg
     run = {"settings": {f"weights of {judges.clip}": "0" * 64}}
     job = ScoreSettings(output=output, metric="clip", model=judges.clip)
     told = ScoreContext(output, lease="", settings=job, run=run, threads=None, metric=metric)
-    with pytest.raises(ModelError, match="another one on this machine"):
+    with pytest.raises(ModelError, match="on this machine is not the one"):
         ScoreWorker(told).load()
 
 

@@ -117,7 +117,7 @@ def test_an_actor_whose_machine_has_another_model_refuses_it(settings):
         "image_format": {"kind": "png", "level": 1},
     }
     mine = WorkerContext(job.output, lease="", settings=job, run=run, threads=None)
-    with pytest.raises(ModelError, match="another one on this machine"):
+    with pytest.raises(ModelError, match="on this machine is not the one"):
         GenerateWorker(mine).load_engine()
 
 

@@ -108,7 +108,7 @@ def test_an_objective_that_is_none_stops_with_a_sentence(methods, sd1_pipeline, 
 
 
 def test_what_a_plugin_cannot_call_its_method(methods):
-    with pytest.raises(SettingsError, match="There is a method 'syngen' already"):
+    with pytest.raises(SettingsError, match="Method 'syngen' already exists"):
         register_method("syngen", Method("another"))
     with pytest.raises(SettingsError, match="cannot be called"):
         register_method("my method/2", Method("another"))

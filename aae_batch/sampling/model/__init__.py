@@ -1,1 +1,1 @@
-"""The networks behind the engine."""
+"""The networks that the engine runs."""

@@ -1,4 +1,5 @@
-"""The attention layers of a Stable Diffusion UNet, and values of another text than the keys."""
+"""Find the attention layers of a Stable Diffusion UNet, and take values from another text than
+keys."""
 
 from __future__ import annotations
 
@@ -14,16 +15,16 @@ from aae_batch.errors import ModelError
 
 @contextmanager
 def values_from(unet: UNet2DConditionModel, text: Tensor) -> Iterator[None]:
-    """In every forward run inside, cross-attention makes its values of `text`, and its keys of the
-    forward's own `encoder_hidden_states` as ever.
+    """Inside the block, cross-attention computes its values from `text`.
 
-    Only what the layers' `to_v` is given changes, so whichever processor is at work stays there.
+    Keys still come from each forward's own `encoder_hidden_states`. Only the input of the layers'
+    `to_v` changes, so any attention processor keeps working.
 
     Args:
         text: [batch, tokens, width].
 
     Raises:
-        ModelError: keys and values are made by one fused projection.
+        ModelError: one fused projection computes both keys and values.
     """
     layers = cross_attention_layers(unet)
     if any(layer.fused_projections for layer in layers):
@@ -40,13 +41,16 @@ def values_from(unet: UNet2DConditionModel, text: Tensor) -> Iterator[None]:
 
 
 def cross_attention_layers(unet: UNet2DConditionModel, level: int | None = None) -> list[Attention]:
-    """The cross-attention layers at `level`, or at all, in the order in which a forward runs them. Level 0 has
-    the resolution of the latents, each further level half of it."""
+    """Return the cross-attention layers at `level` (None: at all levels), in forward order.
+
+    Level 0 has the resolution of the latents; each further level halves it.
+    """
     return _layers(unet, "attn2", level)
 
 
 def self_attention_layers(unet: UNet2DConditionModel, level: int) -> list[Attention]:
-    """The self-attention layers at `level`, likewise. Each runs before the cross-attention of its block."""
+    """Return the self-attention layers at `level`, in forward order. Each runs before its block's
+    cross-attention."""
     return _layers(unet, "attn1", level)
 
 

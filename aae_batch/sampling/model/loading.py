@@ -1,4 +1,4 @@
-"""A hub id, a folder here or in an object store, or "shapes" -> a pipeline that can be guided."""
+"""Load a pipeline that can be guided from a hub id, a folder, a URL, or `"shapes"`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from aae_batch.store.fetch import fetch_folder, fetch_in_turn
 
 EMBEDDED = "shapes"
 GUIDABLE = ("StableDiffusionPipeline", "StableDiffusionAttendAndExcitePipeline")
-"""Pipeline classes, as a model's index names them, whose parts are those of Stable Diffusion."""
+"""Pipeline classes (`_class_name` in `model_index.json`) with Stable Diffusion's components."""
 
 GUIDANCE_FILE = "guidance.json"
-"""Beside `model_index.json`: the values of `GuidanceConfig` that suit the model best."""
+"""File beside `model_index.json` with the `GuidanceConfig` values that suit the model best."""
 
 MODEL_FILES = (".json", ".safetensors", ".txt")
-"""The files of a folder that are read."""
+"""Extensions of the files read from a model folder."""
 
 _SMALL_FILES = (".json", ".txt")
-"""Those of them that are not weights."""
+"""Those of `MODEL_FILES` that are not weights."""
 
 
 def load_pipeline(
@@ -38,18 +38,18 @@ def load_pipeline(
     """Load a `StableDiffusionPipeline`, from safetensors only, ready to sample.
 
     Args:
-        model: a hub id such as `stable-diffusion-v1-5/stable-diffusion-v1-5`, a folder in
-            diffusers' layout, here or in an object store (`s3://bucket/folder`, or any scheme of
-            fsspec), or `"shapes"` for the model in this package.
+        model: a hub id such as `stable-diffusion-v1-5/stable-diffusion-v1-5`; a folder in
+            diffusers' layout, local or in an object store (`s3://bucket/folder`, or any scheme of
+            fsspec); or `"shapes"` for the model in this package.
         revision: branch, tag or commit on the hub.
         device: `auto` (CUDA, else MPS, else CPU) or a torch device.
-        dtype: `auto` (bfloat16 or float16 on CUDA, else float32), `float32`, `float16`,
-            `bfloat16` or `float64`.
-        s3_endpoint: URL of an S3-compatible store, for a model that lies there.
+        dtype: `auto` (bfloat16 or float16 on CUDA, else float32), `float32`, `float16`, `bfloat16`
+            or `float64`.
+        s3_endpoint: URL of the S3-compatible store that holds the model.
 
     Raises:
-        ModelError: there is no such model, or it cannot be guided.
-        SettingsError: device or dtype is unknown or not available.
+        ModelError: the model does not exist or cannot be guided.
+        SettingsError: the device or dtype is unknown or unavailable.
     """
     import torch
     from diffusers import StableDiffusionPipeline
@@ -73,17 +73,18 @@ def load_pipeline(
 
 
 def named(model: str) -> str:
-    """How a model is called where a person reads which one is used."""
+    """Return a model's name for display; explains what `"shapes"` is."""
     if model != EMBEDDED:
         return model
     return f"{model}, the small one in this package, which draws coloured shapes; --model names another"
 
 
 def load_tokenizer(model: str, *, revision: str | None = None, s3_endpoint: str | None = None):
-    """Only the tokenizer of a model: enough to check prompts and subjects, and no torch is needed.
+    """Load only a model's tokenizer, which suffices to check prompts and subjects. Does not need
+    torch.
 
     Raises:
-        ModelError: there is no such model, or it has no CLIP tokenizer.
+        ModelError: the model does not exist or has no CLIP tokenizer.
     """
     from transformers import CLIPTokenizer
 
@@ -95,7 +96,7 @@ def load_tokenizer(model: str, *, revision: str | None = None, s3_endpoint: str 
 def load_vae_scale_factor(
     model: str, *, revision: str | None = None, s3_endpoint: str | None = None
 ) -> int:
-    """Pixels to a cell of a model's latents, from the VAE's configuration; 8 where there is none."""
+    """Return pixels per latent cell, from the VAE's configuration; 8 if it has none."""
     from diffusers import AutoencoderKL
 
     source = source_of(model, s3_endpoint, weights=False)
@@ -108,10 +109,10 @@ def load_vae_scale_factor(
 
 
 def default_guidance(model: str, s3_endpoint: str | None = None) -> GuidanceConfig:
-    """The model's own settings where its folder brings them (`guidance.json`), else the paper's.
+    """Return the model's own settings if its folder has `guidance.json`, else the paper's.
 
     Raises:
-        ModelError: that file cannot be read, or holds no such settings.
+        ModelError: `guidance.json` cannot be read or is invalid.
     """
     file = Path(source_of(model, s3_endpoint, weights=False)) / GUIDANCE_FILE
     try:
@@ -127,14 +128,14 @@ def default_guidance(model: str, s3_endpoint: str | None = None) -> GuidanceConf
 
 
 def source_of(model: str, s3_endpoint: str | None = None, weights: bool = True) -> str:
-    """Where a model is loaded from: what was given, or the folder of the embedded model, or that
-    into which a model from an object store was copied.
+    """Return where to load a model from: `model` as given, the embedded model's folder, or the
+    local copy of a model in an object store.
 
     Args:
-        weights: whether they are needed, too.
+        weights: also copy the weights.
 
     Raises:
-        ModelError: the object store has no such model, or cannot be read.
+        ModelError: the object store has no such model or cannot be read.
     """
     if model == EMBEDDED:
         return str(files("aae_batch.shapes") / "weights")
@@ -150,11 +151,11 @@ def source_of(model: str, s3_endpoint: str | None = None, weights: bool = True) 
 def _guidable(
     model: str, revision: str | None, s3_endpoint: str | None, weights: bool = True
 ) -> str:
-    """The folder of this machine with a model's files, fetched if need be: the weights once its index
-    says that it can be guided.
+    """Return the local folder with a model's files, fetched if necessary. Weights are fetched only
+    after the model's index shows that it can be guided.
 
     Raises:
-        ModelError: there is no such model, or it cannot be guided.
+        ModelError: the model does not exist or cannot be guided.
     """
     from diffusers import DiffusionPipeline
 
@@ -174,11 +175,11 @@ def _guidable(
 
 
 def _here(model: str, source: str, revision: str | None, weights: bool = True) -> str:
-    """A model of the hub as the folder of this machine into which the hub's client fetches it, once,
-    whoever asks. What is there already is used where the hub cannot be reached.
+    """Return the local folder of a model, downloaded once per machine if it comes from the hub. An
+    earlier download is used if the hub cannot be reached.
 
     Raises:
-        ModelError: the hub has no such model, or cannot be reached and the model is not here.
+        ModelError: the hub has no such model, or cannot be reached and the model is not cached.
     """
     if Path(source).is_dir():
         return source
@@ -203,7 +204,7 @@ def _here(model: str, source: str, revision: str | None, weights: bool = True) -
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Whether the hub was busy or out of reach, rather than without such a model."""
+    """True if the hub was busy or unreachable, False if it has no such model."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -222,7 +223,8 @@ def _may_pass(error: BaseException) -> bool:
 
 @contextmanager
 def explained(model: str, source: str) -> Iterator[None]:
-    """What the hub's client, transformers or diffusers say in many sentences, as a `ModelError` of one."""
+    """Turn the long errors of the hub's client, transformers and diffusers into one-sentence
+    `ModelError`s."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -241,8 +243,8 @@ def _why_unloadable(model: str, source: str, error: Exception) -> str:
     unknown = ("401", "404", "not a valid model identifier", "Repository Not")
     if any(sign in text for sign in unknown):
         return (
-            f"There is no model {model!r}: it is neither a folder here nor an id that the hub shows "
-            "you; check the spelling, or log in with `hf auth login` if it is private or gated."
+            f"Model {model!r} was not found: it is neither a local folder nor a hub id that you can "
+            "access; check the spelling, or log in with `hf auth login` if it is private or gated."
         )
     return (
         f"Model {model!r} is not a folder here and the hub cannot be reached; check the network, or "

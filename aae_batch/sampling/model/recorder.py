@@ -1,4 +1,4 @@
-"""Reads attention out of a network as it runs, and ends its forward once all that is wanted is read."""
+"""Record a network's attention maps as it runs, and end the forward after the last map needed."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ ALL, NONE = slice(None), slice(0)
 
 
 class Complete(Exception):
-    """Raised inside a network's forward when the last map is read; the rest need not be computed."""
+    """Raised inside a network's forward once the last map is recorded; the rest need not be
+    computed."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """An attention layer to be read.
+    """An attention layer to record.
 
     Attributes:
         module: has a `processor`, as diffusers' attention layers do.
-        queries: those of the picture, where there are others.
-        keys: those of the text, where there are others. None to read how strongly the places of the
-            picture attend to each other (affinity).
+        queries: the image's queries, if the layer has others too.
+        keys: the text's keys, if the layer has others too. None records affinity: how strongly the
+            image's positions attend to each other.
     """
 
     module: Any
@@ -40,12 +41,12 @@ class Layer:
 class AttentionRecorder:
     """Records the attention of some layers while a network runs, as the mean over all their heads.
 
-    Every attention processor of diffusers ends in `F.scaled_dot_product_attention`, where queries and
-    keys are as they are after norms and rotary embeddings. That call is watched around each layer's own
-    processor, and only in a forward that is recorded: at all other times attention stays as it was,
-    fused where it was fused. `close` puts the processors back as they were.
+    Every attention processor of diffusers ends in `F.scaled_dot_product_attention`, which receives
+    queries and keys after norms and rotary embeddings. The recorder intercepts that call inside
+    each layer's own processor, and only in a recorded forward: otherwise attention runs unchanged,
+    fused if it was fused. `close` restores the original processors.
 
-    Of cross-attention the maps are those of `AttentionStore.aggregate_attention` of diffusers'
+    Cross-attention maps equal those of `AttentionStore.aggregate_attention` in diffusers'
     `StableDiffusionAttendAndExcitePipeline`.
     """
 
@@ -61,29 +62,29 @@ class AttentionRecorder:
 
     @property
     def maps(self) -> Tensor:
-        """Of the last recorded forward: [rows, queries, text keys], float32 or better. Where all keys are
-        text, rows sum to 1 over them."""
+        """Maps of the last recorded forward, [rows, queries, text keys], float32 or better. If
+        all keys are text, rows sum to 1 over them."""
         return self._maps.value()
 
     @property
     def affinity(self) -> Tensor:
-        """Of the last recorded forward: [rows, queries, keys], each picture's places; rows sum to 1 over
-        the keys."""
+        """Affinity of the last recorded forward, [rows, queries, keys], over the image's
+        positions; rows sum to 1 over keys."""
         return self._affinity.value()
 
     @contextmanager
     def recording(
         self, rows: slice = ALL, affinity_rows: slice = NONE, stop_early: bool = False
     ) -> Iterator[None]:
-        """Record the forward run inside.
+        """Record the forward run inside the block.
 
         Args:
-            rows: of the batch whose maps are wanted, e.g. the conditional half.
-            affinity_rows: those whose affinity is wanted.
-            stop_early: end the forward at the last map; the block then ends there too.
+            rows: batch rows whose maps to record, e.g. the conditional half.
+            affinity_rows: batch rows whose affinity to record.
+            stop_early: end the forward, and with it the block, at the last map.
 
         Raises:
-            ModelError: a layer has attention that cannot be watched.
+            ModelError: a layer's attention cannot be intercepted.
         """
         self._recording, self._stop_early = True, stop_early
         self._rows, self._affinity_rows = rows, affinity_rows
@@ -102,23 +103,23 @@ class AttentionRecorder:
             )
 
     def close(self) -> None:
-        """Leave the network with the attention processors it came with."""
+        """Restore the network's original attention processors."""
         for layer, original in zip(self.layers, self._originals, strict=True):
             layer.module.processor = original
 
     def _wants(self, layer: Layer) -> bool:
-        """Whether a layer is read in this forward.
+        """True if `layer` is to be recorded in this forward.
 
-        With gradients and outside `recording`, it is one that gradient checkpointing runs again in the
-        backward, where everything has to be as it was at first.
+        With gradients enabled and outside `recording`, it is a layer that gradient checkpointing
+        runs again in the backward, where it must compute the same as the first time.
         """
         if not (self._recording or torch.is_grad_enabled()):
             return False
         return layer.keys is not None or self._affinity_rows != NONE
 
     def _read(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor, **how: Any) -> Tensor:
-        """In place of a `scaled_dot_product_attention` over [batch, heads, places, width]."""
-        if layer.keys == ALL:  # all of it is wanted, and so formed once, for the layer as well
+        """Replace a `scaled_dot_product_attention` over [batch, heads, places, width]."""
+        if layer.keys == ALL:  # the whole softmax is needed, so compute it once, for the layer too
             seen = _probabilities(query, key, **how)
             self._add(self._maps, seen[self._rows])
             return seen.to(value.dtype) @ value
@@ -141,7 +142,7 @@ class AttentionRecorder:
 
 
 class _Mean:
-    """The mean over the heads of layers, [batch, heads, queries, keys] each, as they come."""
+    """Running mean over the heads of all layers, each [batch, heads, queries, keys]."""
 
     def __init__(self) -> None:
         self.layers = self.heads = 0
@@ -160,12 +161,13 @@ class _Mean:
 
 
 class _Watched:
-    """A layer's own processor, with its call of `scaled_dot_product_attention` read where it is wanted."""
+    """A layer's own processor, with its call of `scaled_dot_product_attention` intercepted if
+    needed."""
 
     def __init__(self, recorder: AttentionRecorder, layer: Layer) -> None:
         self._recorder, self._layer = recorder, layer
         self._original = layer.module.processor
-        # Layers look here for the arguments that their processor takes.
+        # Layers inspect this attribute for the arguments that their processor takes.
         self.__dict__["__call__"] = self._original.__call__
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
@@ -188,7 +190,7 @@ class _Watch(TorchFunctionMode):
 
 
 def _precise(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """In float32 at least: guidance takes the softmax of what comes of them once more, a hundredfold."""
+    """Cast to float32 at least: guidance takes another softmax of the result, scaled by 100."""
     kind = torch.promote_types(query.dtype, torch.float32)
     return query.to(kind), key.to(kind)
 
@@ -201,7 +203,7 @@ def _probabilities(
     is_causal: bool = False,
     scale: float | None = None,
 ) -> Tensor:
-    """The softmax inside `scaled_dot_product_attention`, [batch, heads, queries, keys]."""
+    """Return the softmax inside `scaled_dot_product_attention`, [batch, heads, queries, keys]."""
     query, key = _precise(query, key)
     batch = query.shape[:2]
     scores = torch.baddbmm(
@@ -215,7 +217,7 @@ def _probabilities(
 
 
 def _flat_mask(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """A mask as what is added to the scores, [batch * heads, queries, keys]."""
+    """Return a mask as an addend to the scores, [batch * heads, queries, keys]."""
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
     shape = (*query.shape[:3], key.shape[2])
@@ -223,7 +225,8 @@ def _flat_mask(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
 
 
 def _columns(query: Tensor, key: Tensor, keys: slice, **how: Any) -> Tensor:
-    """The columns `keys` of the softmax, without the rest of it: attention over values that are one-hot."""
+    """Return the columns `keys` of the softmax without forming the rest: attention over one-hot
+    values."""
     query, key = _precise(query, key)
     if how.get("attn_mask") is not None and how["attn_mask"].dtype != torch.bool:
         how["attn_mask"] = how["attn_mask"].to(query.dtype)
@@ -233,7 +236,7 @@ def _columns(query: Tensor, key: Tensor, keys: slice, **how: Any) -> Tensor:
 
 
 def _of(how: dict[str, Any], rows: slice, queries: slice = ALL) -> dict[str, Any]:
-    """The arguments of an attention for some of its rows and queries."""
+    """Return the attention arguments for some rows and queries."""
     mask = how.get("attn_mask")
     if mask is None:
         return how

@@ -1,5 +1,4 @@
-"""A model without its weights: what it would compute can be counted, and nothing is downloaded but
-its configuration."""
+"""A model without its weights, to count what it would compute. Downloads only its configuration."""
 
 from __future__ import annotations
 
@@ -12,12 +11,12 @@ from aae_batch.sampling.model.loading import explained, source_of
 def load_skeleton(
     model: str, *, revision: str | None = None, s3_endpoint: str | None = None
 ) -> SimpleNamespace:
-    """The networks of a pipeline on torch's meta device, and its scheduler, by the names that diffusers
-    gives them.
+    """Return a pipeline's networks on torch's meta device and its scheduler, under diffusers'
+    names.
 
     Raises:
-        ModelError: there is no such model, a configuration of it is missing, or its scheduler is
-            unknown.
+        ModelError: the model does not exist, one of its configurations is missing, or its scheduler
+            is unknown.
     """
     import diffusers
     import torch

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x behind four verbs: encode, attend, denoise, decode."""
+"""Stable Diffusion 1.x and 2.x behind four methods: encode, attend, denoise, decode."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from aae_batch.sampling.model.attention_layers import (
 from aae_batch.sampling.model.recorder import NONE, AttentionRecorder, Layer
 
 DEFAULT_LEVEL = 2
-"""The maps' side is a quarter of the latents', as in the paper: 16 of 64."""
+"""Maps have a quarter of the latents' side, as in the paper: 16 of 64."""
 
 
 class StableDiffusion:
-    """A diffusers pipeline with a UNet that predicts epsilon or v, seen as four verbs.
+    """A diffusers pipeline whose UNet predicts epsilon or v.
 
     Args:
-        pipe: a `StableDiffusionPipeline`, or one with the same components. It is never changed,
-            except inside `recording_maps`. Its safety checker is not run.
+        pipe: a `StableDiffusionPipeline`, or one with the same components. It is changed only
+            inside `recording_maps`. Its safety checker is not run.
 
     Raises:
-        ModelError: the pipeline's parts are not those of Stable Diffusion 1.x or 2.x.
+        ModelError: the components are not those of Stable Diffusion 1.x or 2.x.
     """
 
     def __init__(self, pipe) -> None:
@@ -58,8 +58,8 @@ class StableDiffusion:
 
     @property
     def latents_dtype(self) -> torch.dtype:
-        """In which latents are held, guided and stepped: float32 where the UNet's is a shorter one, since
-        an update is often smaller than what bfloat16 can add to a latent."""
+        """Dtype in which latents are stored, guided and stepped: at least float32, because an
+        update is often too small to change a bfloat16 latent."""
         return torch.promote_types(self.dtype, torch.float32)
 
     @property
@@ -74,7 +74,8 @@ class StableDiffusion:
         return (size, size) if isinstance(size, int) else tuple(size)
 
     def latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
-        """[channels, height, width] of the latents of a picture of `height` x `width` pixels."""
+        """Return the latents' shape, [channels, height, width], for an image of `height` x
+        `width` pixels."""
         factor = self.pipe.vae_scale_factor
         native = self.native_size
         return (
@@ -83,31 +84,31 @@ class StableDiffusion:
             width // factor if width else native[1],
         )
 
-    # --- the four verbs ---
+    # --- the four main methods ---
 
     @torch.no_grad()
     def encode(self, text: str) -> Tensor:
-        """A text as the UNet takes it, [tokens, width].
+        """Return the text's embedding for the UNet, [tokens, width].
 
-        Each is encoded on its own, so that the result does not depend on its neighbours.
+        Each text is encoded alone, so that the result does not depend on the batch.
         """
         return self._encode_one(text)
 
     def attend(
         self, latents: Tensor, timesteps: Tensor, text: Tensor, affinity_rows: slice = NONE
     ) -> tuple[Tensor, Tensor | None]:
-        """Attention maps, differentiable in the latents; the forward ends at the last map.
+        """Return attention maps, differentiable in the latents. The forward ends at the last map.
 
         Args:
-            latents: [batch, channels, height, width], scaled as the scheduler asks; here they become of
-                the UNet's dtype.
+            latents: [batch, channels, height, width], scaled as the scheduler requires; cast here
+                to the UNet's dtype.
             timesteps: [batch].
             text: [batch, tokens, width].
-            affinity_rows: rows of the batch whose affinity is wanted.
+            affinity_rows: batch rows whose affinity to record.
 
         Returns:
-            Cross-attention [batch, map height, map width, tokens], rows sum to 1 over tokens, and the
-            affinity of some rows, [some, places, places], or None; float32 or better.
+            Cross-attention [batch, map height, map width, tokens], whose rows sum to 1 over tokens,
+            and the affinity [affinity rows, places, places] or None; float32 or better.
         """
         recorder = self._require_recorder()
         with recorder.recording(affinity_rows=affinity_rows, stop_early=True):
@@ -124,15 +125,15 @@ class StableDiffusion:
         record: slice = NONE,
         affinity_rows: slice = NONE,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What a denoising step needs, [batch, channels, height, width], in the dtype of latents; and the
-        maps and the affinity of some rows, as `attend` has them.
+        """Return the UNet's prediction, [batch, channels, height, width] in the latents' dtype, and
+        the maps and affinity of some rows, shaped as in `attend`.
 
         Args:
-            latents, timesteps, text: as `attend` takes them.
-            values: [batch, tokens, width], what cross-attention makes its values of where that is
-                not `text`; its keys, and the maps with them, stay those of `text`.
-            record: rows of the batch whose maps are wanted.
-            affinity_rows: rows whose affinity is wanted; some of `record`.
+            latents, timesteps, text: as in `attend`.
+            values: [batch, tokens, width], the source of the cross-attention values if not `text`.
+                Keys, and so the maps, still come from `text`.
+            record: batch rows whose maps to record.
+            affinity_rows: those rows of `record` whose affinity to record.
         """
         with ExitStack() as stack:
             if values is not None:
@@ -154,10 +155,10 @@ class StableDiffusion:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Image | None:
-        """Final latents [channels, height, width] as an RGB picture.
+        """Decode final latents, [channels, height, width], to an RGB image.
 
-        Some decoders overflow in float16, where they are run again in float32. None where the pixels are
-        not finite even then.
+        A half-precision decoder that overflows is run again in float32. Returns None if the pixels
+        are not finite even then.
         """
         vae = self.pipe.vae
         dtype = vae.dtype
@@ -174,27 +175,27 @@ class StableDiffusion:
                 return None
         return self.pipe.image_processor.postprocess(decoded, output_type="pil")[0]
 
-    # --- what sampling needs besides ---
+    # --- other methods for sampling ---
 
     def release_memory(self) -> None:
-        """Give back what the device's allocator holds and does not use."""
+        """Release the unused memory that the device's allocator holds."""
         if self.device.type in ("cuda", "mps"):
             getattr(torch, self.device.type).empty_cache()
 
     def draw_noise(self, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
-        """Initial noise as diffusers draws it for one picture: [channels, height, width].
+        """Draw initial noise for one image, [channels, height, width], as diffusers does.
 
-        A half-precision pipeline of diffusers has the same numbers, rounded.
+        diffusers' half-precision pipelines draw the same numbers, rounded.
         """
         return randn_tensor(
             (1, *shape), generator=generator, device=self.device, dtype=self.latents_dtype
         ).squeeze(0)
 
     def scheduler(self, name: str | None):
-        """A fresh scheduler: the pipeline's own, or `name` on the same noise schedule.
+        """Return a new scheduler: the pipeline's own, or `name` with the same noise schedule.
 
         Raises:
-            SettingsError: there is no such scheduler, or it does not fit Stable Diffusion.
+            SettingsError: the scheduler is unknown or does not fit Stable Diffusion.
         """
         own = self.pipe.scheduler
         class_name = type(own).__name__ if name is None else SCHEDULERS.get(name, name)
@@ -212,7 +213,7 @@ class StableDiffusion:
 
     @contextmanager
     def recording_maps(self, attn_res: tuple[int, int] | None) -> Iterator[None]:
-        """Make `attend` and `denoise` able to record maps; leave the pipeline as it was afterwards.
+        """Let `attend` and `denoise` record maps inside the block; restore the pipeline afterwards.
 
         Raises:
             SettingsError: the UNet has no cross-attention at that resolution.
@@ -233,7 +234,7 @@ class StableDiffusion:
                 parameter.requires_grad_(True)
 
     def map_size(self, latents: Tensor) -> tuple[int, int]:
-        """Height and width of the maps for latents [..., height, width]."""
+        """Return the height and width of the maps for latents [..., height, width]."""
         height, width = latents.shape[-2:]
         for _ in range(self._level):  # each level halves, rounding up
             height, width = (height + 1) // 2, (width + 1) // 2
@@ -267,14 +268,19 @@ class StableDiffusion:
 
 
 def step_arguments(scheduler, generator: torch.Generator, eta: float) -> dict[str, object]:
-    """The keyword arguments that `scheduler.step` accepts of these two, as diffusers' pipelines pass them."""
+    """Return those of the two keyword arguments that `scheduler.step` accepts, as diffusers'
+    pipelines do."""
     accepted = inspect.signature(scheduler.step).parameters
     wanted = {"generator": generator, "eta": eta}
     return {name: value for name, value in wanted.items() if name in accepted}
 
 
 def check_guidable(pipe) -> None:
-    """Raise a `ModelError` unless `pipe` has the parts of Stable Diffusion 1.x or 2.x."""
+    """Check that `pipe` has the components of Stable Diffusion 1.x or 2.x.
+
+    Raises:
+        ModelError: it does not.
+    """
     name = type(pipe).__name__
     parts = ("unet", "vae", "tokenizer", "text_encoder", "scheduler")
     missing = [part for part in parts if getattr(pipe, part, None) is None]

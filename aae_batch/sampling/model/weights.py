@@ -1,4 +1,4 @@
-"""Which weights a model has, without reading all of them."""
+"""Identify a model's weights without reading all of them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _END = 1 << 20
 def weights_digest(
     model: str, s3_endpoint: str | None = None, endings: tuple[str, ...] = MODEL_FILES
 ) -> str | None:
-    """SHA-256 over the files of a model on this machine, or over the listing of one in an object
-    store; None for one on the hub.
+    """Return a SHA-256 over a local model's files, or over the listing of a model in an object
+    store; None for a hub model.
 
-    Of a large file only the two ends are read: other weights differ there as everywhere.
+    Only the two ends of a large file are read: different weights differ there too.
 
     Args:
-        endings: of the names of files that count.
+        endings: extensions of the files that count.
 
     Raises:
-        ModelError: the object store has no such model, or cannot be read.
+        ModelError: the object store has no such model or cannot be read.
     """
     if is_url(model):
         try:

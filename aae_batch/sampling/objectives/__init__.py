@@ -1,4 +1,4 @@
-"""Objectives of guidance: attention maps -> a loss per sample. One file each, from its paper."""
+"""Guidance objectives: attention maps to a loss per sample. One module per paper."""
 
 from aae_batch.sampling.objectives.seen import Objective, Seen
 

@@ -13,6 +13,6 @@ from aae_batch.sampling.objectives.seen import Seen
 
 
 def attend_and_excite(seen: Seen) -> tuple[Tensor, Tensor]:
-    """The shortfall of the most neglected subject, and how strongly it is attended to."""
+    """Return the loss of the most neglected subject, and that subject's excitation."""
     reached = seen.least_excitation
     return (1 - reached).clamp_min(0), reached

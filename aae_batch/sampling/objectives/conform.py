@@ -2,9 +2,9 @@
 
     L = mean_(a, p) -log [ e^(s(a, p) / t) / (e^(s(a, p) / t) + sum_n e^(s(a, n) / t)) ],   t = 0.5
 
-The maps of the words of one subject attract each other, and those of other subjects repel them: `a` and `p` are
-of one subject, `n` is of another, and `s` is the cosine of two maps, blurred. From the second guided step on, the
-maps of the step before take part as well, as constants.
+The maps of the words of one subject attract each other, and those of other subjects repel them:
+`a` and `p` belong to one subject, `n` to another, and `s` is the cosine similarity of two blurred
+maps. From the second guided step on, the previous step's maps take part as well, as constants.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ TEMPERATURE = 0.5
 
 
 def conform(seen: Seen) -> tuple[Tensor, Tensor]:
-    """The loss, and e^-loss: how surely a map is told to be of its own subject. It is 1 where there are no two
-    maps of one subject, as at the first step of subjects that are single words."""
+    """Return the loss, and e^-loss: how surely a map is attributed to its own subject.
+
+    The latter is 1 if no subject has two maps, as at the first step if all subjects are single
+    words.
+    """
     now = smooth(seen.word_maps).flatten(2)
     before, has_before = _before(seen, now)
     features = F.normalize(torch.cat([now, before], dim=1), dim=2, eps=1e-12)
@@ -43,8 +46,10 @@ def conform(seen: Seen) -> tuple[Tensor, Tensor]:
 
 
 def _before(seen: Seen, now: Tensor) -> tuple[Tensor, Tensor]:
-    """The maps of each row's step before, as `now` has them, and which rows have any. Keeps those of this
-    step, the last ones that are seen of it."""
+    """Return each row's maps of the previous step, shaped like `now`, and which rows have any.
+
+    Stores the current step's maps; the last ones stored for a step count.
+    """
     before, has = torch.zeros_like(now), []
     for row, (memory, step) in enumerate(zip(seen.memory, seen.steps, strict=True)):
         words = sum(len(subject.modifiers) + 1 for subject in seen.subjects[row])
@@ -56,7 +61,7 @@ def _before(seen: Seen, now: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _turned(memory: dict[str, Any], step: int, maps: Tensor) -> Tensor | None:
-    """Keep a step's maps; returns those of the step before."""
+    """Store a step's maps and return those of the previous step."""
     if memory.get("step") != step:
         memory["before"], memory["step"] = memory.get("now"), step
     memory["now"] = maps

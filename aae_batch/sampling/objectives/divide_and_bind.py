@@ -2,11 +2,12 @@
 
     L = -min_s TV(G * A_s) + mean_(m, n) JSD(softmax(A_m), softmax(A_n))
 
-Total variation rewards a map that is bright in places and dark in others, and so several places for
-several things; the divergence binds a modifier `m` to its noun `n`.
+Total variation rewards a map that is bright in some places and dark in others, and so several
+places for several objects; the divergence binds a modifier `m` to its noun `n`.
 
-The published thresholds (.05, .2, .3) are of the mean over neighbours, not of the sum. The authors' code
-compares each row of a map with its last row; here, as in the paper, with the next.
+The published thresholds (.05, .2, .3) apply to the mean over neighbours, not the sum. The authors'
+code compares each row of a map with its last row; here, as in the paper, each row is compared with
+the next.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from aae_batch.sampling.objectives.seen import Seen
 
 
 def divide_and_bind(seen: Seen) -> tuple[Tensor, Tensor]:
-    """The loss, and the total variation of the flattest subject."""
+    """Return the loss, and the smallest total variation of any subject."""
     words = smooth(seen.word_maps)
     variation = total_variation(words)
     at_least = variation.masked_fill(~seen.is_head, torch.inf).amin(dim=1)
@@ -32,6 +33,7 @@ def divide_and_bind(seen: Seen) -> tuple[Tensor, Tensor]:
 
 
 def total_variation(maps: Tensor) -> Tensor:
-    """The mean difference between neighbours, across plus down: [..., height, width] -> [...]."""
+    """Return the mean absolute difference between neighbours, across plus down: [..., height,
+    width] -> [...]."""
     across = maps.diff(dim=-1).abs().mean(dim=(-2, -1))
     return across + maps.diff(dim=-2).abs().mean(dim=(-2, -1))

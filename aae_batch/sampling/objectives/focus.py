@@ -2,12 +2,13 @@
 
     L = 1/2 [mean_s JSD(words of s) + 1 - JSD(subjects)]
 
-`JSD` is the Jensen-Shannon divergence of maps, blurred, cubed and normalised to sum 1, over the logarithm of
-their number, so that it is in [0, 1]: the words of a subject are to agree, and the subjects to differ. A
-subject's map is the mean of its words' maps; those of cross-attention are taken as they are.
+`JSD` is the Jensen-Shannon divergence of maps that are blurred, cubed and normalised to sum 1,
+divided by the logarithm of their number, so that it is in [0, 1]. The words of a subject should
+agree, and the subjects should differ. A subject's map is the mean of its words' maps; these are raw
+cross-attention, without the softmax over words.
 
-The paper adds the gradient to the velocity of flow models; here it moves the latents as that of other objectives
-does.
+The paper adds the gradient to the velocity of flow models; here it moves the latents, as in the
+other objectives.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from aae_batch.sampling.objectives.maps import divergence, shares, smooth
 from aae_batch.sampling.objectives.seen import Seen
 
 SIGMA = 0.5**0.5
-"""What `smooth` calls a Gaussian of sigma 1."""
+"""The `sigma` at which `smooth` blurs with a Gaussian of sigma 1."""
 
 
 def focus(seen: Seen) -> tuple[Tensor, Tensor]:
-    """The loss, in [0, 1], and one minus it."""
+    """Return the loss, in [0, 1], and one minus it."""
     words = smooth(seen.raw_word_maps, SIGMA)
     subjects = torch.arange(seen.is_subject.shape[1], device=words.device)
     members = seen.owner[:, None, :] == subjects[:, None]
@@ -45,6 +46,6 @@ def _cubed(maps: Tensor) -> Tensor:
 
 
 def _normalized(distributions: Tensor, members: Tensor) -> Tensor:
-    """The divergence in [0, 1]; 0 of fewer than two."""
+    """Return the divergence in [0, 1]; 0 for fewer than two distributions."""
     count = members.sum(dim=-1).clamp_min(2)
     return divergence(distributions, members) / count.to(distributions).log()

@@ -2,10 +2,10 @@
 
     L = max_s (1 - max_xy A_s) + mean_(s, t) sum_xy min(B_s, B_t) / sum_xy (B_s + B_t)
 
-`A_s` is a subject's map as in Attend-and-Excite, and `B_s` the self-attention of the place where `A_s` is
-largest: two subjects must not grow out of one region. The same loss chooses the noise before the first step
-(`aae_batch.sampling.noise_search`), with terms and weights of the authors' code left out that their paper does not
-have.
+`A_s` is a subject's map as in Attend-and-Excite, and `B_s` the self-attention of the place where
+`A_s` is largest: two subjects must not grow out of one region. The same loss selects the noise
+before the first step (`aae_batch.sampling.noise_search`). Terms and weights that are in the
+authors' code but not in their paper are left out.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from aae_batch.sampling.objectives.maps import smooth
 from aae_batch.sampling.objectives.seen import Seen
 
 CROSS_TARGET, CONFLICT_TARGET = 0.2, 0.3
-"""Noise is valid when the two terms are below these."""
+"""Noise is valid when the two terms are below these values."""
 
 
 def initno(seen: Seen) -> tuple[Tensor, Tensor]:
-    """The loss, and `reached` of its two terms."""
+    """Return the loss, and `reached` of its two terms."""
     cross = 1 - seen.least_excitation
     regions = smooth(affinity_at(seen, seen.smoothed.flatten(2).argmax(dim=2)))
     conflict = mean_over_pairs(seen, _overlap(regions))
@@ -29,27 +29,28 @@ def initno(seen: Seen) -> tuple[Tensor, Tensor]:
 
 
 def reached(cross: Tensor, conflict: Tensor) -> Tensor:
-    """How far two terms have come: 0.8 where both are on target."""
+    """Return how far the two terms have come; 0.8 if both are exactly on target."""
     return 1 - torch.maximum(cross, conflict * (CROSS_TARGET / CONFLICT_TARGET))
 
 
 def affinity_at(seen: Seen, places: Tensor) -> Tensor:
-    """What the places [rows, subjects] attend to: [rows, subjects, height, width]."""
+    """Return what each of `places`, [rows, subjects], attends to:
+    [rows, subjects, height, width]."""
     assert seen.affinity is not None
     chosen = places[:, :, None].expand(-1, -1, seen.affinity.shape[2])
     return seen.affinity.gather(1, chosen).unflatten(2, seen.maps.shape[1:3])
 
 
 def mean_over_pairs(seen: Seen, values: Tensor) -> Tensor:
-    """The mean of [rows, subjects, subjects] over pairs of two subjects that are there: [rows]; 0 where
-    there are none."""
+    """Return the mean of `values`, [rows, subjects, subjects], over pairs of different existing
+    subjects: [rows]; 0 if there are no pairs."""
     both = seen.is_subject[:, :, None] & seen.is_subject[:, None, :]
     pairs = both & ~torch.eye(both.shape[1], dtype=torch.bool, device=both.device)
     return (values * pairs).sum(dim=(1, 2)) / pairs.sum(dim=(1, 2)).clamp_min(1)
 
 
 def _overlap(regions: Tensor) -> Tensor:
-    """Of each two regions, half the share that they have in common: [rows, subjects, subjects]."""
+    """Return half the share that each two regions have in common: [rows, subjects, subjects]."""
     flat = regions.flatten(2)
     common = torch.minimum(flat[:, :, None], flat[:, None, :]).sum(dim=3)
     sums = flat.sum(dim=2)

@@ -1,8 +1,8 @@
-"""What objectives make of attention maps.
+"""Operations on attention maps, shared by the objectives.
 
-Shapes: `batch` samples, `subjects` per sample (padded to the most that one has), maps of
-`height` x `width`, `tokens` positions of the text encoder. Everything is differentiable, and no
-sample's value depends on another's.
+Shapes: `batch` samples, `subjects` per sample (padded to the largest number), maps of `height` x
+`width`, `tokens` positions of the text encoder. Everything is differentiable, and no sample's value
+depends on another's.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from torch import Tensor
 Pooling = Literal["sum", "max"]
 
 SHARPNESS = 100.0
-"""The factor before the softmax over words: attention probabilities are small and close together."""
+"""Factor before the softmax over words, because attention probabilities are small and close
+together."""
 
 SMOOTHING_SIGMA = 0.5
 
 
 def normalize_over_words(maps: Tensor, ends: Tensor) -> Tensor:
-    """Let the words compete for each place: the softmax of `SHARPNESS` x maps, without the start token.
+    """Let the words compete for each place: the softmax of `SHARPNESS` x maps, without the start
+    token.
 
     Args:
         maps: [batch, height, width, tokens], probabilities that sum to 1 over tokens.
-        ends: [batch], the first position that takes no part: the last one, as diffusers has it, or
-            the end token (`normalize_eot`).
+        ends: [batch], the first position left out: the last one, as in diffusers, or the end token
+            (`normalize_eot`).
 
     Returns:
         [batch, height, width, tokens]; 0 at the start token and from `ends` on.
@@ -44,12 +46,13 @@ def normalize_over_words(maps: Tensor, ends: Tensor) -> Tensor:
 def membership(
     token_indices: Sequence[Sequence[Sequence[int]]], most: int, tokens: int, like: Tensor
 ) -> Tensor:
-    """Which tokens are whose, as `pool` takes it: [batch, members, tokens] of 0 and 1.
+    """Return which tokens belong to which member (a subject or word): [batch, members, tokens] of 0
+    and 1.
 
     Args:
-        token_indices: per sample, per subject or word, its positions.
-        most: members, of which some samples may have fewer.
-        like: on whose device and of whose dtype it is.
+        token_indices: per sample, per member, its positions.
+        most: the number of members to pad to.
+        like: tensor with the wanted dtype and device.
     """
     weights = [
         [[float(i in mine) for i in range(tokens)] for mine in map(set, members)]
@@ -60,17 +63,17 @@ def membership(
 
 
 def pool(maps: Tensor, weights: Tensor, pooling: Pooling) -> Tensor:
-    """One map per subject, or per word, out of the maps of its tokens.
+    """Combine the maps of each subject's (or word's) tokens into one map.
 
     Args:
         maps: [batch, height, width, tokens].
-        weights: of `membership`.
-        pooling: how a subject of several tokens becomes one map. `"sum"` is the share of attention that
-            the subject has, at most 1 as for a single token. `"max"` is that of its strongest token at
-            each place, the authors' advice for words of several tokens.
+        weights: from `membership`.
+        pooling: `"sum"` is the subject's share of attention, at most 1 as for a single token.
+            `"max"` is the strongest token at each place, the authors' advice for words of several
+            tokens.
 
     Returns:
-        [batch, subjects, height, width]; zeros where a sample has fewer subjects than the most.
+        [batch, subjects, height, width]; zeros for padding.
     """
     if pooling == "sum":
         return torch.einsum("bhwt,bst->bshw", maps, weights)
@@ -80,10 +83,11 @@ def pool(maps: Tensor, weights: Tensor, pooling: Pooling) -> Tensor:
 
 
 def smooth(maps: Tensor, sigma: float = SMOOTHING_SIGMA) -> Tensor:
-    """Blur maps with upstream's 3 x 3 Gaussian, so that a subject needs a patch and not one pixel.
+    """Blur maps with upstream's 3 x 3 Gaussian, so that a subject needs a patch instead of one
+    pixel.
 
-    The kernel is that of `GaussianSmoothing` in diffusers, to the last bit: the 2 inside its exponent
-    makes a `sigma` of 0.5 one of 0.707, and it is rounded to float32.
+    The kernel equals that of `GaussianSmoothing` in diffusers, to the last bit: the 2 inside its
+    exponent turns a `sigma` of 0.5 into one of 0.707, and it is rounded to float32.
 
     Args:
         maps: [batch, subjects, height, width].
@@ -98,7 +102,7 @@ def smooth(maps: Tensor, sigma: float = SMOOTHING_SIGMA) -> Tensor:
 
 @lru_cache
 def _bell(sigma: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[3, 3], sums to 1."""
+    """Return the kernel of `smooth`, [3, 3], which sums to 1."""
     offsets = torch.tensor([-1.0, 0.0, 1.0])
     bell = 1 / (sigma * math.sqrt(2 * math.pi)) * torch.exp(-((offsets / (2 * sigma)) ** 2))
     kernel = bell[:, None] * bell[None, :]
@@ -106,25 +110,26 @@ def _bell(sigma: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def excitation(smoothed: Tensor) -> Tensor:
-    """How strongly each subject is attended to at its best place: [batch, subjects], in [0, 1]."""
+    """Return the strongest attention of each subject at any place: [batch, subjects], in [0, 1]."""
     return smoothed.amax(dim=(-2, -1))
 
 
 def shares(maps: Tensor) -> Tensor:
-    """Maps as distributions over the picture: [..., height, width] that sum to 1."""
+    """Normalise maps to distributions over the image: [..., height, width] that sum to 1."""
     return maps / maps.sum(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
 
 
 def divergence(distributions: Tensor, members: Tensor) -> Tensor:
-    """The Jensen-Shannon divergence of several distributions from their mean, in nats: from 0, where all
-    are alike, to the logarithm of their number.
+    """Return the Jensen-Shannon divergence of several distributions from their mean, in nats.
+
+    It ranges from 0, if all are alike, to the logarithm of their number.
 
     Args:
         distributions: [..., members, height, width], each sums to 1.
-        members: [..., members], which of them are there.
+        members: [..., members], False for padding.
 
     Returns:
-        [...]; 0 where fewer than two are there.
+        [...]; 0 for fewer than two members.
     """
     weights = members.to(distributions) / members.sum(dim=-1, keepdim=True).clamp_min(1)
     mean = torch.einsum("...k,...khw->...hw", weights, distributions)
@@ -132,14 +137,16 @@ def divergence(distributions: Tensor, members: Tensor) -> Tensor:
 
 
 def _entropy(distributions: Tensor) -> Tensor:
-    """In nats, with a finite gradient where a distribution is 0."""
+    """Return the entropy in nats, with a finite gradient where a distribution is 0."""
     logs = distributions.clamp_min(torch.finfo(distributions.dtype).tiny).log()
     return -(distributions * logs).sum(dim=(-2, -1))
 
 
 def otsu_mask(maps: Tensor) -> Tensor:
-    """The bright part of each map, [..., height, width] of bool: of all thresholds the one between whose
-    sides the variance is largest (Otsu 1979), taken over the map's own values and not over a histogram.
+    """Return the bright part of each map, bool [..., height, width].
+
+    Otsu's threshold (1979) maximises the variance between its two sides; here over the map's own
+    values instead of a histogram.
     """
     values, _ = maps.detach().flatten(-2).sort(dim=-1)
     count = values.shape[-1]

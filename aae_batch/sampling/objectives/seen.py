@@ -1,4 +1,4 @@
-"""What an objective is given of the samples that it guides, in one forward."""
+"""The interface of objectives: what they receive from a forward, and what they return."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from aae_batch.sampling.words import Subject
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """Some samples, `rows` of them, in one forward. Everything is differentiable in the latents.
+    """What one forward shows of some samples (`rows`). Everything is differentiable in the latents.
 
-    Subjects and their words are padded to the most that one sample has; `is_subject` and `is_word` say
-    which are there. Maps of what is not there are 0.
+    Subjects and their words are padded to the largest number in any row; `is_subject` and `is_word`
+    are False for padding, whose maps are 0.
 
     Attributes:
-        maps: [rows, height, width, tokens], cross-attention as it is, the mean over heads and layers.
-        words: the same after the softmax over words, as Attend-and-Excite takes it.
-        ends: per row, the position of the end token, at which the words of the prompt end.
+        maps: [rows, height, width, tokens], raw cross-attention, the mean over heads and layers.
+        words: `maps` after the softmax over words, as in Attend-and-Excite.
+        ends: per row, the position of the end token, where the prompt's words end.
         subjects: per row, its subjects, each with its head and its modifiers.
         pooling: how the maps of several tokens become one.
         steps: per row, the denoising step.
-        memory: per row, what the objective has kept of earlier forwards of the sample.
-        affinity: [rows, places, places], self-attention between the places of the maps, row by row;
-            None unless the method needs it.
+        memory: per row, what the objective keeps between forwards of the sample.
+        affinity: [rows, places, places], self-attention between the maps' places, in row-major
+            order; None unless the method needs it.
     """
 
     maps: Tensor
@@ -43,8 +43,10 @@ class Seen:
     affinity: Tensor | None = None
 
     def split(self, sizes: Sequence[int], affinities: Sequence[Tensor | None]) -> list[Seen]:
-        """Groups of rows that follow each other, with the affinity of each. What has been made of all rows is
-        not made again, and padding stays as it is."""
+        """Split into consecutive groups of rows, each with its own affinity.
+
+        Values already computed for all rows are split, not recomputed. Padding stays the same.
+        """
         parts, start = [], 0
         whole = (self.maps.split(list(sizes)), self.words.split(list(sizes)), sizes, affinities)
         for maps, words, size, affinity in zip(*whole, strict=True):
@@ -87,13 +89,14 @@ class Seen:
 
     @cached_property
     def subject_tokens(self) -> Tensor:
-        """[rows, subjects, tokens] of 0 and 1, which tokens are a subject's."""
+        """[rows, subjects, tokens] of 0 and 1: which tokens belong to each subject."""
         places = [[subject.token_indices for subject in some] for some in self.subjects]
         return membership(places, self.most_subjects, self.maps.shape[-1], self.maps)
 
     @cached_property
     def subject_maps(self) -> Tensor:
-        """Of all tokens of each subject, after the softmax over words: [rows, subjects, height, width]."""
+        """Pooled maps of each subject's tokens after the softmax over words:
+        [rows, subjects, height, width]."""
         return pool(self.words, self.subject_tokens, self.pooling)
 
     @cached_property
@@ -103,12 +106,12 @@ class Seen:
 
     @cached_property
     def excitations(self) -> Tensor:
-        """How strongly each subject is attended to at its best place: [rows, subjects]."""
+        """The strongest attention of each subject at any place: [rows, subjects]."""
         return excitation(self.smoothed)
 
     @cached_property
     def least_excitation(self) -> Tensor:
-        """That of the most neglected subject: [rows]."""
+        """The excitation of the most neglected subject: [rows]."""
         return self.excitations.masked_fill(~self.is_subject, torch.inf).amin(dim=1)
 
     # --- words of subjects, each subject's modifiers and then its head: [rows, words, ...] ---
@@ -126,22 +129,23 @@ class Seen:
 
     @cached_property
     def word_tokens(self) -> Tensor:
-        """[rows, words, tokens] of 0 and 1, which tokens are a word's."""
+        """[rows, words, tokens] of 0 and 1: which tokens belong to each word."""
         return membership(self._word_places, self.most_words, self.maps.shape[-1], self.maps)
 
     @cached_property
     def word_maps(self) -> Tensor:
-        """Of the subjects' words, after the softmax over all words: [rows, words, height, width]."""
+        """Pooled maps of the subjects' words after the softmax over all words:
+        [rows, words, height, width]."""
         return pool(self.words, self.word_tokens, self.pooling)
 
     @cached_property
     def raw_word_maps(self) -> Tensor:
-        """Of the subjects' words, as `maps` has them: [rows, words, height, width]."""
+        """Pooled raw maps of the subjects' words, from `maps`: [rows, words, height, width]."""
         return pool(self.maps, self.word_tokens, self.pooling)
 
     @cached_property
     def owner(self) -> Tensor:
-        """[rows, words], the subject that each word belongs to; -1 where there is no word."""
+        """[rows, words], the subject of each word; -1 for padding."""
         owners = [
             [s for s, one in enumerate(some) for _ in (*one.modifiers, one.head)]
             for some in self.subjects
@@ -164,8 +168,8 @@ class Seen:
 
     @cached_property
     def modifies(self) -> Tensor:
-        """[rows, words, words], whether the first modifies the second: it is of the same subject, whose head
-        the second is."""
+        """[rows, words, words], True if the first word modifies the second: both belong to one
+        subject, and only the second is its head."""
         same = (self.owner[:, :, None] == self.owner[:, None, :]) & self.is_word[:, :, None]
         return same & ~self.is_head[:, :, None] & self.is_head[:, None, :]
 
@@ -175,13 +179,17 @@ class Seen:
 
 
 _SHARED = ("most_subjects", "is_subject", "subject_maps", "smoothed", "excitations", "most_words")
-"""What is made of all rows at once."""
+"""Properties computed once for all rows, which `split` passes on."""
 
 
 class Objective(Protocol):
-    """What latents are moved down."""
+    """A guidance objective."""
 
     def __call__(self, seen: Seen) -> tuple[Tensor, Tensor]:
-        """The loss of each row, and how far it has come: both [rows]. A step with a threshold refines while
-        the second is below it. No row's value may depend on another's."""
+        """Return each row's loss, which the latents are moved to reduce, and how far it has come:
+        both [rows].
+
+        A step with a threshold refines while the second value is below it. No row's value may
+        depend on another's.
+        """
         ...

@@ -1,11 +1,13 @@
-"""Self-Cross guidance (Qiu et al., CVPR 2025, arXiv 2411.18936, equations 5 to 8), on top of InitNO.
+"""Self-Cross guidance (Qiu et al., CVPR 2025, arXiv 2411.18936, equations 5 to 8), on top of
+InitNO.
 
     L = max_s (1 - max_xy A_s) + mean_(s, t) sum_xy min(B_s, A_t / sum A_t)
     B_s = sum_(p in M_s) A_s[p] S[p] / sum_(p in M_s) A_s[p]
 
-`A_s` is a subject's map as in Attend-and-Excite, `M_s` its bright part by Otsu's threshold, `S[p]` the
-self-attention of place `p`: what the whole of one subject attends to must not be where another one is. Maps
-of cross-attention are taken as shares of their sum, as the authors do at other sizes than 16 x 16.
+`A_s` is a subject's map as in Attend-and-Excite, `M_s` its bright part by Otsu's threshold, `S[p]`
+the self-attention of place `p`: what the whole of one subject attends to must not be where another
+one is. Cross-attention maps are divided by their sum, as the authors do at sizes other than
+16 x 16.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from aae_batch.sampling.objectives.seen import Seen
 
 
 def self_cross(seen: Seen) -> tuple[Tensor, Tensor]:
-    """The loss, and `reached` of its two terms."""
+    """Return the loss, and `reached` of its two terms."""
     assert seen.affinity is not None
     cross = 1 - seen.least_excitation
     maps = seen.smoothed

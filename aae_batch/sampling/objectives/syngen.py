@@ -2,9 +2,9 @@
 
     L = sum_(m, n) D(A_m, A_n) - 1/2 [mean_u D(A_m, A_u) + mean_u D(A_n, A_u)]
 
-`D` is the symmetric Kullback-Leibler divergence, 1/2 (KL(p, q) + KL(q, p)), of maps that each sum to 1 over
-the picture. `m` runs over the modifiers of all subjects, `n` is the noun of `m`, and `u` runs over the words
-of the prompt outside their subject. The second term has no lower bound.
+`D` is the symmetric Kullback-Leibler divergence, 1/2 (KL(p, q) + KL(q, p)), of maps that each sum
+to 1 over the image. `m` runs over the modifiers of all subjects, `n` is the noun of `m`, and `u`
+runs over the words of the prompt outside their subject. The second term has no lower bound.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from aae_batch.sampling.objectives.seen import Seen
 
 
 def syngen(seen: Seen) -> tuple[Tensor, Tensor]:
-    """The loss, and how strongly the most neglected subject is attended to, which no threshold is for."""
+    """Return the loss, and the excitation of the most neglected subject, which no threshold
+    uses."""
     of_words = shares(seen.raw_word_maps).flatten(2)
     of_tokens = shares(seen.maps.movedim(-1, 1)).flatten(2)
     together = symmetric_divergence(of_words, of_words)
@@ -30,7 +31,8 @@ def syngen(seen: Seen) -> tuple[Tensor, Tensor]:
 
 
 def symmetric_divergence(some: Tensor, others: Tensor) -> Tensor:
-    """Of each of [rows, n, places] from each of [rows, m, places]: [rows, n, m], in nats."""
+    """Return the divergence, in nats, of each of [rows, n, places] from each of [rows, m, places]:
+    [rows, n, m]."""
     least = torch.finfo(some.dtype).tiny
     logs, other_logs = some.clamp_min(least).log(), others.clamp_min(least).log()
     own = (some * logs).sum(dim=2)[:, :, None] + (others * other_logs).sum(dim=2)[:, None, :]
@@ -38,7 +40,7 @@ def symmetric_divergence(some: Tensor, others: Tensor) -> Tensor:
 
 
 def _outside(seen: Seen) -> Tensor:
-    """[rows, words, tokens], whether a token is a word of the prompt outside the word's subject."""
+    """[rows, words, tokens], True if a token is a word of the prompt outside the word's subject."""
     there = [
         [
             [0 < i < end and i not in subject.token_indices for i in range(seen.maps.shape[-1])]
