@@ -15,13 +15,15 @@ class Search:
     """The search for one sample's start noise: Guo et al. 2024 (arXiv 2404.04650), section 3.
 
     The noise is `mean + exp(log_variance / 2) * drawn`. Adam moves mean and log_variance, starting
-    at 0, until the objective is on target. Both are shrunk whenever their divergence from a
-    standard normal distribution exceeds the limit. A round without success is followed by one with
-    new noise; if none succeeds, the best noise of all rounds is used.
+    at 0, until what the objective has reached is above the target. Whenever the divergence from a
+    standard normal distribution exceeds the limit, both are multiplied by sqrt(limit / divergence),
+    which brings it to the limit up to second order, and Adam's moments stay as they are. A round
+    without success is followed by one with new noise and a new Adam; if none succeeds, the best
+    noise of all rounds is used.
 
     Args:
         drawn: the sample's noise.
-        draw: draws new noise of the same shape.
+        draw: draws new noise of the same shape, from the sample's own generator.
     """
 
     def __init__(self, plan: NoiseSearch, drawn: Tensor, draw: Callable[[], Tensor]) -> None:

@@ -559,7 +559,10 @@ def test_attention_within_conjuncts_is_not_averaged_beside_that_of_other_methods
     assert of_method["mean own final_loss"] == of_method["mean min_max_attention"] == "-"
     assert of_method["mean clip_full"] == "0.500"
     of_method = dict(zip(heads, cells["| attend-and-excite"], strict=True))
-    assert (of_method["mean own final_loss"], of_method["mean min_max_attention"]) == ("0.500", "0.800")
+    assert (of_method["mean own final_loss"], of_method["mean min_max_attention"]) == (
+        "0.500",
+        "0.800",
+    )
     assert any(line.startswith("-: with `composable-diffusion`") for line in lines)
 
 

@@ -3,8 +3,10 @@
     L = mean_(a, p) -log [ e^(s(a, p) / t) / (e^(s(a, p) / t) + sum_n e^(s(a, n) / t)) ],   t = 0.5
 
 The maps of the words of one subject attract each other, and those of other subjects repel them:
-`a` and `p` belong to one subject, `n` to another, and `s` is the cosine similarity of two blurred
-maps. From the second guided step on, the previous step's maps take part as well, as constants.
+`a` and `p` are two maps of one subject, in either order, `n` are those of the others, and `s` is the
+cosine similarity of two maps after the softmax over words, blurred. From the second step on, the
+previous step's maps take part as well, as constants: those of its last forward, before the step's
+own update.
 """
 
 from __future__ import annotations

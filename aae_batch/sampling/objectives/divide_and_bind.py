@@ -1,8 +1,9 @@
 """Divide & Bind (Li et al., BMVC 2023, arXiv 2307.10864, section 4).
 
-    L = -min_s TV(G * A_s) + mean_(m, n) JSD(softmax(A_m), softmax(A_n))
+    L = -min_n TV(G * A_n) + mean_(m, n) JSD(softmax(G * A_m), softmax(G * A_n))
 
-Total variation rewards a map that is bright in some places and dark in others, and so several
+`A` are maps after the softmax over words, `G` is the blur of Attend-and-Excite, the softmax here is
+over places, `n` is the noun of each subject and `m` a modifier of `n`. Total variation rewards a map that is bright in some places and dark in others, and so several
 places for several objects; the divergence binds a modifier `m` to its noun `n`.
 
 The published thresholds (.05, .2, .3) apply to the mean over neighbours, not the sum. The authors'

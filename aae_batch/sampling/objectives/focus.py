@@ -4,7 +4,8 @@
 
 `JSD` is the Jensen-Shannon divergence of maps that are blurred, cubed and normalised to sum 1,
 divided by the logarithm of their number, so that it is in [0, 1]. The words of a subject should
-agree, and the subjects should differ. A subject's map is the mean of its words' maps; these are raw
+agree (`mean_s` is over subjects of several words, 0 if there are none), and the subjects should
+differ. A subject's map is the mean of its words' blurred maps, before they are cubed; these are raw
 cross-attention, without the softmax over words.
 
 The paper adds the gradient to the velocity of flow models; here it moves the latents, as in the

@@ -1,9 +1,9 @@
 """InitNO (Guo et al., CVPR 2024, arXiv 2404.04650, section 3).
 
-    L = max_s (1 - max_xy A_s) + mean_(s, t) sum_xy min(B_s, B_t) / sum_xy (B_s + B_t)
+    L = max_s (1 - max_xy G * A_s) + mean_(s, t) sum_xy min(B_s, B_t) / sum_xy (B_s + B_t)
 
-`A_s` is a subject's map as in Attend-and-Excite, and `B_s` the self-attention of the place where
-`A_s` is largest: two subjects must not grow out of one region. The same loss selects the noise
+`A_s` and the blur `G` are those of Attend-and-Excite, and `B_s` is the self-attention of the place
+where `G * A_s` is largest, blurred as well: two subjects must not grow out of one region. The same loss selects the noise
 before the first step (`aae_batch.sampling.noise_search`). Terms and weights that are in the
 authors' code but not in their paper are left out.
 """
@@ -17,7 +17,8 @@ from aae_batch.sampling.objectives.maps import smooth
 from aae_batch.sampling.objectives.seen import Seen
 
 CROSS_TARGET, CONFLICT_TARGET = 0.2, 0.3
-"""Noise is valid when the two terms are below these values."""
+"""Noise is valid when the two terms are below these values. Only their ratio is used: the first is
+the `target` of `aae_batch.methods.NoiseSearch`, as 1 - 0.2."""
 
 
 def initno(seen: Seen) -> tuple[Tensor, Tensor]:
@@ -29,7 +30,7 @@ def initno(seen: Seen) -> tuple[Tensor, Tensor]:
 
 
 def reached(cross: Tensor, conflict: Tensor) -> Tensor:
-    """Return how far the two terms have come; 0.8 if both are exactly on target."""
+    """Return 1 - max(cross, 2/3 conflict): above 0.8 if both terms are below their targets."""
     return 1 - torch.maximum(cross, conflict * (CROSS_TARGET / CONFLICT_TARGET))
 
 

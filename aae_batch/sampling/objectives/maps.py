@@ -92,10 +92,7 @@ def smooth(maps: Tensor, sigma: float = SMOOTHING_SIGMA) -> Tensor:
     Args:
         maps: [batch, subjects, height, width].
     """
-    offsets = torch.tensor([-1.0, 0.0, 1.0])
-    bell = 1 / (sigma * math.sqrt(2 * math.pi)) * torch.exp(-((offsets / (2 * sigma)) ** 2))
-    kernel = bell[:, None] * bell[None, :]
-    kernel = (kernel / kernel.sum()).to(maps)
+    kernel = _bell(sigma, maps.dtype, maps.device)
     padded = F.pad(maps.flatten(0, 1).unsqueeze(1), (1, 1, 1, 1), mode="reflect")
     return F.conv2d(padded, kernel[None, None]).squeeze(1).unflatten(0, maps.shape[:2])
 

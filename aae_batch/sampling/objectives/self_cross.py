@@ -4,8 +4,8 @@ InitNO.
     L = max_s (1 - max_xy A_s) + mean_(s, t) sum_xy min(B_s, A_t / sum A_t)
     B_s = sum_(p in M_s) A_s[p] S[p] / sum_(p in M_s) A_s[p]
 
-`A_s` is a subject's map as in Attend-and-Excite, `M_s` its bright part by Otsu's threshold, `S[p]`
-the self-attention of place `p`: what the whole of one subject attends to must not be where another
+`A_s` is the blurred map of a subject as in Attend-and-Excite, `M_s` its bright part by Otsu's
+threshold, `S[p]` the self-attention of place `p`, and `(s, t)` runs over ordered pairs: what the whole of one subject attends to must not be where another
 one is. Cross-attention maps are divided by their sum, as the authors do at sizes other than
 16 x 16.
 """

@@ -1,10 +1,11 @@
 """SynGen (Rassin et al., NeurIPS 2023, arXiv 2306.08877, section 3).
 
-    L = sum_(m, n) D(A_m, A_n) - 1/2 [mean_u D(A_m, A_u) + mean_u D(A_n, A_u)]
+    L = sum_(m, n) { D(A_m, A_n) - 1/2 [mean_u D(A_m, A_u) + mean_u D(A_n, A_u)] }
 
-`D` is the symmetric Kullback-Leibler divergence, 1/2 (KL(p, q) + KL(q, p)), of maps that each sum
-to 1 over the image. `m` runs over the modifiers of all subjects, `n` is the noun of `m`, and `u`
-runs over the words of the prompt outside their subject. The second term has no lower bound.
+`A` are raw cross-attention maps, each divided by its sum over the image, and `D` is the symmetric
+Kullback-Leibler divergence, 1/2 (KL(p, q) + KL(q, p)). `m` runs over the modifiers of all subjects,
+`n` is the noun of `m`, and `u` runs over the tokens of the prompt outside their subject. The second
+term has no lower bound.
 """
 
 from __future__ import annotations
