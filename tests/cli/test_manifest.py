@@ -189,7 +189,7 @@ def test_a_row_can_not_write_to_the_terminal(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("command", "default"), [("build", "(as the run says)"), ("benchmark", "both")]
+    ("command", "default"), [("build", "(the run's method)"), ("benchmark", "both")]
 )
 def test_help_says_which_methods_rows_are_made_for(run, command, default):
     output = " ".join(run(command, "--help").output.split())
