@@ -60,6 +60,11 @@ class ShapesDetector(Metric):
             pa.bool_(),
             "Whether all subjects with a colour are in the image in it; null if none has one.",
         ),
+        column(
+            "other_objects",
+            pa.int32(),
+            "Number of objects in the image that no subject names, or that resemble no shape.",
+        ),
     )
 
     def settings(self) -> dict[str, Any]:
@@ -93,7 +98,11 @@ class ShapesDetector(Metric):
             for thing, there in zip(things, verdict.bound, strict=True)
         ]
         coloured = [there for there in bound if there is not None]
-        own = {"bound": bound, "all_bound": all(coloured) if coloured else None}
+        own: dict[str, Any] = {
+            "bound": bound,
+            "all_bound": all(coloured) if coloured else None,
+            "other_objects": verdict.junk,
+        }
         return _summary(verdict.drawn, scores) | own
 
 

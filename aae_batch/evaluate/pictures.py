@@ -73,6 +73,7 @@ MEASURES = (
     _share("detector", "all_found", "All subjects found", "all_found"),
     _share("detector", "share_found", "Subjects found", "subjects_found", "subjects_named"),
     _share("detector", "all_bound", "All in their colours", "all_bound"),
+    Measure("detector", "other_objects", "Other objects", "other_objects"),
     _share("attention", "neglected", "Neglect rate", "neglected"),
     Measure("attention", "min_max_attention", "Worst subject's attention", "min_max_attention"),
     _share("attention", "thresholds_met", "Thresholds met", "thresholds_met", "num_thresholds"),

@@ -24,6 +24,7 @@ _LABELS = {
     "subjects_found": "subjects found",
     "all_found": "all subjects found",
     "all_bound": "all in their colours",
+    "other_objects": "other objects",
     "min_max_attention": "attention of the weakest subject",
     "thresholds_met": "thresholds met",
     "num_thresholds": "thresholds",

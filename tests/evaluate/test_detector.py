@@ -28,6 +28,7 @@ def test_shapes_are_found_as_the_embedded_detector_judges(shown, seed):
     assert score["subjects_found"] == sum(verdict.drawn)
     assert score["all_found"] is all(verdict.drawn)
     assert score["all_bound"] is all(verdict.bound)
+    assert score["other_objects"] == verdict.junk
     assert [value > 0.72 for value in score["scores"]] == score["found"]
 
 
