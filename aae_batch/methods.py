@@ -13,6 +13,7 @@ import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Literal
@@ -98,6 +99,12 @@ class Method:
     needs: frozenset[Need] = frozenset()
     least_subjects: int = 0
     version: str = ""
+
+    def __post_init__(self) -> None:
+        if self.texts != "whole" and (self.objective is not None or self.needs):
+            raise SettingsError(
+                f"A method with an objective must denoise under the whole prompt; its texts are {self.texts!r}."
+            )
 
     @property
     def is_guided(self) -> bool:
@@ -211,7 +218,7 @@ def load_plugins(modules: Sequence[str]) -> dict[str, str]:
     for module in (*modules, *(found.value for found in entry_points(group=PLUGINS))):
         _import(module)
     foreign = {name: method for name, method in METHODS.items() if name not in _OWN_METHODS}
-    return {name: method.version or _source_digest(method) for name, method in foreign.items()}
+    return {name: _version(name, method) for name, method in foreign.items()}
 
 
 def _import(module: str) -> None:
@@ -228,12 +235,21 @@ def _import(module: str) -> None:
         ) from error
 
 
-def _source_digest(method: Method) -> str:
-    module = sys.modules.get(getattr(method.load_objective(), "__module__", ""))
+def _version(name: str, method: Method) -> str:
     try:
-        source = inspect.getsource(module) if module else ""
-    except OSError:
-        source = ""
+        objective = method.load_objective()
+        if method.version:
+            return method.version
+        while isinstance(objective, partial):
+            objective = objective.func
+        source = inspect.getsource(sys.modules[objective.__module__]) if objective else ""
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(f"The objective of method {name} cannot be found: {error}.") from error
+    except (OSError, TypeError, KeyError):
+        raise SettingsError(
+            f"The source of method {name} cannot be read, so that a change of it would not be noticed: "
+            "give Method(..., version=...)."
+        ) from None
     return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 

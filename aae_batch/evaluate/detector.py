@@ -68,7 +68,7 @@ class ShapesDetector(Metric):
     )
 
     def settings(self) -> dict[str, Any]:
-        return {"detector": SHAPES}
+        return {"detector": SHAPES, "version": 2}  # of its columns
 
     def score(
         self, rows: Sequence[MetadataRow], images: Sequence[Image], attention: Attention

@@ -92,7 +92,7 @@ def dataset_card(facts: Facts, settings: ExportSettings, written: Format) -> Dat
         selection=facts.selection,
         samples=SAMPLES,
         listed=f"{', '.join(others)} and {last}" if others else last,
-        guided="attend-and-excite" in methods,
+        methods=methods,
         means=_table(heads, lines),
         some_not_compared=any("-" in line for line in lines),
         by_conjunct=_BY_CONJUNCT,

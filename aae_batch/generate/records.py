@@ -21,6 +21,7 @@ from aae_batch.job.plan import JobPlan, Ledger
 from aae_batch.job.progress import Progress
 from aae_batch.job.records import AUTO, RESOLVED, as_json, differences, new_run, versions
 from aae_batch.manifest.reader import Manifest
+from aae_batch.methods import DEFAULT
 from aae_batch.store.base import Storage
 
 MAKERS = ("aae_batch", "torch", "diffusers", "transformers")
@@ -80,9 +81,11 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
     found = before["settings"]
     pixels |= {name: found.get(name, AUTO) for name in RESOLVED if pixels[name] == AUTO}
     form = settings.form(before)
-    changed = differences(_without_steering(found), _without_steering(pixels))
-    # If nothing else differs, another version may have changed a method's steering.
-    changed = changed or differences(found, pixels)
+    found, pixels = _comparable(found, pixels)
+    # What methods are steered by derives from other settings: only if nothing else differs, it is
+    # another version that steers one of them differently.
+    steering = differences(found.pop("steering"), pixels.pop("steering"), "steering.")
+    changed = differences(found, pixels) or steering
     changed += differences({name: before.get(name) for name in form}, form)
     if changed:
         raise OutputError(
@@ -93,9 +96,22 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
     return Plan(before, begun=True, committed=frozenset(dataset.shards()))
 
 
-def _without_steering(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop the steering, which derives from other settings."""
-    return {name: value for name, value in settings.items() if name != "steering"}
+def _comparable(
+    found: Mapping[str, Any], now: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the settings of a run and of a job without what only one of two versions, or of two
+    machines, can know: methods, and names of settings that the run's version did not have."""
+    before, here = dict(found), {**now, "guidance": dict(now["guidance"])}
+    if (
+        "steering" not in before
+    ):  # by a version with one guided method, steered by the guidance itself
+        steering = here["steering"][DEFAULT]
+        before |= {"steering": {}, "plugin_versions": {}, "plugin": []}
+        here["guidance"] |= steering
+        before["guidance"] = {**here["guidance"], **before["guidance"]}
+    for name in ("steering", "plugin_versions"):
+        here[name] = {method: here[name].get(method) for method in before[name]}
+    return before, here | {"plugin": before["plugin"]}
 
 
 def _check_versions(run: Mapping[str, Any], accepted: bool) -> None:

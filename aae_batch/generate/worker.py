@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from aae_batch.dataset.layouts import shard_of
 from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.writer import Shard, failed
-from aae_batch.errors import RowError
+from aae_batch.errors import RowError, SettingsError
 from aae_batch.generate.settings import JobSettings
 from aae_batch.job.metrics import WorkerMetrics
 from aae_batch.job.progress import Tally
@@ -85,7 +85,7 @@ class GenerateWorker(Worker[Outcome]):
 
     def load(self) -> Loaded:
         """Load the model, and start the engine and writer threads."""
-        load_plugins(self.settings.plugin)
+        self._refuse_other_methods(load_plugins(self.settings.plugin))
         self.set_torch_threads()
         self.metrics = WorkerMetrics()
         engine = self.load_engine()
@@ -96,6 +96,15 @@ class GenerateWorker(Worker[Outcome]):
         for _ in range(WRITERS):
             threading.Thread(target=self._write, name="writer", daemon=True).start()
         return Loaded.of(engine.model)
+
+    def _refuse_other_methods(self, versions: Mapping[str, str]) -> None:
+        begun_with = self.context.run["settings"].get("plugin_versions", {})
+        for method, version in begun_with.items():
+            if versions.get(method) != version:
+                raise SettingsError(
+                    f"The method {method} on this machine is not the one that the run was begun with; "
+                    "install the same plugin on every machine."
+                )
 
     def load_engine(self) -> Engine:
         from aae_batch.sampling.engine import Engine

@@ -72,7 +72,8 @@ class Search:
         self._mean.grad = gradient
         self._log_variance.grad = gradient * deviation * self._drawn / 2
         self._adam.step()
-        divergence = (self._mean**2 + self._log_variance.exp() - 1 - self._log_variance).mean() / 2
+        variance_apart = torch.expm1(self._log_variance) - self._log_variance
+        divergence = ((self._mean**2 + variance_apart).mean() / 2).clamp_min(0)
         # The divergence grows with the square of both.
         shrink = (self.plan.most_divergence / divergence).sqrt().clamp_max(1)
         self._mean.mul_(shrink)

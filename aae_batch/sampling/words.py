@@ -248,23 +248,36 @@ def _find_phrases(
 
 def _subject(name: str, tokens: Sequence[Token]) -> Subject:
     indices = tuple(token.index for token in tokens)
-    words = split_words(tokens)
+    words = _without_gaps(tokens)
     found = noun_phrase(["".join(token.text for token in word) for word in words])
-    *modifiers, head = (tuple(token.index for token in words[i]) for i in found)
+    *modifiers, head = (_spoken(words[i]) for i in found)
     return Subject(name, indices, tuple(token.text for token in tokens), head, tuple(modifiers))
+
+
+def _without_gaps(tokens: Sequence[Token]) -> list[Sequence[Token]]:
+    """Group tokens that a reader sees as one word, as in "T-shirt" and "cat's", which the tokenizer
+    takes apart."""
+    gaps = [i for i in range(1, len(tokens)) if tokens[i].start != tokens[i - 1].stop]
+    return [tokens[start:stop] for start, stop in pairwise([0, *gaps, len(tokens)])]
+
+
+def _spoken(word: Sequence[Token]) -> tuple[int, ...]:
+    """Return the positions of a word's tokens, without punctuation unless that is all."""
+    spoken = [token.index for token in word if any(map(str.isalnum, token.text))]
+    return tuple(spoken or [token.index for token in word])
 
 
 def noun_phrase(words: Sequence[str]) -> list[int]:
     """Return the indices of a subject's modifiers, followed by that of its noun.
 
-    These are the words before the first preposition, without determiners and conjunctions; if none
-    remain, the last word.
+    These are the words before the first preposition, without determiners, conjunctions and
+    punctuation; if none remain, the last word.
     """
     found: list[int] = []
     for i, word in enumerate(words):
         if found and (word.lower() in PREPOSITIONS or word.lower() == "with"):
             break
-        if word.lower() not in _BETWEEN_WORDS:
+        if word.lower() not in _BETWEEN_WORDS and any(map(str.isalnum, word)):
             found.append(i)
     return found or [len(words) - 1]
 

@@ -194,7 +194,8 @@ def test_given_settings_replace_the_model_s_own(tokenizer_folder):
         "attn_res": "8x16",
     }
     config = _job(given).guidance
-    assert (config.scale_factor, config.num_inference_steps) == (2.0, 10)
+    assert (config.steering().scale_factor, config.num_inference_steps) == (2.0, 10)
+    assert config.steering("conform").scale_factor == 20.0, "the model speaks of its one method"
     assert config.thresholds == {0: 0.1, 5: 0.4}
     assert config.attn_res == (8, 16)
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from aae_batch import Engine, GuidanceConfig, Request
 from aae_batch.dataset.reader import Dataset
 from aae_batch.errors import SettingsError
+from aae_batch.generate.worker import together
 from aae_batch.methods import METHODS, Method, load_plugins, register_method
 
 EXAMPLE = Path(__file__).parents[2] / "examples/objective.py"
@@ -113,3 +115,28 @@ def test_what_a_plugin_cannot_call_its_method(methods):
     with pytest.raises(SettingsError, match="cannot be called"):
         register_method("my method/2", Method("another"))
     register_method("syngen", METHODS["syngen"])  # a module that is imported twice
+    with pytest.raises(SettingsError, match="must denoise under the whole prompt"):
+        Method("two texts", texts="conjuncts", objective=len)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        (Method("", objective="no_such_module:name"), "mine cannot be found: No module"),
+        (Method("", objective="math:no_such_name"), "mine cannot be found: .*no_such_name"),
+        (Method("", objective=len), "The source of method mine cannot be read"),
+    ],
+)
+def test_a_method_must_be_found_and_told_from_an_earlier_one(methods, method, said):
+    register_method("mine", method)
+    with pytest.raises(SettingsError, match=said):
+        load_plugins([])
+    methods["mine"] = replace(method, version="1", objective=len)
+    assert load_plugins([]) == {"mine": "1"}
+
+
+def test_rows_of_one_method_are_taken_next_to_each_other():
+    methods = ["syngen", None, "stable-diffusion", "syngen", "attend-and-excite"]
+    requests = [Request("a star", seed=i, method=method) for i, method in enumerate(methods)]
+    taken = together(requests, GuidanceConfig())
+    assert [request.seed for request in taken] == [2, 1, 4, 0, 3]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.run_record import fingerprint
 from aae_batch.errors import JobError, OutputError, SettingsError
 from aae_batch.generate.records import (
     begin,
@@ -35,9 +36,8 @@ def plan(storage, tmp_path):
     manifest.write_text(json.dumps({"prompt": "a red circle"}) + "\n")
 
     def make(**changes):
-        settings = JobSettings(
-            manifest=manifest, output=storage.root, guidance=GuidanceConfig(), **changes
-        )
+        guidance = changes.pop("guidance", GuidanceConfig())
+        settings = JobSettings(manifest=manifest, output=storage.root, guidance=guidance, **changes)
         with open_manifest(manifest) as opened:
             return make_plan(settings, opened, storage)
 
@@ -149,6 +149,42 @@ def test_what_the_settings_leave_open_is_what_the_first_actor_found(plan, storag
 def test_what_an_earlier_version_left_open_stays_open(plan, storage):
     begin(storage, plan().run)  # it wrote down `auto`
     check_loaded(plan().run, Loaded("cuda", "bfloat16"))
+
+
+def of_settings(run: dict, settings: dict) -> dict:
+    """The record of a run with other settings."""
+    return run | {"settings": settings, "fingerprint": fingerprint(settings)}
+
+
+def test_a_run_of_a_version_with_one_guided_method_goes_on(plan, storage):
+    """Its guidance had the steering of attend-and-excite in it, and nothing of other methods."""
+    run = plan().run
+    settings = dict(run["settings"])
+    steering = settings.pop("steering")["attend-and-excite"]
+    guidance = {name: v for name, v in settings["guidance"].items() if name != "by_method"}
+    settings = {name: v for name, v in settings.items() if not name.startswith("plugin")}
+    begin(storage, of_settings(run, settings | {"guidance": guidance | steering}))
+    assert plan().begun
+    assert plan(guidance=GuidanceConfig(scale_factor=20.0)).begun, "which is what it was"
+    with pytest.raises(OutputError, match=r"guidance.scale_factor: 20.0 -> 5.0\)"):
+        plan(guidance=GuidanceConfig(scale_factor=5.0))
+
+
+def test_a_method_that_only_this_version_has_changes_no_run(plan, storage):
+    run = plan().run
+    settings = dict(run["settings"])
+    settings["steering"] = {"attend-and-excite": settings["steering"]["attend-and-excite"]}
+    begin(storage, of_settings(run, settings))
+    assert plan().begun
+
+
+def test_another_steering_of_a_method_is_told_alone(plan, storage):
+    run = plan().run
+    syngen = run["settings"]["steering"]["syngen"] | {"scale_factor": 7.0}
+    steering = run["settings"]["steering"] | {"syngen": syngen}
+    begin(storage, of_settings(run, run["settings"] | {"steering": steering}))
+    with pytest.raises(OutputError, match=r"other settings \(steering.syngen: [^;]*\): choose"):
+        plan()
 
 
 def test_a_run_that_another_has_begun_meanwhile_is_not_gone_on_with(plan, storage):

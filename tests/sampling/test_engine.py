@@ -330,3 +330,14 @@ def test_words_that_a_model_says_it_does_not_know_are_refused():
     assert results["known"].error is None
     with pytest.raises(SettingsError, match=r"negative_prompt has words .*'blurry'"):
         list(engine.generate([], CONFIG.updated(negative_prompt="blurry")))
+
+
+def test_a_given_setting_comes_before_the_models_and_that_before_the_papers():
+    config = GuidanceConfig(
+        max_iter_to_alter=7,
+        by_method={"syngen": {"max_iter_to_alter": 9, "scale_factor": 3.0}},
+    )
+    syngen, conform = config.steering("syngen"), config.steering("conform")
+    assert (syngen.max_iter_to_alter, syngen.scale_factor, syngen.scale_range) == (7, 3.0, (1, 1))
+    assert (conform.max_iter_to_alter, conform.scale_factor) == (7, 20.0)
+    assert GuidanceConfig(thresholds={}).steering("conform").thresholds == {}

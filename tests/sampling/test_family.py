@@ -223,7 +223,8 @@ class Case:
             height=8 * self.size[0],
             width=8 * self.size[1],
         )
-        return [replace(one, method=method) for method in ("conform", "initno", "syngen")]
+        methods = ("composable-diffusion", "conform", "initno", "syngen")
+        return [replace(one, method=method) for method in methods]
 
     def config(self) -> GuidanceConfig:
         return GuidanceConfig(

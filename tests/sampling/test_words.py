@@ -109,6 +109,10 @@ def test_the_token_table_shows_what_was_cut():
         ("the red circle", "the red circle", ["red"], "circle"),
         ("a star", "star", [], "star"),
         ("a and a star", "a and a", [], "a"),
+        ("a T-shirt and a star", "T-shirt", [], "T shirt"),
+        ("a red T-shirt and a star", "red T-shirt", ["red"], "T shirt"),
+        ("the cat's star", "cat's", [], "cat s"),
+        ("a red, blue circle", "red, blue circle", ["red", "blue"], "circle"),
     ],
 )
 def test_a_subject_has_a_noun_and_what_modifies_it(prompt, subject, modifiers, head):

@@ -72,8 +72,8 @@ def warn_of_unguidable(count: int) -> None:
     if count:
         prompts, them = ("1 prompt has", "it") if count == 1 else (f"{count} prompts have", "them")
         complain(
-            f"{prompts} no subject, and attend-and-excite cannot guide {them}: name some in a column "
-            "subjects, or generate these rows with another method."
+            f"{prompts} no subject, and no method can guide {them}: name some in a column "
+            "subjects, or generate these rows without guidance."
         )
 
 

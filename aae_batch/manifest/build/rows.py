@@ -89,7 +89,7 @@ class ManifestRows:
 
     Raises:
         ManifestError: `seeds` or `methods` are given and the prompts have such a column, an id cannot be a
-            file name, or there are no prompts.
+            file name, there are no prompts, or none suits a method.
     """
 
     def __init__(
@@ -98,6 +98,11 @@ class ManifestRows:
         if not len(prompts):
             raise ManifestError("No prompts were given; write at least one.")
         self._prompts, self._seeds, self._methods = prompts, list(seeds), list(methods)
+        if not len(self):
+            raise ManifestError(
+                f"No prompt has the subjects that {' and '.join(self.left_out)} need: name more of them, "
+                "with adjectives for syngen, or take other methods."
+            )
         some = prompts.prompts
         own = {name for prompt in some for name in prompt.settings}
         for name, given in (("seed", seeds), ("method", methods)):

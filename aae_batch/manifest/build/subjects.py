@@ -45,8 +45,10 @@ def suits(method: str, prompt: Prompt) -> bool:
         return True
     if len(named) < needs.least_subjects:
         return False
-    if "modifiers" not in needs.needs or prompt.subjects is None:
+    if "modifiers" not in needs.needs:
         return True
+    if prompt.subjects is None:
+        return any(len(positions) > 1 for positions in prompt.token_indices or ())
     return any(len(noun_phrase(subject.split())) > 1 for subject in prompt.subjects)
 
 

@@ -9,7 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from aae_batch.errors import ModelError, OutputError, SettingsError
-from aae_batch.sampling.config import GuidanceConfig
+from aae_batch.methods import DEFAULT
+from aae_batch.sampling.config import GuidanceConfig, SteeringSettings
 from aae_batch.store.base import is_url
 from aae_batch.store.fetch import fetch_folder, fetch_in_turn
 
@@ -116,9 +117,13 @@ def default_guidance(model: str, s3_endpoint: str | None = None) -> GuidanceConf
     """
     file = Path(source_of(model, s3_endpoint, weights=False)) / GUIDANCE_FILE
     try:
-        return (
-            GuidanceConfig(**json.loads(file.read_text())) if file.is_file() else GuidanceConfig()
-        )
+        given = json.loads(file.read_text()) if file.is_file() else {}
+        # Steering that is given for no method is Attend-and-Excite's, as when that was the only one.
+        steering = {
+            name: given.pop(name) for name in SteeringSettings.model_fields if name in given
+        }
+        by_method = {DEFAULT: steering} | given.pop("by_method", {}) if steering else {}
+        return GuidanceConfig(**given, **({"by_method": by_method} if by_method else {}))
     except OSError as error:
         raise ModelError(f"Model {model!r}: cannot read {file}: {error.strerror}.") from error
     except (ValueError, TypeError) as error:  # no JSON, or not an object

@@ -178,7 +178,7 @@ class Seen:
         return torch.tensor(whole, device=self.maps.device)
 
 
-_SHARED = ("most_subjects", "is_subject", "subject_maps", "smoothed", "excitations", "most_words")
+_SHARED = ("most_subjects", "subject_maps", "smoothed", "excitations")
 """Properties computed once for all rows, which `split` passes on."""
 
 

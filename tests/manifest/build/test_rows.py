@@ -190,3 +190,7 @@ def test_a_method_has_rows_of_the_prompts_that_suit_it():
     assert ("a cat and a dog", "syngen") not in made
     assert ("a cat", "conform") not in made
     assert rows.left_out == {"syngen": 2, "conform": 1}
+    with pytest.raises(ManifestError, match="No prompt has the subjects that conform need"):
+        ManifestRows(Prompts(prompts.prompts[2:]), [0], ["conform"])
+    positions = Prompts([Prompt("a red cat", token_indices=at) for at in (((3,),), ((2, 3),))])
+    assert ManifestRows(positions, [0], ["stable-diffusion", "syngen"]).left_out == {"syngen": 1}
