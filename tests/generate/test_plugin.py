@@ -56,7 +56,8 @@ def test_a_method_of_ones_own_runs_in_the_job(tmp_path, tiny_pipeline_folder):
     settings = dataset.run["settings"]
     assert settings["plugin"] == ["objective"]
     assert list(settings["plugin_versions"]) == ["even-shares"]
-    assert settings["steering"]["even-shares"]["max_iter_to_alter"] == 2, "as the model has it"
+    assert settings["steering"]["even-shares"]["scale_factor"] == 10.0
+    assert settings["steering"]["attend-and-excite"]["scale_factor"] == 1.0, "as the model has it"
 
     proved = run("verify", "out", "--manifest", "manifest.csv")
     assert proved.returncode == 0, proved.stdout + proved.stderr
