@@ -51,9 +51,7 @@ def cost(engine: Engine, config: GuidanceConfig, batches: list[list[Request]]) -
             for result in engine.generate(requests, config):
                 assert result.error is None
 
-    with Kernels() as kernels:
-        run()
-    with FlopCounterMode(display=False) as flops:
+    with Kernels() as kernels, FlopCounterMode(display=False) as flops:
         run()
     start = time.process_time()
     run()
@@ -67,7 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     engine = Engine.from_pretrained("shapes", slots=SLOTS)
-    config = engine.defaults.updated(num_inference_steps=options.steps)
+    config = engine.defaults.updated(num_inference_steps=options.steps, max_refinement_steps=5)
 
     each = [rows_of(method, options.rows) for method in GUIDED]
     in_turns = [request for some in zip(*each, strict=True) for request in some]
