@@ -102,9 +102,8 @@ def _comparable(
     """Return the settings of a run and of a job without what only one of two versions, or of two
     machines, can know: methods, and names of settings that the run's version did not have."""
     before, here = dict(found), {**now, "guidance": dict(now["guidance"])}
-    if (
-        "steering" not in before
-    ):  # by a version with one guided method, steered by the guidance itself
+    # A version with one guided method had its steering among the guidance.
+    if "steering" not in before:
         steering = here["steering"][DEFAULT]
         before |= {"steering": {}, "plugin_versions": {}, "plugin": []}
         here["guidance"] |= steering

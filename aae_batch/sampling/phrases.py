@@ -18,7 +18,6 @@ from aae_batch.sampling.words import (
     Token,
     Tokenizer,
     TokenTable,
-    split_words,
     token_table,
 )
 
@@ -107,7 +106,10 @@ def noun_phrases(
 
 
 def _words(table: TokenTable) -> list[_Word]:
-    return [_Word(table.text(word).lower(), tuple(word)) for word in split_words(table.spoken)]
+    tokens = table.spoken
+    stops = [i + 1 for i, token in enumerate(tokens) if token.ends_word or i + 1 == len(tokens)]
+    pieces = [tokens[start:stop] for start, stop in pairwise([0, *stops])]
+    return [_Word(table.text(piece).lower(), tuple(piece)) for piece in pieces]
 
 
 def _between(words: list[_Word], subjects: Sequence[Subject]) -> set[int]:

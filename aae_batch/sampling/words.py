@@ -282,12 +282,6 @@ def noun_phrase(words: Sequence[str]) -> list[int]:
     return found or [len(words) - 1]
 
 
-def split_words(tokens: Sequence[Token]) -> list[Sequence[Token]]:
-    """Group tokens by word."""
-    stops = [i + 1 for i, token in enumerate(tokens) if token.ends_word or i + 1 == len(tokens)]
-    return [tokens[start:stop] for start, stop in pairwise([0, *stops])]
-
-
 def _spelling(tokenizer: Tokenizer, row: str, phrase: str) -> tuple[str, ...]:
     """Return the tokens of `phrase`."""
     ids = tokenizer(phrase, add_special_tokens=False, verbose=False).input_ids
