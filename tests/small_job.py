@@ -22,7 +22,6 @@ import pytest
 
 from aae_batch.dataset.reader import Dataset
 from aae_batch.generate.settings import JobSettings
-from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.store.base import Storage
 
 STEPS = 4
@@ -206,16 +205,14 @@ def manifest(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def settings_in(tiny_pipeline_folder, manifest):
     """Settings of a job over `manifest` in shards of three, into a folder, with what a test changes."""
+    from aae_batch.sampling.model.loading import default_guidance
 
     def make(folder: Path, **changes) -> JobSettings:
-        guidance = GuidanceConfig(
-            **json.loads((tiny_pipeline_folder / "guidance.json").read_text())
-        )
         values = {
             "manifest": str(manifest),
             "output": str(folder),
             "model": str(tiny_pipeline_folder),
-            "guidance": guidance,
+            "guidance": default_guidance(str(tiny_pipeline_folder)),
             "slots": 1,
             "shard_size": 3,
         }

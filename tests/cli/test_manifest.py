@@ -80,7 +80,7 @@ def test_prompts_that_cannot_be_guided_are_told_of_however_that_came_about(run, 
     (tmp_path / "p.jsonl").write_text('{"prompt": "a cat", "subjects": []}\n')
     result = run("build", "p.jsonl", "n.parquet")
     assert result.exit_code == 0
-    assert "1 prompt has no subject, and attend-and-excite cannot guide it" in result.stderr
+    assert "1 prompt has no subject, and no method can guide it" in result.stderr
 
 
 def test_without_finding_or_with_subjects_nobody_is_asked(run, prompts, tmp_path):

@@ -23,20 +23,9 @@ GPU_NODE = {"num_cpus": 2, "num_gpus": 1}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_pipeline_folder, manifest, tmp_path_factory) -> str:
+def undisturbed(settings_in, tmp_path_factory) -> str:
     """The dataset that nothing went wrong with."""
-    from aae_batch.generate.settings import JobSettings
-    from aae_batch.sampling.model.loading import default_guidance
-
-    settings = JobSettings(
-        manifest=manifest,
-        output=str(tmp_path_factory.mktemp("undisturbed")),
-        model=str(tiny_pipeline_folder),
-        guidance=default_guidance(str(tiny_pipeline_folder)),
-        device="cpu",
-        slots=1,
-        shard_size=1,
-    )
+    settings = settings_in(tmp_path_factory.mktemp("undisturbed"), device="cpu", shard_size=1)
     run_job(settings)
     return settings.output
 
