@@ -1,8 +1,8 @@
-"""Trains the embedded model from scratch: `python -m training.train --help`.
+"""Trains an embedded model from scratch: `python -m training.train --help`.
 
 Four stages, each of which goes on where it was interrupted: the VAE on crops of rendered pictures, the
 latents of all training pictures, the VAE's decoder once more on whole pictures, and the UNet together
-with its text encoder.
+with its text encoder. `shapes-flow` has the VAE of `shapes` and its own last stage.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from aae_batch.sampling.model.attention_layers import cross_attention_layers
+from aae_batch.sampling.model.loading import EMBEDDED, EMBEDDED_FLOW, source_of
 from aae_batch.sampling.model.recorder import AttentionRecorder, Layer
 from aae_batch.sampling.words import KNOWN_WORDS
 from aae_batch.shapes.world import SHAPES
-from training import networks
+from training import flow, networks
 from training.examples import Batch, CaptionMix, Examples, outlines, pixels, scenes
 from training.fitting import Place, fit, save
 
@@ -36,6 +37,7 @@ from training.fitting import Place, fit, save
 class Settings:
     """Everything that the weights depend on, besides the number of workers."""
 
+    model: str = EMBEDDED
     seed: int = 0
     pictures: int = 24_000
     vae_steps: int = 2_200
@@ -53,6 +55,7 @@ class Settings:
     unet_decay: float = 0.3
     """The learning rate is constant, and falls to zero over this last share of the steps."""
     grounding_weight: float = 0.05
+    flow_steps: int = 7_000
     ema: float = 0.998
     mix: CaptionMix = CaptionMix()
 
@@ -293,6 +296,35 @@ def train_unet(settings: Settings, place: Place, examples: Examples) -> tuple[nn
     return unet, text_encoder
 
 
+# --- the transformer of shapes-flow and its text encoders ----------------------------------------
+
+
+def train_flow(settings: Settings, place: Place, examples: Examples, vae: AutoencoderKL):
+    """Return the pipeline of `shapes-flow`, with the averaged weights."""
+    pipe = flow.pipeline(vae, settings.seed)
+    loss_of = flow.FlowLoss(pipe, settings.grounding_weight).to(place.device)
+
+    def batch_loss(model: nn.Module, step: int) -> dict[str, Tensor]:
+        random = place.random(settings.seed, "flow", step)
+        torch.manual_seed(random.getrandbits(62))
+        batch = examples.batch(settings.unet_batch // place.workers, settings.mix, random)
+        with torch.autocast(place.device.type, torch.bfloat16):
+            return model(batch, place.device)
+
+    fit(
+        "flow",
+        loss_of,
+        batch_loss,
+        settings.flow_steps,
+        settings.unet_lr,
+        decay=settings.unet_decay,
+        ema=settings.ema,
+        place=place,
+    )
+    loss_of.recorder.close()
+    return pipe
+
+
 # --- the program ---------------------------------------------------------------------------------
 
 
@@ -310,58 +342,70 @@ def train(rank: int, workers: int, device: str, folder: Path, settings: Settings
             rank=rank,
             world_size=workers,
         )
-    vae_file, latents_file = folder / "vae_done.pt", folder / "latents.pt"
-    vae = networks.vae().to(place.device)
-    if not vae_file.exists():
-        vae = train_vae(settings, place)
-        if rank == 0:
-            save(vae_file, vae.state_dict())
-    place.together()
-    vae.load_state_dict(torch.load(vae_file, map_location=place.device, weights_only=True))
-
-    if not latents_file.exists():
-        part = folder / f"latents_{rank}.pt"
-        save(part, encode(vae.eval(), settings, place))
-        place.together()
-        if rank == 0:
-            latents = torch.empty(
-                settings.pictures,
-                networks.LATENT_CHANNELS,
-                networks.LATENT_SIZE,
-                networks.LATENT_SIZE,
-                dtype=torch.half,
-            )
-            for other in range(workers):
-                latents[other::workers] = torch.load(
-                    folder / f"latents_{other}.pt", weights_only=True
-                )
-            save(latents_file, latents)
-    place.together()
-    latents = torch.load(latents_file, weights_only=True)
-
-    train_decoder(vae, settings, place, latents)
-    pictures = scenes(settings.pictures, settings.seed)
-    examples = Examples(pictures, latents, networks.tokenizer())
-    unet, text_encoder = train_unet(settings, place, examples)
+    of_flow = settings.model == EMBEDDED_FLOW
+    vae = embedded_vae(place) if of_flow else _vae(settings, place)
+    latents = _latents(vae, settings, place)
+    examples = Examples(scenes(settings.pictures, settings.seed), latents, networks.tokenizer())
+    if of_flow:
+        pipe = train_flow(settings, place, examples, vae)
+    else:
+        train_decoder(vae, settings, place, latents)
+        unet, text_encoder = train_unet(settings, place, examples)
+        pipe = networks.pipeline()
+        pipe.vae.load_state_dict(vae.state_dict())
+        pipe.unet.load_state_dict(unet.state_dict())
+        pipe.text_encoder.load_state_dict(text_encoder.state_dict())
     if rank == 0:
-        export(folder / "model", vae, unet, text_encoder)
+        export(folder / "model", pipe)
     place.together()
 
 
-def export(folder: Path, vae: nn.Module, unet: nn.Module, text_encoder: nn.Module) -> None:
+def embedded_vae(place: Place) -> AutoencoderKL:
+    """The VAE of the embedded model."""
+    return AutoencoderKL.from_pretrained(source_of(EMBEDDED), subfolder="vae").to(place.device)
+
+
+def _vae(settings: Settings, place: Place) -> AutoencoderKL:
+    file = place.folder / "vae_done.pt"
+    vae = networks.vae().to(place.device)
+    if not file.exists():
+        vae = train_vae(settings, place)
+        if place.rank == 0:
+            save(file, vae.state_dict())
+    place.together()
+    vae.load_state_dict(torch.load(file, map_location=place.device, weights_only=True))
+    return vae
+
+
+def _latents(vae: AutoencoderKL, settings: Settings, place: Place) -> Tensor:
+    """The mean latents of all training pictures; every worker encodes its share."""
+    file = place.folder / "latents.pt"
+    if not file.exists():
+        parts = [place.folder / f"latents_{rank}.pt" for rank in range(place.workers)]
+        save(parts[place.rank], encode(vae.eval(), settings, place))
+        place.together()
+        if place.rank == 0:
+            size = (networks.LATENT_CHANNELS, networks.LATENT_SIZE, networks.LATENT_SIZE)
+            latents = torch.empty(settings.pictures, *size, dtype=torch.half)
+            for rank, part in enumerate(parts):
+                latents[rank :: place.workers] = torch.load(part, weights_only=True)
+            save(file, latents)
+    place.together()
+    return torch.load(file, weights_only=True)
+
+
+def export(folder: Path, pipe) -> None:
     """Write the model as a diffusers folder, its weights as float16 safetensors."""
-    pipe = networks.pipeline()
-    pipe.vae.load_state_dict(vae.state_dict())
-    pipe.unet.load_state_dict(unet.state_dict())
-    pipe.text_encoder.load_state_dict(text_encoder.state_dict())
-    pipe.tokenizer.init_kwargs[KNOWN_WORDS] = [*networks.WORDS]
+    for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+        if getattr(pipe, name, None) is not None:
+            getattr(pipe, name).init_kwargs[KNOWN_WORDS] = [*networks.WORDS]
     pipe.to(torch.float16).save_pretrained(folder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m training.train",
-        description="Train the embedded model 'shapes' from scratch. Run it again to go on after an interruption.",
+        description="Train an embedded model from scratch. Run it again to go on after an interruption.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     cuda = torch.cuda.is_available()
@@ -371,6 +415,9 @@ def main() -> None:
         nargs="?",
         default=Path("shapes-training"),
         help="folder of the run: checkpoints, curve, and the model in model/",
+    )
+    parser.add_argument(
+        "--model", choices=(EMBEDDED, EMBEDDED_FLOW), default=EMBEDDED, help="which of them"
     )
     parser.add_argument("--device", default="cuda" if cuda else "cpu", help="cpu or cuda")
     parser.add_argument(
@@ -385,8 +432,19 @@ def main() -> None:
     parser.add_argument(
         "--vae-steps", type=int, default=Settings.vae_steps, help="training steps of the VAE"
     )
+    parser.add_argument(
+        "--flow-steps",
+        type=int,
+        default=Settings.flow_steps,
+        help="training steps of the transformer of shapes-flow",
+    )
     options = parser.parse_args()
-    settings = Settings(unet_steps=options.unet_steps, vae_steps=options.vae_steps)
+    settings = Settings(
+        model=options.model,
+        unet_steps=options.unet_steps,
+        vae_steps=options.vae_steps,
+        flow_steps=options.flow_steps,
+    )
 
     options.folder.mkdir(parents=True, exist_ok=True)
     (options.folder / "settings.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")

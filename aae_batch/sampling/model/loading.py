@@ -14,7 +14,7 @@ from aae_batch.sampling.config import GuidanceConfig, SteeringSettings
 from aae_batch.store.base import is_url
 from aae_batch.store.fetch import fetch_folder, fetch_in_turn
 
-EMBEDDED = "shapes"
+EMBEDDED, EMBEDDED_FLOW = "shapes", "shapes-flow"
 GUIDABLE = ("StableDiffusionPipeline", "StableDiffusionAttendAndExcitePipeline")
 """Pipeline classes (`_class_name` in `model_index.json`) with Stable Diffusion's components."""
 
