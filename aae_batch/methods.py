@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import os
 import pkgutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 Texts = Literal["whole", "conjuncts", "phrases"]
 Need = Literal["modifiers", "affinity"]
+Update = Literal["latents", "velocity"]
+
+OF_STEPS = 50
+"""The steps of the trajectory that papers count in."""
 
 PLUGINS = "aae_batch.methods"
 """Entry points of this group are modules that register methods."""
@@ -32,8 +37,9 @@ PLUGINS = "aae_batch.methods"
 
 @dataclass(frozen=True)
 class Steering:
-    """When an objective moves the latents, and how far. Names follow diffusers'
-    `StableDiffusionAttendAndExcitePipeline`; defaults are those of Attend-and-Excite.
+    """When an objective guides, and how far. Names follow diffusers'
+    `StableDiffusionAttendAndExcitePipeline`; defaults are those of Attend-and-Excite. The steps of
+    a method are those of a trajectory of 50 (`for_steps`).
 
     Attributes:
         max_iter_to_alter: the steps before this one are guided.
@@ -43,6 +49,8 @@ class Steering:
         scale_factor: the factor of the gradient at the first step.
         scale_range: over all steps the factor is scaled by the square root of a value that goes
             from the first to the last of these two.
+        update: what a guided step changes: the latents before it, or for flow matching the velocity
+            that it takes. Refinements change the latents.
     """
 
     max_iter_to_alter: int = 25
@@ -50,6 +58,19 @@ class Steering:
     max_refinement_steps: int = 20
     scale_factor: float = 20.0
     scale_range: tuple[float, float] = (1.0, 0.5)
+    update: Update = "latents"
+
+    def for_steps(self, steps: int) -> Steering:
+        """Return the same parts of a trajectory of `steps` steps, as few-step models have. Where
+        two thresholds meet at a step, it has the higher."""
+        if steps == OF_STEPS:
+            return self
+        share, thresholds = steps / OF_STEPS, dict[int, float]()
+        for step, threshold in self.thresholds.items():
+            place = min(int(step * share), steps - 1)
+            thresholds[place] = max(threshold, thresholds.get(place, 0.0))
+        altered = math.ceil(self.max_iter_to_alter * share)
+        return replace(self, max_iter_to_alter=altered, thresholds=thresholds)
 
 
 @dataclass(frozen=True)

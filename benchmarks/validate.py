@@ -23,7 +23,7 @@ from aae_batch.manifest.judge import Judge
 from aae_batch.manifest.reader import open_manifest
 from aae_batch.manifest.validate import validate
 from aae_batch.sampling.config import GuidanceConfig
-from aae_batch.sampling.model.loading import load_tokenizer
+from aae_batch.sampling.model.loading import load_streams
 from training import networks
 
 COLOURS = ("red", "green", "blue", "yellow")
@@ -92,7 +92,7 @@ def main() -> None:
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
-    tokenizer = load_tokenizer(given.model) if given.model else networks.tokenizer()
+    tokenizer = load_streams(given.model) if given.model else networks.tokenizer()
     with tempfile.TemporaryDirectory(prefix="aae-batch-") as folder:
         path = Path(folder) / "manifest.parquet"
         for name, make in MANIFESTS.items():

@@ -43,13 +43,15 @@ class Asked:
         words: the positions that compete in the softmax over words.
         pooling: "sum" or "max" over the tokens of a subject or a word.
         memory: the maps of each step, the last ones that were seen of it.
+        spoken: the positions of the prompt's words; empty for all from 1 to the end token.
     """
 
     subjects: Sequence[Phrase]
     end: int
-    words: slice
+    words: slice | list[int]
     pooling: str = "sum"
     memory: dict[int, list[tuple[int, Tensor]]] = field(default_factory=dict)
+    spoken: Sequence[int] = ()
 
     def of_subjects(self, maps: Tensor) -> list[Tensor]:
         return [pool(maps, subject.tokens, self.pooling) for subject in self.subjects]
@@ -114,9 +116,10 @@ def syngen(cross, affinity, step, asked: Asked) -> tuple[Tensor, Tensor]:
         p, q = p / p.sum(), q / q.sum()
         return (kullback_leibler(p, q) + kullback_leibler(q, p)) / 2
 
+    spoken = asked.spoken or range(1, asked.end)
     losses = []
     for subject in asked.subjects:
-        outside = [token for token in range(1, asked.end) if token not in subject.tokens]
+        outside = [token for token in spoken if token not in subject.tokens]
         for modifier in subject.modifiers:
             from_modifier = mean([apart(modifier, (token,)) for token in outside])
             from_noun = mean([apart(subject.noun, (token,)) for token in outside])

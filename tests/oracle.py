@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +19,30 @@ from torch import Tensor
 Loss = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """Cross-attention [height, width, tokens], self-attention [places, places], the step -> the loss, and what it
 has reached of its threshold. Both maps are the mean over heads and layers."""
+
+
+class Network(Protocol):
+    """A network with its text encoders and its scheduler, as a pipeline of diffusers calls them."""
+
+    scheduler: Any
+    dtype: torch.dtype
+    channels: int
+    """Of the latents."""
+
+    def set_timesteps(self, scheduler, steps: int, size: tuple[int, int]) -> None:
+        """Of latents of this size."""
+
+    def texts(self, prompt: str, negative_prompt: str) -> tuple[Any, Any]:
+        """The prompt and what guidance goes away from, encoded."""
+
+    def predict(self, latents: Tensor, t: Tensor, text: Any) -> Tensor:
+        """The prediction for [1, channels, height, width]."""
+
+    def look(self, latents: Tensor, t: Tensor, text: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, and what `Loss` takes: cross-attention and self-attention."""
+
+    def close(self) -> None:
+        """Leave the pipeline as it was."""
 
 
 class Maps:
@@ -76,7 +101,7 @@ def blur(map: Tensor, sigma: float = 0.5) -> Tensor:
     )
 
 
-def compete(cross: Tensor, words: slice) -> Tensor:
+def compete(cross: Tensor, words: slice | list[int]) -> Tensor:
     """The softmax over words at each place, [height, width, tokens]; 0 at the positions outside `words`."""
     shares = torch.zeros_like(cross)
     shares[:, :, words] = (100 * cross[:, :, words]).softmax(dim=-1)
@@ -94,7 +119,7 @@ def attend_and_excite(
     affinity: Tensor,
     step: int,
     subjects: Sequence[Sequence[int]],
-    words: slice,
+    words: slice | list[int],
     pooling: str,
 ) -> tuple[Tensor, Tensor]:
     """The loss of the paper's section 3, and the attention of the most neglected subject.
@@ -159,15 +184,51 @@ class Search:
         return best, len(found)
 
 
+class UNet:
+    """Stable Diffusion 1 and 2.
+
+    Args:
+        size: of the maps.
+    """
+
+    def __init__(self, pipe, size: tuple[int, int]) -> None:
+        self.pipe, self.scheduler = pipe, pipe.scheduler
+        self.dtype, self.channels = pipe.unet.dtype, pipe.unet.config.in_channels
+        self.maps = Maps(pipe.unet, size)
+
+    def set_timesteps(self, scheduler, steps: int, size: tuple[int, int]) -> None:
+        scheduler.set_timesteps(steps)
+
+    def texts(self, prompt: str, negative_prompt: str) -> tuple[Any, Any]:
+        return self.pipe.encode_prompt(prompt, "cpu", 1, True, negative_prompt=negative_prompt)
+
+    def predict(self, latents: Tensor, t: Tensor, text: Any) -> Tensor:
+        return self.pipe.unet(latents, t, encoder_hidden_states=text).sample
+
+    def look(self, latents: Tensor, t: Tensor, text: Any) -> tuple[Tensor, Tensor, Tensor]:
+        self.maps.clear()
+        predicted = self.predict(latents, t, text)
+        return predicted, *self.maps.mean()
+
+    def close(self) -> None:
+        self.maps.close()
+
+
 def nurse(
-    pipe,
+    pipe, prompt: str, loss: Loss, *, map_size: tuple[int, int], **how: Any
+) -> tuple[Tensor, int]:
+    """`guide` with Stable Diffusion 1 or 2."""
+    return guide(UNet(pipe, map_size), prompt, loss, **how)
+
+
+def guide(
+    network: Network,
     prompt: str,
     loss: Loss,
     *,
     seed: int,
     steps: int,
     size: tuple[int, int],
-    map_size: tuple[int, int],
     thresholds: dict[int, float],
     guided_steps: int,
     guidance_scale: float,
@@ -185,31 +246,34 @@ def nurse(
         thresholds: step -> what `loss` must have reached.
     """
     scheduler = (
-        type(pipe.scheduler).from_config(pipe.scheduler.config) if scheduler is None else scheduler
+        type(network.scheduler).from_config(network.scheduler.config)
+        if scheduler is None
+        else scheduler
     )
-    scheduler.set_timesteps(steps)
-    positive, negative = pipe.encode_prompt(prompt, "cpu", 1, True, negative_prompt=negative_prompt)
+    network.set_timesteps(scheduler, steps, size)
+    positive, negative = network.texts(prompt, negative_prompt)
     generator = torch.Generator("cpu").manual_seed(seed)
-    shape = (1, pipe.unet.config.in_channels, *size)
+    shape = (1, network.channels, *size)
 
     def draw() -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=pipe.unet.dtype)
+        return torch.randn(shape, generator=generator, dtype=network.dtype)
 
     timesteps = scheduler.timesteps
-    maps = Maps(pipe.unet, map_size)
+    # Flow matching has latents that the network sees as they are, and noise of the first step's size.
+    scaled = getattr(scheduler, "scale_model_input", lambda latents, t: latents)
+    sigma = getattr(scheduler, "init_noise_sigma", 1.0)
 
     def unit(t: Tensor) -> float:
-        """How much of a change of the latents the UNet sees."""
-        return scheduler.scale_model_input(torch.ones(1, dtype=torch.float64), t).item()
+        """How much of a change of the latents the network sees."""
+        return scaled(torch.ones(1, dtype=torch.float64), t).item()
 
     def look(latents: Tensor, i: int) -> tuple[float, float, Tensor]:
-        """The loss, what it has reached, and its gradient where the UNet sees the latents."""
+        """The loss, what it has reached, and its gradient where the network sees the latents."""
         t = timesteps[i]
-        seen = scheduler.scale_model_input(latents, t).detach().requires_grad_(True)
-        maps.clear()
+        seen = scaled(latents, t).detach().requires_grad_(True)
         with torch.enable_grad():
-            pipe.unet(seen, t, encoder_hidden_states=positive)
-            value, reached = loss(*maps.mean(), i)
+            _, *maps = network.look(seen, t, positive)
+            value, reached = loss(*maps, i)
             (gradient,) = torch.autograd.grad(value, seen)
         return value.item(), reached.item(), gradient
 
@@ -217,14 +281,13 @@ def nurse(
     with torch.no_grad():
         noise = draw()
         if search is not None:
-            sigma = scheduler.init_noise_sigma
 
             def look_at_noise(noise: Tensor) -> tuple[float, float, Tensor]:
                 value, reached, gradient = look(noise * sigma, 0)
                 return value, reached, gradient * unit(timesteps[0]) * sigma
 
             noise, refinements = search.run(noise, draw, look_at_noise)
-        latents = noise * scheduler.init_noise_sigma
+        latents = noise * sigma
 
         for i, t in enumerate(timesteps):
             share = i / max(len(timesteps) - 1, 1)
@@ -245,14 +308,13 @@ def nurse(
                 if i < guided_steps and value:
                     latents = latents - step_size * gradient
 
-            seen = scheduler.scale_model_input(latents, t)
-            maps.clear()
-            noise = pipe.unet(seen, t, encoder_hidden_states=positive).sample
+            seen = scaled(latents, t)
+            noise, *maps = network.look(seen, t, positive)
             if not guided:
-                loss(*maps.mean(), i)  # A loss may remember the maps of the step before.
+                loss(*maps, i)  # A loss may remember the maps of the step before.
             if guidance_scale > 1:
-                without = pipe.unet(seen, t, encoder_hidden_states=negative).sample
+                without = network.predict(seen, t, negative)
                 noise = without + guidance_scale * (noise - without)
             latents = scheduler.step(noise, t, latents).prev_sample
-    maps.close()
+    network.close()
     return latents[0], refinements

@@ -139,7 +139,7 @@ def compare(
         named = config.updated(method=method)
         scores[method] = score_results(engine.generate(requests, named), things, goals)
     if "guided" in ways or "control" in ways:
-        with engine.model.recording_maps(config.attn_res):
+        with engine.model.recording_maps(config):
             recording = _Recording(engine.model, config, engine.slots)
             scores["guided"] = score_results(recording.run(requests), things, goals)
             if "control" in ways:

@@ -98,6 +98,8 @@ class SettingsCommand:
         default = inspect.Parameter.empty if field.is_required() else field.default
         default = self._defaults.get(name, None if unset else default)
         kind, option = _kind(field.annotation), typer.Option(help=text)
+        if (field.json_schema_extra or {}).get("repeatable"):  # type: ignore[union-attr]
+            kind = list[kind]  # type: ignore[valid-type]
         if name in self._arguments:
             option = typer.Argument(help=text)
         elif default is False:

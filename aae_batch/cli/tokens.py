@@ -16,19 +16,22 @@ def tokens(
     revision: str | None,
     s3_endpoint: str | None,
 ) -> None:
-    """Print how a model's tokenizer splits PROMPT, with the positions for token_indices."""
+    """Print how a model's tokenizers split PROMPT, with the positions for token_indices."""
     from rich.console import Console
     from rich.table import Table
 
-    from aae_batch.sampling.model.loading import load_tokenizer
-    from aae_batch.sampling.words import token_table
+    from aae_batch.sampling.model.loading import load_streams
+    from aae_batch.sampling.words import token_tables
 
-    table = Table("index", "token", "can be guided", box=None, pad_edge=False)
-    tokenizer = load_tokenizer(model, revision=revision, s3_endpoint=s3_endpoint)
-    for token in token_table(tokenizer, prompt).tokens:
-        guidable = "yes" if token.kind == "word" else f"no: {_KINDS[token.kind]}"
-        table.add_row(str(token.index), token.text, guidable)
-    Console(highlight=False, markup=False).print(table)
+    tables = token_tables(load_streams(model, revision=revision, s3_endpoint=s3_endpoint), prompt)
+    for stream in tables:
+        table = Table("index", "token", "can be guided", box=None, pad_edge=False)
+        for token in stream.tokens:
+            guidable = "yes" if token.kind == "word" else f"no: {_KINDS[token.kind]}"
+            table.add_row(str(token.index), token.text, guidable)
+        if len(tables) > 1:
+            print(f"{stream.name}:")
+        Console(highlight=False, markup=False).print(table)
 
 
 _KINDS = {

@@ -14,7 +14,7 @@ from aae_batch.manifest.reader import open_manifest
 from aae_batch.methods import METHODS
 from aae_batch.sampling.model.loading import named
 from aae_batch.sampling.phrases import conjuncts, noun_phrases
-from aae_batch.sampling.words import resolve_subjects, token_table
+from aae_batch.sampling.words import resolve_subjects, token_tables
 from aae_batch.store.open import open_storage
 
 PROMPTS_SHOWN = 3
@@ -41,7 +41,7 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
             revision=settings.revision,
             s3_endpoint=settings.s3_endpoint,
         )
-        tokenizer = judge.tokenizer
+        streams = judge.streams
         write(f"model: {named(settings.model)}")
         shards = -(-len(manifest) // plan.shard_size)
         left = plan.ledger()
@@ -54,7 +54,10 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
             prompt, is_shown = row.request.prompt, row.index < PROMPTS_SHOWN
             if is_shown:
                 write(f"row {row.id}: {prompt!r}")
-                write(f"  tokens: {token_table(tokenizer, prompt)}")
+                for table in token_tables(streams, prompt):
+                    where = f" of {table.name}" if len(streams) > 1 else ""
+                    cut = ", and the rest is cut off" if table.is_cut else ""
+                    write(f"  tokens{where}: {table}{cut}")
             try:
                 own, _ = judge.resolve(row)
             except RowError as error:
@@ -65,7 +68,7 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
             texts = METHODS[own.method].texts
             if is_shown and texts in PHRASES:
                 name, find = PHRASES[texts]
-                phrases = find(tokenizer, prompt, resolve_subjects(tokenizer, row.request))
+                phrases = find(streams, prompt, resolve_subjects(streams, row.request))
                 write(f"  {name}: {', '.join(repr(phrase.text) for phrase in phrases)}")
         if not failures:
             write("no row would fail")

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -15,13 +16,14 @@ from aae_batch.dataset import layout
 from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.run_record import sealed
-from aae_batch.errors import OutputError
+from aae_batch.errors import OutputError, SettingsError
 from aae_batch.generate.settings import JobSettings
 from aae_batch.job.plan import JobPlan, Ledger
 from aae_batch.job.progress import Progress
 from aae_batch.job.records import AUTO, RESOLVED, as_json, differences, new_run, versions
 from aae_batch.manifest.reader import Manifest
-from aae_batch.methods import DEFAULT
+from aae_batch.methods import DEFAULT, Steering
+from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.store.base import Storage
 
 MAKERS = ("aae_batch", "torch", "diffusers", "transformers")
@@ -101,13 +103,22 @@ def _comparable(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the settings of a run and of a job without what only one of two versions, or of two
     machines, can know: methods, and names of settings that the run's version did not have."""
-    before, here = dict(found), {**now, "guidance": dict(now["guidance"])}
+    # Earlier versions could neither choose a variant nor add a LoRA.
+    before = {"variant": None, "lora": [], "lora_weights": {}, **found}
+    here = {**now, "guidance": dict(now["guidance"])}
     # A version with one guided method had its steering among the guidance.
     if "steering" not in before:
         steering = here["steering"][DEFAULT]
         before |= {"steering": {}, "plugin_versions": {}, "plugin": []}
         here["guidance"] |= steering
         before["guidance"] = {**here["guidance"], **before["guidance"]}
+    # A setting that its version did not have was as it is by default.
+    with suppress(SettingsError):
+        before["guidance"] = GuidanceConfig(**before["guidance"]).model_dump(mode="json")
+    before["steering"] = {
+        method: {**asdict(Steering()), **steering}
+        for method, steering in before["steering"].items()
+    }
     for name in ("steering", "plugin_versions"):
         here[name] = {method: here[name].get(method) for method in before[name]}
     return before, here | {"plugin": before["plugin"]}

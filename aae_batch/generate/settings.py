@@ -33,6 +33,14 @@ def listed(value: Any) -> Any:
     return () if value is None else tuple(value)
 
 
+def _loras(value: Any) -> tuple[str, ...]:
+    """Parse one or more `ID` or `ID:scale`, and write all with their scales."""
+    from aae_batch.sampling.model.lora import parse_loras
+
+    given = (value,) if isinstance(value, str) else tuple(value or ())
+    return tuple(str(lora) for lora in parse_loras(given))
+
+
 class JobSettings(ActorSettings):
     """One job: a manifest, an output, and how to generate the output from the manifest.
 
@@ -56,6 +64,19 @@ class JobSettings(ActorSettings):
     )
     revision: str | None = Field(
         None, description="Branch, tag or commit of the model on the hub. Default: main."
+    )
+    variant: str | None = Field(
+        None,
+        min_length=1,
+        description="Which of the model's weights, e.g. fp16 for files such as model.fp16.safetensors. "
+        "Default: those without a variant.",
+    )
+    lora: Annotated[tuple[str, ...], BeforeValidator(_loras)] = Field(
+        (),
+        description="LoRA to add to the model's weights, as ID or ID:scale, e.g. owner/name:0.8; repeat "
+        "for several. ID is a .safetensors file, a folder with one, a URL of either, or a hub id: "
+        "owner/name, owner/name/file.safetensors, owner/name@revision. Needs peft. Default: none.",
+        json_schema_extra={"repeatable": True},
     )
     slots: int = Field(
         8, ge=1, description="Images in flight in each actor; memory use grows with it."
@@ -99,14 +120,17 @@ class JobSettings(ActorSettings):
 
     def pixels(self, manifest_digest: str) -> dict[str, Any]:
         """Return everything that the images depend on, as JSON values."""
-        from aae_batch.sampling.model.weights import weights_digest
+        from aae_batch.sampling.model.weights import lora_digests, weights_digest
 
         plugins = load_plugins(self.plugin)
         steering = {method: asdict(self.guidance.steering(method)) for method in METHODS}
         return {
             "model": self.model,
             "revision": self.revision,
+            "variant": self.variant,
             "weights": weights_digest(self.model, self.s3_endpoint),
+            "lora": list(self.lora),
+            "lora_weights": lora_digests(self.lora, self.s3_endpoint),
             "device": self.device.partition(":")[0],
             "dtype": self.dtype,
             "guidance": json.loads(self.guidance.model_dump_json()),

@@ -29,7 +29,7 @@ from aae_batch.manifest.row import Row
 from aae_batch.methods import METHODS, load_plugins
 from aae_batch.request import Request, Result
 from aae_batch.sampling.config import GuidanceConfig
-from aae_batch.sampling.model.weights import weights_digest
+from aae_batch.sampling.model.weights import lora_digests, weights_digest
 
 if TYPE_CHECKING:
     from aae_batch.sampling.engine import Batch, Engine
@@ -108,18 +108,22 @@ class GenerateWorker(Worker[Outcome]):
 
     def load_engine(self) -> Engine:
         from aae_batch.sampling.engine import Engine
+        from aae_batch.sampling.model.loading import load_pipeline
 
-        s = self.settings
-        begun_with = self.context.run["settings"]["weights"]
-        self.refuse_other_weights(s.model, weights_digest(s.model, s.s3_endpoint), begun_with)
-        return Engine.from_pretrained(
+        s, run = self.settings, self.context.run["settings"]
+        self.refuse_other_weights(s.model, weights_digest(s.model, s.s3_endpoint), run["weights"])
+        for lora, digest in lora_digests(s.lora, s.s3_endpoint).items():
+            self.refuse_other_weights(lora, digest, run["lora_weights"].get(lora))
+        pipe = load_pipeline(
             s.model,
-            s.slots,
             revision=s.revision,
+            variant=s.variant,
+            lora=s.lora,
             device=s.device,
             dtype=s.dtype,
             s3_endpoint=s.s3_endpoint,
         )
+        return Engine.from_pipeline(pipe, s.slots)
 
     def work(self, task: GenerateTask) -> list[Outcome]:
         """Generate a piece, and commit it if it is a shard.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,8 +18,9 @@ from aae_batch.manifest.row import Row
 from aae_batch.methods import METHODS
 from aae_batch.request import Request
 from aae_batch.sampling.config import GuidanceConfig
+from aae_batch.sampling.families import STABLE_DIFFUSION, Family
 from aae_batch.sampling.resolve import check_settings, settings_of, subjects_of
-from aae_batch.sampling.words import KNOWN_WORDS, why_unknown
+from aae_batch.sampling.words import KNOWN_WORDS, streams_of, why_unknown
 
 _KEPT = 100_000
 _PLAIN = re.compile(r"[a-z]+(?: [a-z]+)*")
@@ -30,23 +32,28 @@ class Judge:
     """Resolves and checks the rows of one run.
 
     Args:
-        tokenizer: the model's tokenizer, from transformers.
+        reads: how the model reads prompts: its streams, or its only tokenizer, from transformers.
         config: the run's settings, which the columns of a row override.
-        vae_scale_factor: image pixels per latent cell, along each axis.
+        pixel_multiple: what height and width must be a multiple of.
+        family: the model's.
         plugin: modules that register methods, to be loaded in other processes too.
     """
 
     def __init__(
         self,
-        tokenizer: Any,
+        reads: Any,
         config: GuidanceConfig,
-        vae_scale_factor: int = 8,
+        pixel_multiple: int = 8,
         plugin: Sequence[str] = (),
+        family: Family = STABLE_DIFFUSION,
     ) -> None:
         self.plugin = plugin
-        self.tokenizer = ManyTexts(tokenizer)
+        self.streams = tuple(
+            replace(stream, tokenizer=ManyTexts(stream.tokenizer)) for stream in streams_of(reads)
+        )
         self.config = config
-        self._factor = vae_scale_factor
+        self.family = family
+        self._multiple = pixel_multiple
         self._settings: dict[Hashable, GuidanceConfig | RowError] = {}
         self._counts: dict[Hashable, int | RowError] = {}
 
@@ -60,18 +67,19 @@ class Judge:
         s3_endpoint: str | None = None,
         plugin: Sequence[str] = (),
     ) -> Judge:
-        """Load only the model's tokenizer and its VAE configuration.
+        """Load only the model's tokenizers and its VAE configuration.
 
         Raises:
-            ModelError: the model does not exist or has no CLIP tokenizer.
+            ModelError: the model does not exist, cannot be guided, or lacks a tokenizer.
             SettingsError: the run's negative prompt has words that the model does not know.
         """
-        from aae_batch.sampling.model.loading import load_tokenizer, load_vae_scale_factor
+        from aae_batch.sampling.model import loading
 
-        tokenizer = load_tokenizer(model, revision=revision, s3_endpoint=s3_endpoint)
-        check_settings(tokenizer, config)
-        factor = load_vae_scale_factor(model, revision=revision, s3_endpoint=s3_endpoint)
-        return cls(tokenizer, config, factor, plugin)
+        there: dict[str, Any] = {"revision": revision, "s3_endpoint": s3_endpoint}
+        streams = loading.load_streams(model, config.max_sequence_length, **there)
+        check_settings(streams, config)
+        multiple = loading.load_pixel_multiple(model, **there)
+        return cls(streams, config, multiple, plugin, loading.index_of(model, **there).family)
 
     def resolve(self, row: Row) -> tuple[GuidanceConfig, int]:
         """Return the settings of a row and its number of subjects.
@@ -86,11 +94,11 @@ class Judge:
             self._settings,
             _own_settings(request),
             request,
-            lambda: settings_of(request, self.config, self._factor),
+            lambda: settings_of(request, self.config, self.family, self._multiple),
         )
         count, needs = len(request.subjects or ()), METHODS[settings.method]
         enough = count >= needs.least_subjects and "modifiers" not in needs.needs
-        if enough and self.tokenizer.plainly_has(request):
+        if enough and self.plainly_has(request):
             return settings, count
         texts = (request.prompt, request.negative_prompt)
         named = (request.subjects, request.token_indices)
@@ -98,7 +106,31 @@ class Judge:
             self._counts,
             (texts, named, settings.method),
             request,
-            lambda: len(subjects_of(request, settings.method, self.tokenizer)),
+            lambda: len(subjects_of(request, settings.method, self.streams)),
+        )
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Tokenize prompts in one batch beforehand."""
+        for stream in self.streams:
+            stream.tokenizer.prepare(prompts)  # type: ignore[attr-defined]
+
+    def plainly_has(self, request: Request) -> bool:
+        """Return True if a cheap check proves that all subjects are in the prompt, as is usual: they are
+        words of letters separated by spaces, share no word, and the prompt is not truncated. On False,
+        `resolve_subjects` decides."""
+        if not request.subjects or request.token_indices is not None:
+            return False
+        prompt, streams = request.prompt, self.streams
+        if any(len(stream.tokenizer(prompt).input_ids) > stream.length for stream in streams):
+            return False
+        if any(why_unknown(streams, text) for text in (prompt, request.negative_prompt or "")):
+            return False
+        spaced = f" {prompt.lower()} "
+        subjects = [subject.lower() for subject in request.subjects]
+        words = [word for subject in subjects for word in subject.split()]
+        return len(set(words)) == len(words) and all(
+            _PLAIN.fullmatch(subject) and (f" {subject} " in spaced or f" {subject}," in spaced)
+            for subject in subjects
         )
 
     def error_of(self, row: Row) -> RowError | None:
@@ -160,28 +192,6 @@ class ManyTexts:
         new = list(dict.fromkeys(prompts))
         encoded = self._backend.encode_batch_fast(new)
         self._whole = {text: one.ids for text, one in zip(new, encoded, strict=True)}
-
-    def length(self, text: str) -> int:
-        """Return the number of tokens, including the start and end tokens."""
-        return len(self(text).input_ids)
-
-    def plainly_has(self, request: Request) -> bool:
-        """Return True if a cheap check proves that all subjects are in the prompt, as is usual: they are
-        words of letters separated by spaces, share no word, and the prompt is not truncated. On False,
-        `resolve_subjects` decides."""
-        if not request.subjects or request.token_indices is not None:
-            return False
-        if self.length(request.prompt) > self.model_max_length:
-            return False
-        if any(why_unknown(self, text) for text in (request.prompt, request.negative_prompt or "")):
-            return False
-        prompt = f" {request.prompt.lower()} "
-        subjects = [subject.lower() for subject in request.subjects]
-        words = [word for subject in subjects for word in subject.split()]
-        return len(set(words)) == len(words) and all(
-            _PLAIN.fullmatch(subject) and (f" {subject} " in prompt or f" {subject}," in prompt)
-            for subject in subjects
-        )
 
     def __call__(
         self,

@@ -20,6 +20,8 @@ from aae_batch.sampling.steering import GuidanceSchedule
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from aae_batch.sampling.model.family import Network
+
 REFINEMENTS = 20.0
 """Assumed mean number of refinements of a guided image, if no other value is given."""
 
@@ -183,19 +185,22 @@ def costs_of(pipe, work: Counter[Work], config: GuidanceConfig) -> ModelCosts:
     """
     import torch
 
-    from aae_batch.sampling.model.unet import StableDiffusion
+    from aae_batch.sampling.model.family import network_of
 
-    model = StableDiffusion(pipe)
-    tokens = pipe.text_encoder.config.max_position_embeddings
-    width = pipe.unet.config.cross_attention_dim
-    prompt = torch.zeros(1, tokens, dtype=torch.long, device="meta")
-    encode = count_flops(lambda: pipe.text_encoder(prompt))
+    model = network_of(pipe)
+    encode = 0
+    for name, encoder in vars(pipe).items():
+        if name.startswith("text_encoder"):
+            own = getattr(encoder.config, "max_position_embeddings", None)
+            tokens = own or config.max_sequence_length or model.max_sequence_length
+            prompt = torch.zeros((1, int(tokens or 0)), dtype=torch.long, device="meta")
+            encode += count_flops(lambda encoder=encoder, prompt=prompt: encoder(prompt))  # type: ignore[misc]
     pictures = {}
     for size in {(kind.height, kind.width) for kind in work}:
         shape = model.latent_shape(*size)
         latents = torch.empty(1, *shape, device="meta")
         pictures[size] = PictureCosts(
-            count_sampling(pipe, latents, tokens, width, config.attn_res),
+            count_sampling(model, latents, config),
             encode=encode,
             decode=count_flops(lambda latents=latents: pipe.vae.decode(latents)),  # type: ignore[misc]
             pixels=shape[1] * shape[2] * pipe.vae_scale_factor**2,
@@ -218,38 +223,38 @@ def _steps(scheduler, num_inference_steps: int) -> int:
 
 
 def count_sampling(
-    pipe, latents: Tensor, tokens: int, width: int, attn_res: tuple[int, int] | None = None
+    model: Network, latents: Tensor, config: GuidanceConfig | None = None
 ) -> SamplingPasses:
-    """Count the FLOPs of the UNet's passes for one image.
+    """Count the FLOPs of the network's passes for one image.
 
     Args:
-        pipe: a pipeline whose UNet is on the meta device.
+        model: a model whose network is on the meta device.
         latents: [1, channels, height, width], on the meta device.
-        tokens, width: shape of the text encoder's output.
     """
     import torch
 
-    from aae_batch.sampling.model.unet import StableDiffusion
     from aae_batch.sampling.objectives import Seen
     from aae_batch.sampling.objectives.attend_and_excite import attend_and_excite
     from aae_batch.sampling.objectives.maps import normalize_over_words
     from aae_batch.sampling.words import Subject
 
-    model = StableDiffusion(pipe)
     timesteps = torch.empty(1, device="meta")
-    text = torch.empty(1, tokens, width, device="meta")
+
+    def rows(count: int) -> dict[str, Tensor]:
+        return {name: torch.stack([one] * count) for name, one in model.blank().items()}
 
     def loss(moving: Tensor) -> Tensor:
-        maps, _ = model.attend(moving, timesteps, text)
-        words = normalize_over_words(maps, torch.empty(1, device="meta"))
+        maps, _ = model.attend(moving, timesteps, rows(1))
+        prompt = torch.ones(1, maps.shape[-1], dtype=torch.bool, device="meta")
+        words = normalize_over_words(maps, prompt)
         named = [Subject("", place, ("",), place, ()) for place in _PLACES]
-        seen = Seen(maps, words, [tokens - 1], [named], "sum", [0], [{}])
+        seen = Seen(maps, words, prompt, [named], "sum", [0], [{}])
         return attend_and_excite(seen)[0].sum()
 
-    with model.recording_maps(attn_res):
+    with model.recording_maps(config):
         forward, backward = count_guided(loss, latents)
-        two = [torch.cat([tensor, tensor]) for tensor in (latents, timesteps, text)]
-        denoise = count_flops(lambda: model.denoise(two[0], two[1], two[2], record=slice(1, None)))
+        two, times = (torch.cat([tensor, tensor]) for tensor in (latents, timesteps))
+        denoise = count_flops(lambda: model.denoise(two, times, rows(2), record=slice(1, None)))
     return SamplingPasses(forward, backward, denoise)
 
 

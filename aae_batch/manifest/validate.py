@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from aae_batch.errors import JobError, RowError
-from aae_batch.manifest.judge import Judge, ManyTexts
+from aae_batch.manifest.judge import Judge
 from aae_batch.manifest.reader import Manifest, Part
 from aae_batch.manifest.repeats import repeated
 from aae_batch.manifest.row import Row
@@ -29,7 +29,7 @@ from aae_batch.methods import BASELINE, METHODS, load_plugins
 from aae_batch.request import Request
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.phrases import conjuncts
-from aae_batch.sampling.words import resolve_subjects
+from aae_batch.sampling.words import Stream, resolve_subjects
 
 PART_ROWS = 2_000
 _ALONE = 4 * PART_ROWS
@@ -182,7 +182,7 @@ def _begin(judge: Judge) -> None:
 def _look_at(part: Part, judge: Judge | None = None) -> _Findings:
     judge = judge or _judge
     rows = part.rows()
-    judge.tokenizer.prepare([row.request.prompt for row in rows if row.error is None])
+    judge.prepare([row.request.prompt for row in rows if row.error is None])
     problems: list[Problem] = []
     digests: list[bytes] = []
     work: Counter[Work] = Counter()
@@ -193,9 +193,9 @@ def _look_at(part: Part, judge: Judge | None = None) -> _Findings:
             problems.append(_problem(row, type(error).__name__, error.reason))
             digests.append(_digest(("row", row.index)))
             continue
-        problems += _warnings(row, judge.tokenizer)
+        problems += _warnings(row, judge.streams)
         digests.append(_digest(_picture(row.request, settings)))
-        work[_work(row.request, settings, subjects, judge.tokenizer)] += 1
+        work[_work(row.request, settings, subjects, judge)] += 1
     return _Findings(len(rows), problems, b"".join(digests), work)
 
 
@@ -215,24 +215,29 @@ def _problem(row: Row, kind: str, reason: str) -> Problem:
     return Problem(row.index + 1, row.id, column, kind, True, reason)
 
 
-def _warnings(row: Row, tokenizer: ManyTexts) -> Iterator[Problem]:
-    most = tokenizer.model_max_length
+def _warnings(row: Row, streams: Sequence[Stream]) -> Iterator[Problem]:
     for kind, column in ((TRUNCATED, "prompt"), (TRUNCATED_NEGATIVE, "negative_prompt")):
         text = getattr(row.request, column)
-        if text and (length := tokenizer.length(text)) > most:
-            reason = f"has {length - 2} tokens and the text encoder sees {most - 2}; shorten it"
-            yield Problem(row.index + 1, row.id, column, kind, False, reason)
+        for stream in streams if text else ():
+            length, most = len(stream.tokenizer(text).input_ids), stream.length
+            if length > most:
+                special = stream.first - stream.offset + 1
+                who = f"the text encoder {stream.name}" if len(streams) > 1 else "the text encoder"
+                reason = (
+                    f"has {length - special} tokens and {who} sees {most - special}; shorten it"
+                )
+                yield Problem(row.index + 1, row.id, column, kind, False, reason)
 
 
-def _work(request: Request, settings: GuidanceConfig, subjects: int, tokenizer: ManyTexts) -> Work:
+def _work(request: Request, settings: GuidanceConfig, subjects: int, judge: Judge) -> Work:
     parts = 1
     if METHODS[settings.method].texts == "conjuncts":
-        found = resolve_subjects(tokenizer, request)
-        parts = len(conjuncts(tokenizer, request.prompt, found))
+        found = resolve_subjects(judge.streams, request)
+        parts = len(conjuncts(judge.streams, request.prompt, found))
     return Work(
         settings.method,
         settings.num_inference_steps,
-        settings.guidance_scale > 1,
+        judge.family.classifier_free(settings) > 1,
         settings.height,
         settings.width,
         subjects,
@@ -255,6 +260,7 @@ def _picture(request: Request, settings: GuidanceConfig) -> tuple[object, ...]:
         tuple(request.token_indices or ()) if named else (),
         settings.negative_prompt or "",
         settings.guidance_scale,
+        settings.true_cfg_scale,
         settings.num_inference_steps,
         settings.height,
         settings.width,

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from aae_batch.errors import SettingsError
-from aae_batch.methods import DEFAULT, METHODS, Steering
+from aae_batch.methods import DEFAULT, METHODS, Steering, Update
 from aae_batch.settings import Settings
 
 SCHEDULERS = {
@@ -48,6 +48,14 @@ def _scale_range(text: str) -> tuple[float, float]:
     return float(first), float(last)
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        numbers += range(int(first), int(last or first) + 1)
+    return tuple(numbers)
+
+
 def _attn_res(text: str) -> tuple[int, int]:
     height, width = text.lower().split("x")
     return int(height), int(width)
@@ -55,6 +63,7 @@ def _attn_res(text: str) -> tuple[int, int]:
 
 _THRESHOLDS = _text("--thresholds", "list of step:threshold", "0:0.05,10:0.5", _thresholds)
 _SCALE_RANGE = _text("--scale-range", "range", "1:0.5", _scale_range)
+_LAYERS = _text("--attn-layers", "list of numbers", "4-11,15", _numbers)
 _ATTN_RES = _text("--attn-res", "size", "16x16", _attn_res)
 
 
@@ -67,7 +76,10 @@ class SteeringSettings(Settings):
     """
 
     max_iter_to_alter: int | None = Field(
-        None, ge=0, description="Guide the steps before this one. Default: the method's own."
+        None,
+        ge=0,
+        description="Guide the steps before this one. Default: the method's own, 25 of 50, as a part "
+        "of --num-inference-steps.",
     )
     thresholds: Annotated[dict[int, float] | None, _THRESHOLDS] = Field(
         None,
@@ -88,6 +100,12 @@ class SteeringSettings(Settings):
         description="The update's length decays over all steps with the square root of this range, e.g. "
         "'1:0.5'. "
         "Default: the method's own.",
+    )
+
+    update: Update | None = Field(
+        None,
+        description="What a guided step changes: latents, or velocity for flow-matching models. "
+        "Default: latents.",
     )
 
     @field_validator("thresholds")
@@ -123,21 +141,43 @@ class GuidanceConfig(SteeringSettings):
     )
     num_inference_steps: int = Field(50, ge=1, description="Denoising steps.")
     guidance_scale: float = Field(
-        7.5, ge=0, description="Classifier-free guidance; 1 or less switches it off."
+        7.5,
+        ge=0,
+        description="Classifier-free guidance; 1 or less switches it off. For FLUX the scale that its "
+        "network takes instead.",
+    )
+    true_cfg_scale: float = Field(
+        1.0,
+        ge=0,
+        description="Classifier-free guidance for FLUX, beside its own; 1 or less switches it off.",
     )
     negative_prompt: str | None = Field(
         None, description="What the image should not show. Default: nothing."
     )
-    height: int | None = Field(None, gt=0, description="Pixels, a multiple of 8.")
-    width: int | None = Field(None, gt=0, description="Pixels, a multiple of 8.")
+    height: int | None = Field(
+        None, gt=0, description="Pixels, a multiple of 8, or of 16 for Stable Diffusion 3 and FLUX."
+    )
+    width: int | None = Field(None, gt=0, description="Pixels, as height.")
+    max_sequence_length: int | None = Field(
+        None,
+        gt=0,
+        le=512,
+        description="T5's tokens of a prompt, for Stable Diffusion 3 and FLUX. Default: as in their "
+        "pipelines.",
+    )
     scheduler: str | None = Field(
         None, description=f"{', '.join(SCHEDULERS)}, or a class name of diffusers."
     )
     eta: float = Field(0.0, ge=0, le=1, description="Noise added by DDIM.")
     attn_res: Annotated[tuple[int, int] | None, _ATTN_RES] = Field(
         None,
-        description="Height x width of the guided attention maps, e.g. 16x16. Default: the model's "
-        "own, or a quarter of its latents.",
+        description="Height x width of the guided attention maps, e.g. 16x16, for a UNet. Default: the "
+        "model's own, or a quarter of its latents (half for Stable Diffusion XL).",
+    )
+    attn_layers: Annotated[tuple[int, ...] | None, _LAYERS] = Field(
+        None,
+        description="Which of the network's blocks guidance reads, or which layers at --attn-res, by "
+        "number, e.g. 4-11,15. Default: the family's; see docs/models.md.",
     )
     subject_pooling: Literal["sum", "max"] = Field(
         "sum",
@@ -145,8 +185,8 @@ class GuidanceConfig(SteeringSettings):
     )
     normalize_eot: bool | None = Field(
         None,
-        description="Compare a subject with the words up to the end token only. Default: only for "
-        "Stable Diffusion 2.x.",
+        description="Compare a subject with the words up to the end token only. Default: not for "
+        "Stable Diffusion 1.x.",
     )
     by_method: dict[str, SteeringSettings] = Field(
         {},
@@ -164,14 +204,15 @@ class GuidanceConfig(SteeringSettings):
 
     def steering(self, method: str | None = None) -> Steering:
         """Return a method's steering: values given here override the model's, which override its
-        paper's.
+        paper's. Steps that are given count the run's own; the paper's are scaled to them.
 
         Args:
             method: defaults to the configured method.
         """
         name = method or self.method
         of_model = self.by_method.get(name, SteeringSettings())
-        return self.over(of_model.over(METHODS[name].steering))
+        own = METHODS[name].steering.for_steps(self.num_inference_steps)
+        return self.over(of_model.over(own))
 
     def updated(self, **values) -> GuidanceConfig:
         """Return a validated copy with some values changed."""

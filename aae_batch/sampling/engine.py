@@ -22,15 +22,14 @@ from aae_batch.errors import NonFiniteError, RowError, SettingsError
 from aae_batch.methods import DEFAULT
 from aae_batch.request import Request, Result
 from aae_batch.sampling.config import GuidanceConfig
+from aae_batch.sampling.model.family import TEXT, Bag, Network, network_of
 from aae_batch.sampling.model.loading import default_guidance, load_pipeline
 from aae_batch.sampling.model.recorder import NONE
-from aae_batch.sampling.model.unet import StableDiffusion
 from aae_batch.sampling.objectives import Seen
 from aae_batch.sampling.objectives.maps import normalize_over_words, pool
 from aae_batch.sampling.resolve import check_settings
 from aae_batch.sampling.sample import Sample, admit
-from aae_batch.sampling.steering import Progress
-from aae_batch.sampling.texts import Text, over_prompt
+from aae_batch.sampling.texts import Text, as_mask, over_prompt
 from aae_batch.sampling.trace import describe
 
 Made = TypeVar("Made")
@@ -48,7 +47,7 @@ class Engine:
     """
 
     def __init__(
-        self, model: StableDiffusion, slots: int = 8, defaults: GuidanceConfig | None = None
+        self, model: Network, slots: int = 8, defaults: GuidanceConfig | None = None
     ) -> None:
         if slots < 1:
             raise SettingsError(f"slots is {slots}; it must be at least 1.")
@@ -77,7 +76,7 @@ class Engine:
         pipe = load_pipeline(
             model, revision=revision, device=device, dtype=dtype, s3_endpoint=s3_endpoint
         )
-        return cls(StableDiffusion(pipe), slots, default_guidance(model, s3_endpoint))
+        return cls(network_of(pipe), slots, default_guidance(model, s3_endpoint))
 
     @classmethod
     def from_pipeline(cls, pipe, slots: int = 8, defaults: GuidanceConfig | None = None) -> Engine:
@@ -86,7 +85,7 @@ class Engine:
         Raises:
             ModelError: the pipeline cannot be guided.
         """
-        return cls(StableDiffusion(pipe), slots, defaults)
+        return cls(network_of(pipe), slots, defaults)
 
     def generate(
         self, requests: Iterable[Request], config: GuidanceConfig | None = None
@@ -114,8 +113,8 @@ class Engine:
         """
         config = config or self.defaults
         self.model.scheduler(config.scheduler)
-        check_settings(self.model.tokenizer, config)
-        with self.model.recording_maps(config.attn_res):
+        check_settings(self.model.streams, config)
+        with self.model.recording_maps(config):
             yield Batch(self.model, config, self.slots)
 
 
@@ -128,7 +127,7 @@ class Batch:
         seconds: time spent so far in each phase: excite, denoise, decode.
     """
 
-    def __init__(self, model: StableDiffusion, config: GuidanceConfig, slots: int) -> None:
+    def __init__(self, model: Network, config: GuidanceConfig, slots: int) -> None:
         self.model = model
         self.config = config
         self.slots = slots
@@ -197,11 +196,7 @@ class Batch:
         samples = sorted(_by_objective(samples), key=_is_watched)
         for some, noises in self._fitting(self._predict, samples):
             for sample, noise in zip(some, noises, strict=True):
-                sample.latents = sample.scheduler.step(  # type: ignore[attr-defined]
-                    noise[None], sample.timestep, sample.latents[None], **sample.step_arguments
-                ).prev_sample[0]
-                sample.step += 1
-                sample.progress = Progress()
+                sample.take_step(noise)
             failed += self._drop_non_finite(some, "denoising")
         return failed
 
@@ -288,12 +283,15 @@ class Batch:
             affinity: the affinity of the samples that need it, which come last.
         """
         texts = [sample.text for sample in samples]
-        ends = [condition.words_end for text in texts for condition in text.conditions]
-        words = normalize_over_words(maps, torch.tensor(ends, device=maps.device))
+        tokens, device = maps.shape[-1], maps.device
+        of_conditions = [condition for text in texts for condition in text.conditions]
+        competing = as_mask([condition.words for condition in of_conditions], tokens, device)
+        words = normalize_over_words(maps, competing)
+        spoken = [[p for one in text.conditions for p in one.positions] for text in texts]
         seen = Seen(
             maps=over_prompt(maps, texts),
             words=over_prompt(words, texts),
-            ends=[text.conditions[-1].positions.stop for text in texts],
+            prompt=as_mask(spoken, tokens, device),
             subjects=[sample.subjects for sample in samples],
             pooling=self.config.subject_pooling,
             steps=[sample.step for sample in samples],
@@ -376,7 +374,7 @@ def _judged(sample: Sample, seen: Seen) -> tuple[Tensor, Tensor]:
     Raises:
         SettingsError: the objective fails, or returns other shapes than `Objective` requires.
     """
-    name, shape = sample.config.method, (len(seen.ends),)
+    name, shape = sample.config.method, (len(seen.subjects),)
     try:
         loss, reached = sample.objective(seen)
         shapes = tuple(loss.shape), tuple(reached.shape)
@@ -413,18 +411,18 @@ def _last(count: int, wanted: int) -> slice:
     return slice(max(0, count - wanted), None) if wanted > 0 else NONE
 
 
-def _inputs(rows: Sequence[tuple[Sample, Text]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return latents, timesteps and texts as the UNet takes them."""
+def _inputs(rows: Sequence[tuple[Sample, Text]]) -> tuple[Tensor, Tensor, Bag]:
+    """Return latents, timesteps and texts as the network takes them."""
     return (
         torch.stack([sample.scaled(sample.latents) for sample, _ in rows]),
         torch.stack([sample.timestep for sample, _ in rows]),
-        torch.stack([text.keys for _, text in rows]),
+        {name: torch.stack([text.bag[name] for _, text in rows]) for name in rows[0][1].bag},
     )
 
 
 def _values(rows: Sequence[tuple[Sample, Text]]) -> Tensor | None:
     """Return the texts that cross-attention computes its values from; None if these are the
     keys' texts."""
-    if all(text.values is text.keys for _, text in rows):
+    if all(text.values is None for _, text in rows):
         return None
-    return torch.stack([text.values for _, text in rows])
+    return torch.stack([text.bag[TEXT] if text.values is None else text.values for _, text in rows])

@@ -6,6 +6,7 @@ subjects that a row names determine which cuts matter.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,11 +15,10 @@ from aae_batch.sampling.words import (
     CONJUNCTIONS,
     DETERMINERS,
     PREPOSITIONS,
+    Reads,
     Subject,
-    Token,
-    Tokenizer,
     TokenTable,
-    token_table,
+    token_tables,
 )
 
 COORDINATORS = ("and", "&", ",")
@@ -33,29 +33,25 @@ class Phrase:
 
     Attributes:
         text: its words, as in the prompt.
-        positions: its tokens' positions in the prompt, without truncated ones. If the phrase is
-            encoded alone, these tokens are at 1, 2, ...
+        positions: per stream, its tokens' positions in the prompt, without truncated ones. If the
+            phrase is encoded alone, these tokens are the first of each stream.
     """
 
     text: str
-    positions: range
+    positions: tuple[range, ...]
 
 
 @dataclass(frozen=True)
 class _Word:
-    """A whole word in lower case, with its tokens."""
+    """A whole word in lower case: its character offsets, and the positions of its tokens."""
 
     text: str
-    tokens: tuple[Token, ...]
-
-    @property
-    def start(self) -> int:
-        return self.tokens[0].index
+    start: int
+    stop: int
+    indices: frozenset[int]
 
 
-def conjuncts(
-    tokenizer: Tokenizer, prompt: str, subjects: Sequence[Subject] = ()
-) -> tuple[Phrase, ...]:
+def conjuncts(reads: Reads, prompt: str, subjects: Sequence[Subject] = ()) -> tuple[Phrase, ...]:
     """Return the conjuncts of a prompt: "a cat" and "a dog" for "a cat and a dog".
 
     With subjects, the prompt is cut once between any two consecutive ones that have a conjunction
@@ -69,21 +65,19 @@ def conjuncts(
         At least one phrase, which together contain every subject. A prompt that is not cut is
         returned whole.
     """
-    table = token_table(tokenizer, prompt)
-    words = _words(table)
+    tables = token_tables(reads, prompt)
+    words = _words(tables)
     barred = any(word.text == "|" for word in words)
     cuts = _between(words, subjects) if subjects and not barred else _everywhere(words)
     edges = [-1, *sorted(cuts), len(words)]
     pieces = [_trimmed(words[start + 1 : stop]) for start, stop in pairwise(edges)]
     pieces = [piece for piece in pieces if piece]
     if len(pieces) < 2:
-        return (Phrase(prompt, range(1, table.end)),)
-    return tuple(_phrase(table, piece) for piece in pieces)
+        return (whole(tables),)
+    return tuple(_phrase(tables, piece) for piece in pieces)
 
 
-def noun_phrases(
-    tokenizer: Tokenizer, prompt: str, subjects: Sequence[Subject] = ()
-) -> tuple[Phrase, ...]:
+def noun_phrases(reads: Reads, prompt: str, subjects: Sequence[Subject] = ()) -> tuple[Phrase, ...]:
     """Return the noun phrases of a prompt: "a red frog" and "a bench" for "a red frog on a bench".
 
     A phrase begins at a determiner or after a conjunction or preposition. With subjects, only
@@ -93,29 +87,41 @@ def noun_phrases(
     comma begins a new
     one: "a large, fluffy cat" cannot be told from "a cat, digital art".
     """
-    table = token_table(tokenizer, prompt)
+    tables = token_tables(reads, prompt)
     named = {index for subject in subjects for index in subject.token_indices}
     phrases = []
-    for piece in _chunks(_words(table), named):
+    for piece in _chunks(_words(tables), named):
         if subjects:
             held = [i for i, word in enumerate(piece) if _is_named(word, named)]
             piece = piece[: held[-1] + 1] if held else []
-        if piece and piece[0].start < table.end:
-            phrases.append(_phrase(table, piece))
+        if piece and any(_sees(table, piece[0]) for table in tables):
+            phrases.append(_phrase(tables, piece))
     return tuple(phrases)
 
 
-def _words(table: TokenTable) -> list[_Word]:
-    tokens = table.spoken
-    stops = [i + 1 for i, token in enumerate(tokens) if token.ends_word or i + 1 == len(tokens)]
-    pieces = [tokens[start:stop] for start, stop in pairwise([0, *stops])]
-    return [_Word(table.text(piece).lower(), tuple(piece)) for piece in pieces]
+def whole(tables: Sequence[TokenTable]) -> Phrase:
+    """Return the whole prompt as one phrase."""
+    return Phrase(tables[0].prompt, tuple(range(table.first, table.end) for table in tables))
+
+
+def _words(tables: Sequence[TokenTable]) -> list[_Word]:
+    prompt, words = tables[0].prompt, []
+    for found in re.finditer(r"\w+|[^\w\s]+", prompt):
+        start, stop = found.span()
+        indices = {token.index for table in tables for token in table.between(start, stop)}
+        words.append(_Word(found[0].lower(), start, stop, frozenset(indices)))
+    return words
+
+
+def _sees(table: TokenTable, word: _Word) -> bool:
+    return any(table.first <= index < table.end for index in word.indices)
 
 
 def _between(words: list[_Word], subjects: Sequence[Subject]) -> set[int]:
     """Return the indices of the words to cut at to separate the subjects: at most one between
     two."""
-    spans = sorted((min(s.token_indices), max(s.token_indices)) for s in subjects)
+    held = [[w for w in words if w.indices & set(s.token_indices)] for s in subjects]
+    spans = sorted((some[0].start, some[-1].start) for some in held if some)
     named = {index for s in subjects for index in s.token_indices}
     joined = _joining(words, named, after_determiner=True)
     cuts = set()
@@ -153,7 +159,7 @@ def _trimmed(piece: list[_Word]) -> list[_Word]:
 
 
 def _is_named(word: _Word, named: set[int]) -> bool:
-    return any(token.index in named for token in word.tokens)
+    return not word.indices.isdisjoint(named)
 
 
 def _joining(words: list[_Word], named: set[int], after_determiner: bool = False) -> set[int]:
@@ -208,7 +214,10 @@ def _chunks(words: list[_Word], named: set[int]) -> list[list[_Word]]:
     return [chunk for chunk in chunks if chunk]
 
 
-def _phrase(table: TokenTable, words: list[_Word]) -> Phrase:
-    first, last = words[0].tokens[0], words[-1].tokens[-1]
-    positions = range(min(first.index, table.end), min(last.index + 1, table.end))
-    return Phrase(table.prompt[first.start : last.stop], positions)
+def _phrase(tables: Sequence[TokenTable], words: list[_Word]) -> Phrase:
+    start, stop = words[0].start, words[-1].stop
+    positions = []
+    for table in tables:
+        indices = [token.index for token in table.between(start, stop)] or [table.end]
+        positions.append(range(min(indices[0], table.end), min(indices[-1] + 1, table.end)))
+    return Phrase(tables[0].prompt[start:stop], tuple(positions))

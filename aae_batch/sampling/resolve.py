@@ -14,23 +14,30 @@ from aae_batch.errors import PromptError, RequestError, SettingsError, SubjectEr
 from aae_batch.methods import BASELINE, METHODS
 from aae_batch.request import Request
 from aae_batch.sampling.config import GuidanceConfig
-from aae_batch.sampling.words import Subject, Tokenizer, resolve_subjects, why_unknown
+from aae_batch.sampling.families import STABLE_DIFFUSION, Family
+from aae_batch.sampling.words import Reads, Subject, resolve_subjects, why_unknown
 
 
 def resolve(
-    request: Request, config: GuidanceConfig, tokenizer: Tokenizer, vae_scale_factor: int
+    request: Request,
+    config: GuidanceConfig,
+    reads: Reads,
+    family: Family,
+    pixel_multiple: int,
 ) -> tuple[GuidanceConfig, tuple[Subject, ...]]:
     """Return a request's settings and subjects.
 
     Args:
         config: the run's settings.
-        vae_scale_factor: pixels per latent cell.
+        reads: how the model reads prompts.
+        family: the model's.
+        pixel_multiple: what height and width must be a multiple of.
 
     Raises:
         RowError: the request cannot be sampled.
     """
-    settings = settings_of(request, config, vae_scale_factor)
-    return settings, subjects_of(request, settings.method, tokenizer)
+    settings = settings_of(request, config, family, pixel_multiple)
+    return settings, subjects_of(request, settings.method, reads)
 
 
 def overridden(request: Request, config: GuidanceConfig) -> dict[str, Any]:
@@ -44,11 +51,17 @@ def overridden(request: Request, config: GuidanceConfig) -> dict[str, Any]:
     }
 
 
-def settings_of(request: Request, config: GuidanceConfig, vae_scale_factor: int) -> GuidanceConfig:
+def settings_of(
+    request: Request,
+    config: GuidanceConfig,
+    family: Family = STABLE_DIFFUSION,
+    pixel_multiple: int = 8,
+) -> GuidanceConfig:
     """Return the settings that a request is sampled with.
 
     Raises:
-        RequestError: a setting is out of range, or height or width does not fit the model.
+        RequestError: a setting is out of range, or height, width or the method does not fit the
+            model.
     """
     if not isinstance(request.prompt, str):
         raise RequestError(request.name, f"prompt is {request.prompt!r}; it must be a text")
@@ -57,16 +70,27 @@ def settings_of(request: Request, config: GuidanceConfig, vae_scale_factor: int)
     except SettingsError as error:
         raise RequestError(request.name, str(error)) from error
     for name, pixels in {"height": settings.height, "width": settings.width}.items():
-        if pixels is not None and (pixels % vae_scale_factor or pixels < 4 * vae_scale_factor):
+        if pixels is not None and (pixels % pixel_multiple or pixels < 4 * pixel_multiple):
             raise RequestError(
                 request.name,
-                f"{name} is {pixels}; it must be a multiple of {vae_scale_factor}, and at least "
-                f"{4 * vae_scale_factor}",
+                f"{name} is {pixels}; it must be a multiple of {pixel_multiple}, and at least "
+                f"{4 * pixel_multiple}",
             )
+    if settings.steering().update == "velocity" and not family.is_flow:
+        raise RequestError(
+            request.name,
+            f"update is velocity, which {family.name} does not predict; set it to latents",
+        )
+    if METHODS[settings.method].texts == "phrases" and not family.has_cross_attention:
+        raise RequestError(
+            request.name,
+            f"method {settings.method} needs cross-attention with values of its own, which "
+            f"{family.name} does not have; set another method",
+        )
     return settings
 
 
-def subjects_of(request: Request, method: str, tokenizer: Tokenizer) -> tuple[Subject, ...]:
+def subjects_of(request: Request, method: str, reads: Reads) -> tuple[Subject, ...]:
     """Return the subjects of a request with their token positions; empty if it names none.
 
     Raises:
@@ -76,7 +100,7 @@ def subjects_of(request: Request, method: str, tokenizer: Tokenizer) -> tuple[Su
         SubjectError: a subject is not in the prompt, an index does not point at a word, or the
             method needs other subjects.
     """
-    subjects = resolve_subjects(tokenizer, request)
+    subjects = resolve_subjects(reads, request)
     needs = METHODS[method]
     if needs.least_subjects and not subjects:
         raise PromptError(
@@ -98,11 +122,11 @@ def subjects_of(request: Request, method: str, tokenizer: Tokenizer) -> tuple[Su
     return subjects
 
 
-def check_settings(tokenizer: Tokenizer, config: GuidanceConfig) -> None:
+def check_settings(reads: Reads, config: GuidanceConfig) -> None:
     """Check the run's negative prompt.
 
     Raises:
         SettingsError: it has words that the model does not know.
     """
-    if config.negative_prompt and (unknown := why_unknown(tokenizer, config.negative_prompt)):
+    if config.negative_prompt and (unknown := why_unknown(reads, config.negative_prompt)):
         raise SettingsError(f"negative_prompt {unknown}.")

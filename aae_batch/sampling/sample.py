@@ -13,12 +13,13 @@ from aae_batch.errors import RequestError, RowError
 from aae_batch.methods import METHODS, Method
 from aae_batch.request import Request, Result
 from aae_batch.sampling.config import GuidanceConfig
-from aae_batch.sampling.model.unet import StableDiffusion, step_arguments
+from aae_batch.sampling.model import family
+from aae_batch.sampling.model.family import Network
 from aae_batch.sampling.noise_search import Search
 from aae_batch.sampling.objectives import Objective
 from aae_batch.sampling.objectives.attend_and_excite import attend_and_excite
 from aae_batch.sampling.resolve import resolve
-from aae_batch.sampling.steering import GuidanceSchedule, Progress
+from aae_batch.sampling.steering import GuidanceSchedule, Progress, velocity_factor
 from aae_batch.sampling.texts import Conditioning, condition
 from aae_batch.sampling.trace import AttentionTrace
 from aae_batch.sampling.words import Subject
@@ -37,6 +38,7 @@ class Sample:
         step: index of the current denoising step.
         progress: progress of the guidance within that step.
         memory: what the objective keeps between forwards.
+        velocity: [channels, height, width], added to the prediction of the current step.
     """
 
     request: Request
@@ -57,6 +59,7 @@ class Sample:
     num_refinements: int = 0
     progress: Progress = field(default_factory=Progress)
     memory: dict[str, Any] = field(default_factory=dict)
+    velocity: Tensor | None = None
 
     @property
     def timestep(self) -> Tensor:
@@ -83,7 +86,7 @@ class Sample:
 
     def scaled(self, latents: Tensor) -> Tensor:
         """Scale `latents` as the UNet expects at this step (the identity for DDIM and PNDM)."""
-        return self.scheduler.scale_model_input(latents, self.timestep)  # type: ignore[attr-defined]
+        return family.scaled(self.scheduler, latents, self.timestep)
 
     @property
     def input_scale(self) -> Tensor:
@@ -105,7 +108,7 @@ class Sample:
             slope: gradient of the loss with respect to the latents as the UNet sees them.
         """
         if self.search is not None and not self.search.done:
-            sigma = self.scheduler.init_noise_sigma  # type: ignore[attr-defined]
+            sigma = family.noise_scale(self.scheduler)
             self.search.advance(reached, slope * self.input_scale * sigma)
             self.num_refinements += 1
             self.latents = self.search.noise * sigma
@@ -115,15 +118,30 @@ class Sample:
         self.progress.advance(reached, self.schedule.target(self.step), most)
         self.num_refinements += self.progress.refinements - before
         moves = not self.progress.done or self.schedule.updates(self.step)
-        if moves and loss != 0:
-            size = self.schedule.step_size(self.step)
+        if not moves or loss == 0:
+            return
+        size = self.schedule.step_size(self.step)
+        if self.progress.done and self.schedule.steering.update == "velocity":
+            sigma = float(self.scheduler.sigmas[self.step])  # type: ignore[attr-defined]
+            self.velocity = size * velocity_factor(sigma) * slope
+        else:
             self.latents = self.latents - size / self.input_scale * slope
+
+    def take_step(self, predicted: Tensor) -> None:
+        """Take a step of the scheduler with the network's prediction."""
+        if self.velocity is not None:
+            predicted, self.velocity = predicted + self.velocity, None
+        self.latents = self.scheduler.step(  # type: ignore[attr-defined]
+            predicted[None], self.timestep, self.latents[None], **self.step_arguments
+        ).prev_sample[0]
+        self.step += 1
+        self.progress = Progress()
 
     def fail(self, error: RowError) -> Result:
         return Result(self.request, error=error, seconds=time.monotonic() - self.started)
 
 
-def admit(model: StableDiffusion, request: Request, config: GuidanceConfig) -> Sample:
+def admit(model: Network, request: Request, config: GuidanceConfig) -> Sample:
     """Check a request, encode its prompt and draw its noise.
 
     Args:
@@ -132,10 +150,11 @@ def admit(model: StableDiffusion, request: Request, config: GuidanceConfig) -> S
     Raises:
         RowError: the request cannot be sampled.
     """
-    config, subjects = resolve(request, config, model.tokenizer, model.pipe.vae_scale_factor)
+    config, subjects = resolve(request, config, model.streams, model.facts, model.pixel_multiple)
     scheduler = model.scheduler(config.scheduler)
+    shape = model.latent_shape(config.height, config.width)
     try:
-        scheduler.set_timesteps(config.num_inference_steps, device=model.device)
+        model.set_timesteps(scheduler, config.num_inference_steps, shape)
     except ValueError:  # raised by schedulers for more steps than they were trained with
         raise RequestError(
             request.name,
@@ -143,7 +162,6 @@ def admit(model: StableDiffusion, request: Request, config: GuidanceConfig) -> S
             f"{scheduler.config.num_train_timesteps}",
         ) from None
     generator = torch.Generator("cpu").manual_seed(request.seed)
-    shape = model.latent_shape(config.height, config.width)
     noise = model.draw_noise(shape, generator)
     method, steps = METHODS[config.method], len(scheduler.timesteps)
     search = None
@@ -156,10 +174,10 @@ def admit(model: StableDiffusion, request: Request, config: GuidanceConfig) -> S
         objective=method.load_objective() or attend_and_excite,
         subjects=subjects,
         text=condition(model, request.prompt, config, subjects),
-        latents=noise * scheduler.init_noise_sigma,
+        latents=noise * family.noise_scale(scheduler),
         scheduler=scheduler,
         timesteps=scheduler.timesteps,
-        step_arguments=step_arguments(scheduler, generator, config.eta),
+        step_arguments=family.step_arguments(scheduler, generator, config.eta),
         trace=AttentionTrace(subjects, steps),
         schedule=GuidanceSchedule(config.steering(), steps),
         started=time.monotonic(),

@@ -39,6 +39,22 @@ class GuidanceSchedule:
         return float(self.steering.scale_factor * np.sqrt(scale))
 
 
+LEAST_SIGNAL = 0.1
+"""Of the image in the latents, for the size of a velocity term: it bounds the factor where there is
+only noise."""
+
+
+def velocity_factor(sigma: float) -> float:
+    """Return the factor of the gradient that is added to a velocity of flow matching: FOCUS's
+    2 (1 - t)^2 / t (arXiv 2510.02315), with t = 1 - sigma the image's share. It is 0 at the end,
+    and bounded at the beginning.
+
+    Velocities point from image to noise and a step goes against them, so adding the gradient of
+    the loss moves the latents down it.
+    """
+    return 2 * sigma**2 / max(1 - sigma, LEAST_SIGNAL)
+
+
 @dataclass
 class Progress:
     """Progress of the guidance within one step. Call `advance` after each guided forward.

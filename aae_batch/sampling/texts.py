@@ -19,35 +19,38 @@ from torch import Tensor
 
 from aae_batch.methods import METHODS
 from aae_batch.sampling.config import GuidanceConfig
-from aae_batch.sampling.model.unet import StableDiffusion
-from aae_batch.sampling.phrases import Phrase, conjuncts, noun_phrases
-from aae_batch.sampling.words import Subject, token_table
+from aae_batch.sampling.model.family import TEXT, Bag, Network
+from aae_batch.sampling.phrases import Phrase, conjuncts, noun_phrases, whole
+from aae_batch.sampling.words import Subject, TokenTable, token_tables
 
 
 @dataclass(frozen=True)
 class Text:
-    """An encoded text, one row of the UNet's batch.
+    """An encoded text, one row of the network's batch.
 
-    Cross-attention computes its keys from `keys` and its values from `values`, both
-    [tokens, width]. They differ only in structure-diffusion.
+    Attributes:
+        bag: what the network takes.
+        values: [tokens, width], the source of the cross-attention values, which only in
+            structure-diffusion is not that of the keys; None if it is.
     """
 
-    keys: Tensor
-    values: Tensor
+    bag: Bag
+    values: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Condition(Text):
     """A positive text condition.
 
     Attributes:
-        positions: the positions in the prompt of this text's tokens, which stand at 1, 2, ... in
-            the text itself.
-        words_end: the position in this text at which the softmax over words ends.
+        positions: per stream, the positions in the prompt of this text's tokens.
+        starts: per stream, the position of the first of them in the text itself.
+        words: per stream, the positions in this text that compete in the softmax over words.
     """
 
-    positions: range
-    words_end: int
+    positions: tuple[range, ...]
+    starts: tuple[int, ...]
+    words: tuple[range, ...]
 
 
 @dataclass(frozen=True)
@@ -81,38 +84,55 @@ class Conditioning:
 
 
 def condition(
-    model: StableDiffusion, prompt: str, config: GuidanceConfig, subjects: Sequence[Subject]
+    model: Network, prompt: str, config: GuidanceConfig, subjects: Sequence[Subject]
 ) -> Conditioning:
     """Return the texts with which the configured method denoises `prompt`.
 
-    In composable-diffusion each conjunct has the weight `guidance_scale`, as in the authors'
-    implementation, or 1 if `guidance_scale` is 1 or less, which switches classifier-free guidance
-    off.
+    In composable-diffusion each conjunct has the weight of classifier-free guidance, as in the
+    authors' implementation, or 1 if that is switched off.
     """
-    tokenizer, texts = model.tokenizer, METHODS[config.method].texts
+    streams, texts = model.streams, METHODS[config.method].texts
     if texts == "conjuncts":
-        phrases = conjuncts(tokenizer, prompt, subjects)
+        phrases = conjuncts(streams, prompt, subjects)
     else:
-        phrases = (Phrase(prompt, range(1, token_table(tokenizer, prompt).end)),)
+        phrases = (whole(token_tables(streams, prompt)),)
     conditions = tuple(_alone(model, phrase, config) for phrase in phrases)
     if texts == "phrases":
-        nouns = noun_phrases(tokenizer, prompt, subjects)
-        encoded = [(phrase.positions, model.encode(phrase.text)) for phrase in nouns]
-        (whole,) = conditions
-        conditions = (replace(whole, values=with_phrases(whole.keys, encoded)),)
-    is_guided = config.guidance_scale > 1
+        nouns = noun_phrases(streams, prompt, subjects)
+        encoded = [
+            (phrase.positions[0], model.encode(phrase.text, config)[TEXT]) for phrase in nouns
+        ]
+        (one,) = conditions
+        conditions = (replace(one, values=with_phrases(one.bag[TEXT], encoded)),)
+    scale = model.facts.classifier_free(config)
+    is_guided = scale > 1
     negative = None
     if is_guided or len(conditions) > 1:
-        empty = model.encode(config.negative_prompt or "")
-        negative = Text(empty, empty)
-    return Conditioning(conditions, negative, config.guidance_scale if is_guided else 1.0)
+        negative = Text(model.encode_negative(config))
+    return Conditioning(conditions, negative, scale if is_guided else 1.0)
 
 
-def _alone(model: StableDiffusion, phrase: Phrase, config: GuidanceConfig) -> Condition:
-    encoded = model.encode(phrase.text)
-    table = token_table(model.tokenizer, phrase.text)
-    trims = model.is_version_2 if config.normalize_eot is None else config.normalize_eot
-    return Condition(encoded, encoded, phrase.positions, table.end if trims else table.length - 1)
+def _alone(model: Network, phrase: Phrase, config: GuidanceConfig) -> Condition:
+    tables = token_tables(model.streams, phrase.text)
+    trims = model.trims_text(config)
+    return Condition(
+        model.encode(phrase.text, config),
+        positions=phrase.positions,
+        starts=tuple(table.first for table in tables),
+        words=tuple(range(table.first, table.end if trims else _last(table)) for table in tables),
+    )
+
+
+def _last(table: TokenTable) -> int:
+    """Return where the positions end that compete as in diffusers: before the last, if there is a
+    start token."""
+    return table.stop - (table.tokens[0].kind == "start")
+
+
+def as_mask(ranges: Sequence[Sequence[range]], tokens: int, device: torch.device) -> Tensor:
+    """Return positions as [rows, tokens], True at those in one of a row's ranges."""
+    rows = [[any(i in some for some in row) for i in range(tokens)] for row in ranges]
+    return torch.tensor(rows, device=device)
 
 
 def over_prompt(maps: Tensor, texts: Sequence[Conditioning]) -> Tensor:
@@ -127,13 +147,14 @@ def over_prompt(maps: Tensor, texts: Sequence[Conditioning]) -> Tensor:
     """
     if len(maps) == len(texts):
         return maps
-    whole = maps.new_zeros(len(texts), *maps.shape[1:])
+    assembled = maps.new_zeros(len(texts), *maps.shape[1:])
     by_text = maps.split([len(text.conditions) for text in texts])
-    for of_prompt, rows, text in zip(whole, by_text, texts, strict=True):
+    for of_prompt, rows, text in zip(assembled, by_text, texts, strict=True):
         for of_condition, own in zip(rows, text.conditions, strict=True):
-            where = slice(own.positions.start, own.positions.stop)
-            of_prompt[..., where] = of_condition[..., 1 : 1 + len(own.positions)]
-    return whole
+            for place, start in zip(own.positions, own.starts, strict=True):
+                of_own = of_condition[..., start : start + len(place)]
+                of_prompt[..., place.start : place.stop] = of_own
+    return assembled
 
 
 def with_phrases(prompt: Tensor, phrases: Sequence[tuple[range, Tensor]]) -> Tensor:

@@ -1,4 +1,9 @@
-"""From words to tokens: find a subject's positions in the tokenizer's output."""
+"""From words to tokens: find a subject's positions in the text that a network attends to.
+
+A network may read a prompt by several tokenizers: Stable Diffusion 3 attends to CLIP's tokens and
+then to T5's. Each is a `Stream`. Subjects are found in the prompt by their letters, and their tokens
+in every stream by character offsets.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +47,7 @@ KNOWN_WORDS = "known_words"
 
 
 class Tokenizer(Protocol):
-    """The part of transformers' CLIP tokenizer used here."""
+    """The part of transformers' fast tokenizers used here."""
 
     model_max_length: int
     init_kwargs: dict[str, Any]
@@ -53,11 +58,45 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True)
-class Token:
-    """One position of the text encoder's input.
+class Stream:
+    """The tokens of one tokenizer, as a part of the text that a network attends to.
 
     Attributes:
-        index: the position; 0 is the start token.
+        tokenizer: its tokenizer.
+        length: its number of positions, e.g. 77.
+        offset: the position in the whole text at which it begins.
+        name: what reports call it; empty if it is the only one.
+    """
+
+    tokenizer: Tokenizer
+    length: int
+    offset: int = 0
+    name: str = ""
+
+    @property
+    def first(self) -> int:
+        """Position in the whole text of a prompt's first token: CLIP has a start token before it,
+        T5 has none."""
+        return self.offset + len(self.tokenizer("").input_ids) - 1
+
+
+Reads = Tokenizer | Sequence[Stream]
+"""How a network reads a prompt; a tokenizer alone is its only stream."""
+
+
+def streams_of(reads: Reads) -> Sequence[Stream]:
+    """Return the streams of a network that reads prompts in this way."""
+    if isinstance(reads, Sequence):
+        return reads
+    return (Stream(reads, reads.model_max_length),)
+
+
+@dataclass(frozen=True)
+class Token:
+    """One position of the text that a network attends to.
+
+    Attributes:
+        index: the position; 0 is the start token, if there is one.
         token: its spelling in the vocabulary, e.g. `"frog</w>"`.
         kind: `"truncated"` tokens are beyond what the text encoder sees.
         text: its part of the prompt. If several tokens spell one character, as may be for "猫", each
@@ -71,10 +110,6 @@ class Token:
     text: str
     start: int
     stop: int
-
-    @property
-    def ends_word(self) -> bool:
-        return self.token.endswith("</w>")
 
 
 @dataclass(frozen=True)
@@ -98,19 +133,32 @@ class Subject:
 
 @dataclass(frozen=True)
 class TokenTable:
-    """A tokenized prompt, as the text encoder receives it.
+    """A prompt tokenized by one stream, as its text encoder receives it.
 
     Attributes:
         prompt: the text.
-        tokens: all tokens from the start token to the end token, then the truncated ones.
+        tokens: all tokens from the first to the end token, then the truncated ones.
+        first: the position of the prompt's first token.
         end: the position of the end token; padding follows it.
-        length: the number of positions, e.g. 77.
+        stop: the position after the last.
+        name: the stream's name.
     """
 
     prompt: str
     tokens: tuple[Token, ...]
+    first: int
     end: int
-    length: int
+    stop: int
+    name: str = ""
+
+    @property
+    def is_cut(self) -> bool:
+        return self.tokens[-1].kind == "truncated"
+
+    def between(self, start: int, stop: int) -> list[Token]:
+        """Return the prompt's tokens, including truncated ones, that have a character in [start,
+        stop)."""
+        return [token for token in self.spoken if token.start < stop and token.stop > start]
 
     def text(self, tokens: Iterable[Token]) -> str:
         """Return the prompt's text at `tokens`, with a space wherever tokens are skipped."""
@@ -136,35 +184,55 @@ class TokenTable:
         return ", ".join(f"{token.index} {token.text!r}" for token in self.words)
 
 
-def token_table(tokenizer: Tokenizer, prompt: str) -> TokenTable:
-    """Tokenize `prompt` as the pipeline does, but keep truncated tokens."""
-    encoded = tokenizer(prompt, verbose=False, return_offsets_mapping=True)
-    names = tokenizer.convert_ids_to_tokens(encoded.input_ids)
+def token_table(reads: Reads, prompt: str) -> TokenTable:
+    """Tokenize `prompt` by the first stream."""
+    return token_tables(reads, prompt)[0]
+
+
+def token_tables(reads: Reads, prompt: str) -> list[TokenTable]:
+    """Tokenize `prompt` by every stream as the pipeline does, but keep truncated tokens."""
+    return [_table(stream, prompt) for stream in streams_of(reads)]
+
+
+def _table(stream: Stream, prompt: str) -> TokenTable:
+    encoded = stream.tokenizer(prompt, verbose=False, return_offsets_mapping=True)
+    names = stream.tokenizer.convert_ids_to_tokens(encoded.input_ids)
     pieces = [
-        (name, start, _after_marks(prompt, stop))
+        (name, *_without_spaces(prompt, start, _after_marks(prompt, stop)))
         for name, (start, stop) in zip(names, encoded.offset_mapping, strict=True)
     ]
-    end = min(len(pieces), tokenizer.model_max_length) - 1
+    first = stream.first - stream.offset
+    end = min(len(pieces), stream.length) - 1
     if end < len(pieces) - 1:  # the end token replaces the first truncated word
         pieces = [*pieces[:end], pieces[-1], *pieces[end:-1]]
 
-    words: list[TokenKind] = ["word"] * (end - 1)
+    starts: list[TokenKind] = ["start"] * first
+    words: list[TokenKind] = ["word"] * (end - first)
     cut: list[TokenKind] = ["truncated"] * (len(pieces) - 1 - end)
-    kinds: list[TokenKind] = ["start", *words, "end", *cut]
+    kinds: list[TokenKind] = [*starts, *words, "end", *cut]
     tokens = tuple(
-        Token(i, name, kind, prompt[start:stop] or name, start, stop)
+        Token(stream.offset + i, name, kind, prompt[start:stop] or name, start, stop)
         for i, (kind, (name, start, stop)) in enumerate(zip(kinds, pieces, strict=True))
     )
-    return TokenTable(prompt, tokens, end, tokenizer.model_max_length)
+    stop = stream.offset + stream.length
+    return TokenTable(prompt, tokens, stream.first, stream.offset + end, stop, stream.name)
 
 
-def why_unknown(tokenizer: Tokenizer, text: str) -> str | None:
+def _without_spaces(prompt: str, start: int, stop: int) -> tuple[int, int]:
+    """Return a token's offsets without spaces at its ends, which some tokenizers include."""
+    text = prompt[start:stop]
+    if not text or text.isspace():
+        return start, stop
+    return start + len(text) - len(text.lstrip()), stop - len(text) + len(text.rstrip())
+
+
+def why_unknown(reads: Reads, text: str) -> str | None:
     """Return what is wrong with a text that has words unknown to the model, else None.
 
     Only small models such as the embedded one list the words they know (`KNOWN_WORDS`); with other
     words they would draw something else.
     """
-    known = tokenizer.init_kwargs.get(KNOWN_WORDS)
+    known = streams_of(reads)[0].tokenizer.init_kwargs.get(KNOWN_WORDS)
     if not known:
         return None
     words = dict.fromkeys(re.findall(r"\w+|[^\w\s\x00-\x7f]+", text.lower()))
@@ -186,27 +254,37 @@ def _after_marks(prompt: str, stop: int) -> int:
     return stop
 
 
-def resolve_subjects(tokenizer: Tokenizer, request: Request) -> tuple[Subject, ...]:
+def resolve_subjects(reads: Reads, request: Request) -> tuple[Subject, ...]:
     """Return the subjects of `request` with their token positions; empty if it names none.
+
+    A subject that a stream truncates has its positions in the other streams only.
 
     Raises:
         PromptError: the prompt is empty, or has words that the model does not know.
         RequestError: the negative prompt has such words.
-        SubjectError: a subject is not in the prompt, or an index does not point at a word.
+        SubjectError: a subject is not in the prompt, an index does not point at a word, or indices
+            are given for a network with several streams.
     """
     row, prompt = request.name, request.prompt
     if not prompt.strip():
         raise PromptError(row, "the prompt is empty; write what the image shows")
-    if unknown := why_unknown(tokenizer, prompt):
+    if unknown := why_unknown(reads, prompt):
         raise PromptError(row, f"the prompt {unknown}")
-    if request.negative_prompt and (unknown := why_unknown(tokenizer, request.negative_prompt)):
+    if request.negative_prompt and (unknown := why_unknown(reads, request.negative_prompt)):
         raise RequestError(row, f"negative_prompt {unknown}")
-    table = token_table(tokenizer, prompt)
+    tables = token_tables(reads, prompt)
     by_words = by_index = None
     if request.subjects is not None:
-        by_words = _find_phrases(tokenizer, table, row, request.subjects)
+        by_words = _find_phrases(tables, row, request.subjects)
     if request.token_indices is not None:
-        by_index = tuple(_at(table, row, entry) for entry in request.token_indices)
+        if len(tables) > 1:
+            raise SubjectError(
+                row,
+                "token_indices cannot be used: this model reads a prompt by "
+                f"{' and '.join(table.name for table in tables)}, and a word has other positions in "
+                "each; name it in subjects instead",
+            )
+        by_index = tuple(_at(tables[0], row, entry) for entry in request.token_indices)
     if by_words is not None and by_index is not None:
         words, index = (sorted(s.token_indices for s in found) for found in (by_words, by_index))
         if words != index:
@@ -219,45 +297,115 @@ def resolve_subjects(tokenizer: Tokenizer, request: Request) -> tuple[Subject, .
 
 
 def _find_phrases(
-    tokenizer: Tokenizer, table: TokenTable, row: str, phrases: Sequence[str]
+    tables: Sequence[TokenTable], row: str, phrases: Sequence[str]
 ) -> tuple[Subject, ...]:
     """Give each phrase an occurrence of its own.
 
     Longer phrases choose first, so that "cat" does not take the one in "red cat"; among equally
     long ones, those with the fewest occurrences choose first.
     """
-    wanted = [_spelling(tokenizer, row, phrase) for phrase in phrases]
-    places = [_occurrences(table, spelling) for spelling in wanted]
-    free = [True] * len(table.tokens)
-    found: dict[int, list[Token]] = {}
-    for i in sorted(range(len(phrases)), key=lambda i: (-len(wanted[i]), len(places[i]))):
-        place = next((p for p in places[i] if all(free[token.index] for token in p)), None)
-        if place is None:
-            raise SubjectError(row, _why_missing(table, phrases, i, wanted, len(places[i])))
-        if place[-1].index >= table.end:
+    prompt = _Folded.of(tables[0].prompt)
+    wanted = [_Folded.of(phrase.strip()).text for phrase in phrases]
+    for phrase, text in zip(phrases, wanted, strict=True):
+        if not text:
             raise SubjectError(
-                row,
-                f"subject {shown(phrases[i])} is cut off: the text encoder sees only the first "
-                f"{table.end - 1} tokens of the prompt; shorten it or move the subject forward",
+                row, f"subject {shown(phrase)} has no words; remove it or name something"
             )
-        found[i] = place
-        for token in place:
-            free[token.index] = False
-    return tuple(_subject(phrase, found[i]) for i, phrase in enumerate(phrases))
+    places = [
+        [place for place in prompt.places(text) if _stands_alone(tables[0].prompt, *place)]
+        for text in wanted
+    ]
+    taken: list[tuple[int, int]] = []
+    found: dict[int, Subject] = {}
+    for i in sorted(range(len(phrases)), key=lambda i: (-len(wanted[i]), len(places[i]))):
+        place = next((p for p in places[i] if not any(_overlap(p, q) for q in taken)), None)
+        if place is None:
+            raise SubjectError(row, _why_missing(tables[0], phrases, i, wanted, places[i]))
+        seen = [table.between(*place) for table in tables]
+        whole = [
+            tokens
+            for tokens, table in zip(seen, tables, strict=True)
+            if tokens and tokens[-1].index < table.end
+        ]
+        if not whole:
+            raise SubjectError(row, _why_cut(tables, phrases[i]))
+        found[i] = _subject(phrases[i], whole)
+        taken.append(place)
+    return tuple(found[i] for i in range(len(phrases)))
 
 
-def _subject(name: str, tokens: Sequence[Token]) -> Subject:
-    indices = tuple(token.index for token in tokens)
-    words = _without_gaps(tokens)
+@dataclass(frozen=True)
+class _Folded:
+    """A text as tokenizers compare it: in lower case, composed, every gap a single space.
+
+    Attributes:
+        text: that text.
+        starts: of each of its characters, and of its end, the offset in the original.
+    """
+
+    text: str
+    starts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, original: str) -> _Folded:
+        pieces: list[str] = []
+        starts: list[int] = []
+        at = 0
+        while at < len(original):
+            stop = at + 1
+            if original[at].isspace():
+                while stop < len(original) and original[stop].isspace():
+                    stop += 1
+                piece = " "
+            else:
+                stop = _after_marks(original, stop)
+                piece = unicodedata.normalize("NFC", original[at:stop]).lower()
+            pieces.append(piece)
+            starts += [at] * len(piece)
+            at = stop
+        return cls("".join(pieces), (*starts, len(original)))
+
+    def places(self, wanted: str) -> list[tuple[int, int]]:
+        """Return where `wanted`, folded, is in the original: start and stop of each occurrence."""
+        found, at = [], self.text.find(wanted)
+        while at >= 0:
+            found.append((self.starts[at], self.starts[at + len(wanted)]))
+            at = self.text.find(wanted, at + 1)
+        return found
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
+
+
+def _why_cut(tables: Sequence[TokenTable], phrase: str) -> str:
+    most = max(table.end - table.first for table in tables)
+    return (
+        f"subject {shown(phrase)} is cut off: the text encoder sees only the first {most} tokens of "
+        "the prompt; shorten it or move the subject forward"
+    )
+
+
+def _subject(name: str, streams: Sequence[Sequence[Token]]) -> Subject:
+    """Return a subject from its tokens in each stream."""
+    tokens = [token for one in streams for token in one]
+    words, *others = (_without_gaps(one) for one in streams)
+    same = [words, *(other for other in others if len(other) == len(words))]
     found = noun_phrase(["".join(token.text for token in word) for word in words])
-    *modifiers, head = (_spoken(words[i]) for i in found)
-    return Subject(name, indices, tuple(token.text for token in tokens), head, tuple(modifiers))
+    *modifiers, head = (tuple(index for one in same for index in _spoken(one[i])) for i in found)
+    return Subject(
+        name,
+        tuple(token.index for token in tokens),
+        tuple(token.text for token in tokens),
+        head,
+        tuple(modifiers),
+    )
 
 
 def _without_gaps(tokens: Sequence[Token]) -> list[Sequence[Token]]:
     """Group tokens that a reader sees as one word, as in "T-shirt" and "cat's", which the tokenizer
     takes apart."""
-    gaps = [i for i in range(1, len(tokens)) if tokens[i].start != tokens[i - 1].stop]
+    gaps = [i for i in range(1, len(tokens)) if tokens[i].start > tokens[i - 1].stop]
     return [tokens[start:stop] for start, stop in pairwise([0, *gaps, len(tokens)])]
 
 
@@ -282,37 +430,8 @@ def noun_phrase(words: Sequence[str]) -> list[int]:
     return found or [len(words) - 1]
 
 
-def _spelling(tokenizer: Tokenizer, row: str, phrase: str) -> tuple[str, ...]:
-    """Return the tokens of `phrase`."""
-    ids = tokenizer(phrase, add_special_tokens=False, verbose=False).input_ids
-    if not ids:
-        raise SubjectError(
-            row, f"subject {shown(phrase)} has no words; remove it or name something"
-        )
-    return tuple(tokenizer.convert_ids_to_tokens(ids))
-
-
-def _occurrences(
-    table: TokenTable, wanted: tuple[str, ...], alone: bool = True
-) -> list[list[Token]]:
-    """Return the occurrences of `wanted` in the whole prompt, in order.
-
-    Args:
-        alone: skip occurrences inside a longer word, compound or number.
-    """
-    tokens, length = table.spoken, len(wanted)
-    names = tuple(token.token for token in tokens)
-    starts = (i for i in range(len(names) - length + 1) if names[i : i + length] == wanted)
-    places = [tokens[i : i + length] for i in starts]
-    return [place for place in places if not alone or _stands_alone(table.prompt, place)]
-
-
-def _stands_alone(prompt: str, place: Sequence[Token]) -> bool:
-    """True if the tokens at `place` are whole words to a reader.
-
-    The tokenizer cannot tell: it splits "10 dogs" before the 0, and "cat_dog" at the underscore.
-    """
-    start, stop = place[0].start, place[-1].stop
+def _stands_alone(prompt: str, start: int, stop: int) -> bool:
+    """True if prompt[start:stop] is whole words to a reader."""
     before, after = prompt[max(0, start - 2) : start][::-1], prompt[stop : stop + 2]
     return not (_joined(prompt[start], before) or _joined(prompt[stop - 1], after))
 
@@ -342,10 +461,14 @@ def _is_mark(character: str) -> bool:
 
 
 def _why_missing(
-    table: TokenTable, phrases: Sequence[str], i: int, wanted: Sequence[tuple[str, ...]], found: int
+    table: TokenTable,
+    phrases: Sequence[str],
+    i: int,
+    wanted: Sequence[str],
+    places: Sequence[tuple[int, int]],
 ) -> str:
-    """Explain why phrase `i`, which occurs `found` times, has no occurrence of its own."""
-    phrase = shown(phrases[i])
+    """Explain why phrase `i`, which stands at `places`, has no occurrence of its own."""
+    phrase, found = shown(phrases[i]), len(places)
     times = "once" if found == 1 else f"{found} times"
     if 0 < found < wanted.count(wanted[i]):
         return f"subject {phrase} is in the prompt only {times}; name it as often as it occurs"
@@ -355,17 +478,16 @@ def _why_missing(
             "occurrence belongs to one subject, the longest first, so name one subject less there, "
             "or give token_indices"
         )
-    if within := _occurrences(table, wanted[i], alone=False):
+    if within := _Folded.of(table.prompt).places(wanted[i]):
         return (
             f"subject {phrase} is not in the prompt as a word of its own, only inside "
-            f"{shown(_around(table.prompt, within[0]))}; name that, or give token_indices"
+            f"{shown(_around(table.prompt, *within[0]))}; name that, or give token_indices"
         )
     return f"subject {phrase} is not in the prompt; its tokens are {table}"
 
 
-def _around(prompt: str, place: Sequence[Token]) -> str:
-    """Return the text at `place`, extended to whole words."""
-    start, stop = place[0].start, place[-1].stop
+def _around(prompt: str, start: int, stop: int) -> str:
+    """Return the text at [start, stop), extended to whole words."""
     before, after = re.split(r"\s", prompt[:start])[-1], re.split(r"\s", prompt[stop:])[0]
     return f"{before}{prompt[start:stop]}{after}".strip(".,;:!?")
 
@@ -378,19 +500,18 @@ def _at(table: TokenTable, row: str, entry: int | Sequence[int]) -> Subject:
     for index in indices:
         _check_index(table, row, index)
     tokens = [table.tokens[index] for index in indices]
-    return _subject(table.text(tokens), tokens)
+    return _subject(table.text(tokens), [tokens])
 
 
 def _check_index(table: TokenTable, row: str, index: int) -> None:
-    if 0 < index < table.end:
+    if table.first <= index < table.end:
         return
-    if index < 0 or index >= table.length:
-        what = f"outside the {table.length} positions of the text encoder"
-    elif index == 0:
+    if index < 0 or index >= table.stop:
+        what = f"outside the {table.stop} positions of the text encoder"
+    elif index < table.first:
         what = "the start token"
     elif index == table.end:
-        cut = any(token.kind == "truncated" for token in table.tokens)
-        what = "the end token" + (", where the prompt is cut off" if cut else "")
+        what = "the end token" + (", where the prompt is cut off" if table.is_cut else "")
     else:
         what = "padding"
     raise SubjectError(row, f"token index {index} is {what}; the prompt's tokens are {table}")

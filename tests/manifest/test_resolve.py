@@ -235,9 +235,9 @@ def test_what_a_row_says_overrides_the_run_for_all_alike_though_it_be_0_or_empty
 )
 def test_a_request_from_python_is_checked_as_strictly(models, own, said):
     request = Request(**{"prompt": "a circle", "subjects": ["circle"], "id": "x", **own})
-    tokenizer = Judge.load(models["tiny"], GuidanceConfig()).tokenizer
+    judge = Judge.load(models["tiny"], GuidanceConfig())
     with pytest.raises(RowError, match=said) as caught:
-        resolve(request, GuidanceConfig(), tokenizer, 8)
+        resolve(request, GuidanceConfig(), judge.streams, judge.family, 8)
     assert caught.value.row == "x"
 
 

@@ -84,7 +84,7 @@ def test_every_verdict_is_the_engine_s_on_the_most_hostile_manifests(tmp_path, s
     path = jsonl(tmp_path, *records)
     problems, summary = judged(path)
     model = StableDiffusion(sd1_pipeline)
-    assert len(TOKENIZER) == len(model.tokenizer)
+    assert len(TOKENIZER) == len(sd1_pipeline.tokenizer)
     with open_manifest(path) as manifest:
         expected = {
             row.index + 1: (row.id, type(error).__name__, error.reason)

@@ -77,13 +77,15 @@ def judge(
 ) -> tuple[Tensor, Tensor]:
     """What the package says of some of the pictures."""
     ends = torch.tensor([ENDS[row] for row in rows])
+    places = torch.arange(maps.shape[-1])
+    prompt = (places > 0) & (places < ends[:, None])
     objective = METHODS[method].load_objective()
     assert objective is not None
     return objective(
         Seen(
             maps,
-            normalize_over_words(maps, ends),
-            ends.tolist(),
+            normalize_over_words(maps, prompt),
+            prompt,
             [[subject(phrase) for phrase in SHOWN[row]] for row in rows],
             pooling,
             [step] * len(rows),

@@ -27,8 +27,13 @@ def some_maps(batch: int = 2, tokens: int = 10) -> torch.Tensor:
     return (torch.randn(batch, 5, 7, tokens, generator=generator) * 2).softmax(dim=-1)
 
 
+def words_until(ends: list[int], tokens: int) -> torch.Tensor:
+    places = torch.arange(tokens)
+    return (places > 0) & (places < torch.tensor(ends)[:, None])
+
+
 def test_words_compete_for_each_place_without_start_and_end():
-    words = normalize_over_words(some_maps(), ends=torch.tensor([9, 4]))
+    words = normalize_over_words(some_maps(), words_until([9, 4], tokens=10))
     assert torch.allclose(words.sum(dim=-1), torch.ones(2, 5, 7))
     assert (words[:, :, :, 0] == 0).all()
     assert (words[0, :, :, 9:] == 0).all()
@@ -40,7 +45,7 @@ def test_excitation_is_upstreams_on_maps_that_are_not_square():
     theirs = upstream.StableDiffusionAttendAndExcitePipeline._compute_max_attention_per_index(
         maps[0].clone(), [2, 5]
     )
-    words = normalize_over_words(maps, ends=torch.tensor([9]))
+    words = normalize_over_words(maps, words_until([9], tokens=10))
     ours = excitation(smooth(pool(words, membership([[(2,), (5,)]], 2, 10, words), "sum")))
     assert torch.allclose(ours[0], torch.stack(theirs), atol=1e-6)
 

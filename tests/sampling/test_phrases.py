@@ -69,8 +69,8 @@ def test_without_subjects_a_prompt_is_cut_at_bars_or_else_at_every_and():
 
 def test_a_conjunct_knows_its_positions_in_the_prompt():
     assert conjuncts(TOKENIZER, "a red circle and a blue square") == (
-        Phrase("a red circle", range(1, 4)),
-        Phrase("a blue square", range(5, 8)),
+        Phrase("a red circle", (range(1, 4),)),
+        Phrase("a blue square", (range(5, 8),)),
     )
 
 
@@ -78,9 +78,9 @@ def test_a_conjunct_is_whole_where_the_prompt_is_cut_off():
     short = tokenizer()  # 16 positions
     prompt = "a red circle and " * 3 + "a red and blue star"
     found = conjuncts(short, prompt, resolve_subjects(short, Request(prompt, subjects=["circle"])))
-    assert found == (Phrase(prompt, range(1, 15)),)
+    assert found == (Phrase(prompt, (range(1, 15),)),)
     last = conjuncts(short, prompt)[-2:]
-    assert last == (Phrase("a red", range(13, 15)), Phrase("blue star", range(15, 15)))
+    assert last == (Phrase("a red", (range(13, 15),)), Phrase("blue star", (range(15, 15),)))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_noun_phrases_go_from_a_determiner_to_their_subject(prompt, subjects, ex
 def test_a_noun_phrase_beyond_what_the_encoder_sees_is_left_out():
     short = tokenizer()
     found = noun_phrases(short, "a red circle and " * 3 + "a blue square and a star")
-    assert [phrase.positions for phrase in found][-2:] == [range(9, 12), range(13, 15)]
+    assert [phrase.positions for phrase in found][-2:] == [(range(9, 12),), (range(13, 15),)]
 
 
 def test_words_beyond_ascii_come_through():

@@ -10,10 +10,10 @@ import re
 
 import pytest
 
-from aae_batch import Request
+from aae_batch import GuidanceConfig, Request
 from aae_batch.errors import SubjectError
 from aae_batch.manifest.build.benchmark import benchmark, sets_of
-from aae_batch.manifest.judge import ManyTexts
+from aae_batch.manifest.judge import Judge
 from aae_batch.sampling.phrases import conjuncts, noun_phrases
 from aae_batch.sampling.words import resolve_subjects, token_table
 from tests.clip_vocabulary import clip_tokenizer
@@ -36,9 +36,9 @@ def found(prompt: str, subjects: list[str], tokenizer=TOKENIZER) -> list[tuple[i
     return [subject.token_indices for subject in resolve_subjects(tokenizer, request)]
 
 
-def fast() -> ManyTexts:
-    """The tokenizer that `validate` judges with."""
-    return ManyTexts(TOKENIZER)
+def fast() -> Judge:
+    """What `validate` judges with."""
+    return Judge(TOKENIZER, GuidanceConfig())
 
 
 def test_it_is_clips_vocabulary():
@@ -161,7 +161,7 @@ def test_subjects_of_hard_prompts_are_found_where_they_stand(marked):
     assert found(prompt, subjects) == expected
     judge = fast()
     judge.prepare([prompt])
-    assert found(prompt, subjects, judge) == expected, "validate finds others"
+    assert found(prompt, subjects, judge.streams) == expected, "validate finds others"
     if judge.plainly_has(Request(prompt, subjects=subjects)):
         assert len(set(sum(expected, ()))) == len(sum(expected, ()))
 
@@ -201,7 +201,7 @@ def test_what_indices_point_at_is_called_as_the_prompt_has_it(marked):
     ],
 )
 def test_a_subject_that_has_no_place_of_its_own_is_refused(prompt, subjects, why):
-    for tokenizer in (TOKENIZER, fast()):
+    for tokenizer in (TOKENIZER, fast().streams):
         with pytest.raises(SubjectError, match=re.escape(why)):
             found(prompt, subjects, tokenizer)
     judge = fast()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aae_batch import Engine, Request
-from aae_batch.sampling.model.loading import load_tokenizer
+from aae_batch.sampling.model.loading import load_streams
 from aae_batch.sampling.words import KNOWN_WORDS
 from aae_batch.shapes.splits import SPLITS
 from aae_batch.shapes.world import SIZE
@@ -29,7 +29,7 @@ def test_it_fits_in_a_package():
 
 
 def test_its_tokenizer_is_the_worlds_and_says_which_words_it_knows():
-    shipped, ours = load_tokenizer("shapes"), networks.tokenizer()
+    shipped, ours = load_streams("shapes")[0].tokenizer, networks.tokenizer()
     assert shipped.init_kwargs[KNOWN_WORDS] == [*networks.WORDS]
     assert shipped.get_vocab() == ours.get_vocab()
     check_whole(shipped)

@@ -62,7 +62,7 @@ def benchmark(
     from aae_batch.manifest.build.source import read_text
     from aae_batch.manifest.build.subjects import with_token_indices
     from aae_batch.methods import load_plugins
-    from aae_batch.sampling.model.loading import load_tokenizer
+    from aae_batch.sampling.model.loading import load_streams
 
     load_plugins(listed(plugin))
     making.check_target(output, force, s3_endpoint)
@@ -70,8 +70,8 @@ def benchmark(
     official = paper.read_official(read_text(prompts, s3_endpoint)) if prompts else None
     chosen = paper.benchmark(sets, colour_seed, official)
     if model:
-        tokenizer = load_tokenizer(model, revision=revision, s3_endpoint=s3_endpoint)
-        chosen = with_token_indices(chosen, tokenizer)
+        streams = load_streams(model, revision=revision, s3_endpoint=s3_endpoint)
+        chosen = with_token_indices(chosen, streams)
     rows = making.ManifestRows(chosen, making.parse_seeds(seeds), making.parse_methods(methods))
     for name, count in paper.missing(chosen, sets).items():
         complain(f"The file of prompts has {count} of the {paper.SIZES[name]} prompts of {name}.")

@@ -99,7 +99,7 @@ def build(
     from aae_batch.manifest.build import source as sources
     from aae_batch.manifest.build import subjects as naming
     from aae_batch.methods import load_plugins
-    from aae_batch.sampling.model.loading import load_tokenizer
+    from aae_batch.sampling.model.loading import load_streams
 
     load_plugins(listed(plugin))
     making.check_target(output, force, s3_endpoint)
@@ -117,8 +117,8 @@ def build(
             )
         prompts = found.prompts
     if model:
-        tokenizer = load_tokenizer(model, revision=revision, s3_endpoint=s3_endpoint)
-        prompts = naming.with_token_indices(prompts, tokenizer)
+        streams = load_streams(model, revision=revision, s3_endpoint=s3_endpoint)
+        prompts = naming.with_token_indices(prompts, streams)
     rows = making.ManifestRows(prompts, wanted_seeds, wanted_methods)
     if found.places:
         show_found(found, show)

@@ -10,7 +10,7 @@ from aae_batch.errors import ManifestError, RowError
 from aae_batch.manifest.build.prompt import Prompt, Prompts
 from aae_batch.methods import METHODS
 from aae_batch.request import Request
-from aae_batch.sampling.words import Tokenizer, noun_phrase, resolve_subjects
+from aae_batch.sampling.words import Reads, noun_phrase, resolve_subjects, streams_of
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def find_subjects(
     return Found(replace(prompts, prompts=some), places)
 
 
-def with_token_indices(prompts: Prompts, tokenizer: Tokenizer) -> Prompts:
+def with_token_indices(prompts: Prompts, reads: Reads) -> Prompts:
     """Add the token positions of the subjects.
 
     Raises:
@@ -91,9 +91,11 @@ def with_token_indices(prompts: Prompts, tokenizer: Tokenizer) -> Prompts:
     for prompt in prompts.prompts:
         request = Request(prompt.text, prompt.subjects, prompt.token_indices)
         try:
-            subjects = resolve_subjects(tokenizer, request)
+            subjects = resolve_subjects(reads, request)
         except RowError as error:
             raise ManifestError(f"Prompt {prompt.text!r}: {error.reason}.") from None
         indices = tuple(subject.token_indices for subject in subjects)
-        indexed.append(replace(prompt, token_indices=indices or None))
+        # With several streams a word has several positions, and rows are not taken by indices.
+        one = len(streams_of(reads)) == 1
+        indexed.append(replace(prompt, token_indices=indices or None) if one else prompt)
     return replace(prompts, prompts=indexed)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from aae_batch.errors import ModelError, OutputError, SettingsError
 from aae_batch.methods import DEFAULT
 from aae_batch.sampling.config import GuidanceConfig, SteeringSettings
+from aae_batch.sampling.families import FAMILIES, Family, why_not_guidable
+from aae_batch.sampling.words import Stream, Tokenizer
 from aae_batch.store.base import is_url
 from aae_batch.store.fetch import fetch_folder, fetch_in_turn
 
 EMBEDDED, EMBEDDED_FLOW = "shapes", "shapes-flow"
-GUIDABLE = ("StableDiffusionPipeline", "StableDiffusionAttendAndExcitePipeline")
-"""Pipeline classes (`_class_name` in `model_index.json`) with Stable Diffusion's components."""
+EMBEDDED_MODELS = {EMBEDDED: "weights", EMBEDDED_FLOW: "flow"}
+"""Models of this package, and their folders in `aae_batch.shapes`."""
 
 GUIDANCE_FILE = "guidance.json"
 """File beside `model_index.json` with the `GuidanceConfig` values that suit the model best."""
@@ -27,50 +32,164 @@ MODEL_FILES = (".json", ".safetensors", ".txt")
 _SMALL_FILES = (".json", ".txt")
 """Those of `MODEL_FILES` that are not weights."""
 
+QUANTIZERS = {
+    "auto-round": ("auto_round", "auto-round"),
+    "bitsandbytes": ("bitsandbytes", "bitsandbytes"),
+    "bitsandbytes_4bit": ("bitsandbytes", "bitsandbytes"),
+    "bitsandbytes_8bit": ("bitsandbytes", "bitsandbytes"),
+    "gguf": ("gguf", "gguf"),
+    "modelopt": ("modelopt", "nvidia-modelopt[hf]"),
+    "quanto": ("optimum", "optimum-quanto"),
+    "torchao": ("torchao", "torchao"),
+}
+"""Modules, and what to install, by the quantisation method in a network's configuration."""
+
+_VARIANT = re.compile(r"[^.]+\.([^.]+?)(?:-\d{5}-of-\d{5})?\.safetensors")
+"""`model.fp16.safetensors`, or `model.fp16-00001-of-00002.safetensors`."""
+
 
 def load_pipeline(
     model: str,
     *,
     revision: str | None = None,
+    variant: str | None = None,
+    lora: Sequence[str] = (),
     device: str = "auto",
     dtype: str = "auto",
     s3_endpoint: str | None = None,
 ):
-    """Load a `StableDiffusionPipeline`, from safetensors only, ready to sample.
+    """Load a pipeline that can be guided, from safetensors only, ready to sample.
 
     Args:
         model: a hub id such as `stable-diffusion-v1-5/stable-diffusion-v1-5`; a folder in
             diffusers' layout, local or in an object store (`s3://bucket/folder`, or any scheme of
             fsspec); or `"shapes"` for the model in this package.
         revision: branch, tag or commit on the hub.
+        variant: which of the model's weights, e.g. `fp16` for files such as
+            `model.fp16.safetensors`.
+        lora: LoRAs to add to the weights, as `ID` or `ID:scale`; see
+            `aae_batch.sampling.model.lora.Lora`.
         device: `auto` (CUDA, else MPS, else CPU) or a torch device.
         dtype: `auto` (bfloat16 or float16 on CUDA, else float32), `float32`, `float16`, `bfloat16`
             or `float64`.
         s3_endpoint: URL of the S3-compatible store that holds the model.
 
     Raises:
-        ModelError: the model does not exist or cannot be guided.
-        SettingsError: the device or dtype is unknown or unavailable.
+        ModelError: the model or a LoRA does not exist, the model cannot be guided or has no such
+            variant, a LoRA is not for it, or a library that they need is missing.
+        SettingsError: the device or dtype is unknown or unavailable, or a LoRA is malformed.
     """
+    import diffusers
     import torch
-    from diffusers import StableDiffusionPipeline
+
+    from aae_batch.sampling.model.lora import add_loras, lora_file, parse_loras, refuse_without_peft
 
     place = torch_device(device)
     precision = torch_dtype(dtype, place)
-    folder = _guidable(model, revision, s3_endpoint)
-    with explained(model, folder):
-        pipe = StableDiffusionPipeline.from_pretrained(
+    loras = parse_loras(lora)
+    index = index_of(model, revision=revision, s3_endpoint=s3_endpoint)
+    is_quantized = _refuse_without_quantizer(model, index)
+    if loras:
+        refuse_without_peft()
+    lora_files = [lora_file(one, s3_endpoint) for one in loras]
+    folder = _here(model, source_of(model, s3_endpoint), revision, variant=variant)
+    _refuse_other_variant(model, Path(folder), index, variant)
+    with explained(model, folder, is_quantized):
+        pipe = getattr(diffusers, _PLAIN.get(index.pipeline, index.pipeline)).from_pretrained(
             folder,
             dtype=precision,
+            variant=variant,
             use_safetensors=True,
-            safety_checker=None,
-            requires_safety_checker=False,
+            **_without_checker(index.pipeline),
         )
     pipe.set_progress_bar_config(disable=True)
+    if loras:
+        add_loras(pipe, loras, lora_files)
     try:
-        return pipe.to(place)
+        return _placed(pipe, place)
     except (RuntimeError, torch.OutOfMemoryError) as error:
         raise ModelError(f"Model {model!r} does not fit on {place}: {error}") from error
+    except ValueError as error:  # from bitsandbytes' models
+        raise ModelError(
+            f"Model {model!r} cannot be moved to {place}: {first_line(str(error))}"
+        ) from error
+
+
+def is_quantized(network: Any) -> bool:
+    """True for a network of diffusers or transformers whose weights are quantised."""
+    return getattr(network, "hf_quantizer", None) is not None
+
+
+def _placed(pipe, place):
+    """Move a pipeline to a device. Leave what is there: bitsandbytes places the weights that it
+    quantises, and some of its versions cannot move them."""
+    import torch
+
+    for network in pipe.components.values():
+        if not isinstance(network, torch.nn.Module):
+            continue
+        there = network.device
+        is_there = there.type == place.type and place.index in (None, there.index)
+        if not (is_quantized(network) and is_there):
+            network.to(place)
+    return pipe
+
+
+def _refuse_without_quantizer(model: str, index: Index) -> bool:
+    """Return whether some of a model's weights are quantised.
+
+    Raises:
+        ModelError: they are, and the library that reads them is not installed.
+    """
+    methods = {}
+    for component in index.components:
+        quantization = index.config_of(component).get("quantization_config")
+        if isinstance(quantization, dict):
+            methods[component] = str(quantization.get("quant_method"))
+    for component, method in methods.items():
+        module, package = QUANTIZERS.get(method, (None, None))
+        if module is not None and find_spec(module) is None:
+            raise ModelError(
+                f"Model {model!r} has a {component} quantised with {method}, which is not "
+                f"installed: pip install '{package}', or use the model without quantisation."
+            )
+    return bool(methods)
+
+
+def _refuse_other_variant(model: str, folder: Path, index: Index, variant: str | None) -> None:
+    """Check that a local model has a variant, or any weights without one.
+
+    Raises:
+        ModelError: it does not.
+    """
+    weights = [
+        file.name for part in index.components for file in folder.glob(f"{part}/*.safetensors")
+    ]
+    found = [_VARIANT.fullmatch(name) for name in weights]
+    variants = sorted({one[1] for one in found if one is not None})
+    if variant is not None and variant not in variants:
+        fixes = [f"give --variant {name}" for name in variants]
+        raise ModelError(_no_variant(model, variant, fixes + ["leave it out"] * (None in found)))
+    if variant is None and weights and None not in found:
+        raise ModelError(
+            f"Model {model!r} has only weights of the variant {' or '.join(variants)}; add --variant "
+            f"{variants[0]}."
+        )
+
+
+def _no_variant(model: str, variant: str, fixes: Sequence[str] = ("leave it out",)) -> str:
+    return f"Model {model!r} has no weights of the variant {variant!r}; {' or '.join(fixes)}."
+
+
+_PLAIN = {"StableDiffusionAttendAndExcitePipeline": "StableDiffusionPipeline"}
+"""Pipelines that are loaded as another class with the same components."""
+
+
+def _without_checker(pipeline: str) -> dict[str, Any]:
+    """Return the arguments that keep a pipeline from loading its safety checker."""
+    if pipeline not in ("StableDiffusionPipeline", *_PLAIN):
+        return {}
+    return {"safety_checker": None, "requires_safety_checker": False}
 
 
 def named(model: str) -> str:
@@ -80,42 +199,117 @@ def named(model: str) -> str:
     return f"{model}, the small one in this package, which draws coloured shapes; --model names another"
 
 
-def load_tokenizer(model: str, *, revision: str | None = None, s3_endpoint: str | None = None):
-    """Load only a model's tokenizer, which suffices to check prompts and subjects. Does not need
-    torch.
+class Index(NamedTuple):
+    """What a model's `model_index.json` says.
+
+    Attributes:
+        pipeline: the pipeline's class.
+        family: the model's.
+        folder: the local folder with the model's small files.
+        components: the names of the parts that the model has, each with library and class.
+    """
+
+    pipeline: str
+    family: Family
+    folder: Path
+    components: dict[str, tuple[str, str]]
+
+    def config_of(self, component: str) -> dict[str, Any]:
+        """Return the configuration of a network; empty if it has none."""
+        try:
+            return json.loads((self.folder / component / "config.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+
+def index_of(model: str, *, revision: str | None = None, s3_endpoint: str | None = None) -> Index:
+    """Return what is known of a model without its weights. Imports neither torch nor diffusers.
 
     Raises:
-        ModelError: the model does not exist or has no CLIP tokenizer.
+        ModelError: the model does not exist or cannot be guided.
     """
-    from transformers import CLIPTokenizer
+    source = source_of(model, s3_endpoint, weights=False)
+    looks_local = model in EMBEDDED_MODELS or Path(model).is_absolute()
+    if (looks_local or model.startswith((".", "~"))) and not Path(source).is_dir():
+        raise ModelError(f"Model folder {model!r} does not exist; check the path.")
+    folder = Path(_here(model, source, revision, weights=False))
+    with explained(model, str(folder)):
+        file = folder / "model_index.json"
+        if not file.is_file():
+            raise OSError(f"there is no file named {file.name} in it")
+        index = json.loads(file.read_text())
+    name = str(index.get("_class_name"))
+    if name not in FAMILIES:
+        raise ModelError(f"Model {model!r} is {why_not_guidable(name)}.")
+    components = {
+        part: (kind[0], kind[1])
+        for part, kind in index.items()
+        if isinstance(kind, list) and len(kind) == 2 and kind[0] is not None
+    }
+    return Index(name, FAMILIES[name], folder, components)
 
-    folder = _guidable(model, revision, s3_endpoint, weights=False)
-    with explained(model, folder):
-        return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+
+def load_streams(
+    model: str,
+    max_sequence_length: int | None = None,
+    *,
+    revision: str | None = None,
+    s3_endpoint: str | None = None,
+) -> tuple[Stream, ...]:
+    """Load only a model's tokenizers, which suffice to check prompts and subjects: how its network
+    reads them. Does not need torch.
+
+    Raises:
+        ModelError: the model does not exist, cannot be guided, or lacks a tokenizer.
+    """
+    index = index_of(model, revision=revision, s3_endpoint=s3_endpoint)
+    tokenizers = {
+        reader.folder: _tokenizer(model, index, reader.folder)
+        for reader in index.family.readers
+        if reader.encoder in index.components
+    }
+    return index.family.streams(tokenizers, max_sequence_length)
 
 
-def load_vae_scale_factor(
+def _tokenizer(model: str, index: Index, name: str) -> Tokenizer:
+    from transformers import CLIPTokenizer, T5Tokenizer
+
+    kind = CLIPTokenizer if index.components[name][1].startswith("CLIP") else T5Tokenizer
+    with explained(model, str(index.folder)):
+        return kind.from_pretrained(index.folder, subfolder=name)
+
+
+def load_pixel_multiple(
     model: str, *, revision: str | None = None, s3_endpoint: str | None = None
 ) -> int:
-    """Return pixels per latent cell, from the VAE's configuration; 8 if it has none."""
-    from diffusers import AutoencoderKL
-
-    source = source_of(model, s3_endpoint, weights=False)
-    folder = _here(model, source, revision, weights=False)
-    try:
-        config = AutoencoderKL.load_config(folder, subfolder="vae")
-    except (OSError, ValueError):
-        return 8
-    return 2 ** (len(config["block_out_channels"]) - 1)
+    """Return what height and width must be a multiple of: pixels per latent cell, from the VAE's
+    configuration (8 if it has none), times the network's patch."""
+    index = index_of(model, revision=revision, s3_endpoint=s3_endpoint)
+    blocks = index.config_of("vae").get("block_out_channels", [0] * 4)
+    return 2 ** (len(blocks) - 1) * index.family.patch
 
 
-def default_guidance(model: str, s3_endpoint: str | None = None) -> GuidanceConfig:
-    """Return the model's own settings if its folder has `guidance.json`, else the paper's.
+def _defaults(index: Index) -> dict[str, Any]:
+    """Return the settings that a family's pipeline has by default. FLUX.1-schnell, the distilled
+    one, differs from dev in taking no guidance."""
+    defaults = dict(index.family.defaults)
+    distilled = index.config_of("transformer").get("guidance_embeds", True) is False
+    if index.family.is_guidance_embedded and distilled:
+        defaults |= {"num_inference_steps": 4, "guidance_scale": 0.0, "max_sequence_length": 256}
+    return defaults
+
+
+def default_guidance(
+    model: str, s3_endpoint: str | None = None, revision: str | None = None
+) -> GuidanceConfig:
+    """Return a model's own settings: those in its folder's `guidance.json`, else those of its
+    family's pipeline, else the paper's.
 
     Raises:
-        ModelError: `guidance.json` cannot be read or is invalid.
+        ModelError: the model does not exist, or `guidance.json` cannot be read or is invalid.
     """
-    file = Path(source_of(model, s3_endpoint, weights=False)) / GUIDANCE_FILE
+    index = index_of(model, revision=revision, s3_endpoint=s3_endpoint)
+    file = index.folder / GUIDANCE_FILE
     try:
         given = json.loads(file.read_text()) if file.is_file() else {}
         # Steering that is given for no method is Attend-and-Excite's, as when that was the only one.
@@ -123,7 +317,8 @@ def default_guidance(model: str, s3_endpoint: str | None = None) -> GuidanceConf
             name: given.pop(name) for name in SteeringSettings.model_fields if name in given
         }
         by_method = {DEFAULT: steering} | given.pop("by_method", {}) if steering else {}
-        return GuidanceConfig(**given, **({"by_method": by_method} if by_method else {}))
+        by_method = {"by_method": by_method} if by_method else {}
+        return GuidanceConfig(**{**_defaults(index), **given, **by_method})
     except OSError as error:
         raise ModelError(f"Model {model!r}: cannot read {file}: {error.strerror}.") from error
     except (ValueError, TypeError) as error:  # no JSON, or not an object
@@ -142,8 +337,8 @@ def source_of(model: str, s3_endpoint: str | None = None, weights: bool = True) 
     Raises:
         ModelError: the object store has no such model or cannot be read.
     """
-    if model == EMBEDDED:
-        return str(files("aae_batch.shapes") / "weights")
+    if model in EMBEDDED_MODELS:
+        return str(files("aae_batch.shapes") / EMBEDDED_MODELS[model])
     if not is_url(model):
         return model
     try:
@@ -153,33 +348,13 @@ def source_of(model: str, s3_endpoint: str | None = None, weights: bool = True) 
         raise ModelError(str(error)) from None
 
 
-def _guidable(
-    model: str, revision: str | None, s3_endpoint: str | None, weights: bool = True
+def _here(
+    model: str,
+    source: str,
+    revision: str | None,
+    weights: bool = True,
+    variant: str | None = None,
 ) -> str:
-    """Return the local folder with a model's files, fetched if necessary. Weights are fetched only
-    after the model's index shows that it can be guided.
-
-    Raises:
-        ModelError: the model does not exist or cannot be guided.
-    """
-    from diffusers import DiffusionPipeline
-
-    source = source_of(model, s3_endpoint, weights)
-    looks_local = model == EMBEDDED or Path(model).is_absolute() or model.startswith((".", "~"))
-    if looks_local and not Path(source).is_dir():
-        raise ModelError(f"Model folder {model!r} does not exist; check the path.")
-    folder = _here(model, source, revision, weights=False)
-    with explained(model, folder):
-        name = DiffusionPipeline.load_config(folder).get("_class_name")
-    if name not in GUIDABLE:
-        raise ModelError(
-            f"Model {model!r} is a {name}, which cannot be guided; use a Stable Diffusion 1.x or 2.x "
-            "text-to-image model (StableDiffusionPipeline)."
-        )
-    return _here(model, source, revision) if weights else folder
-
-
-def _here(model: str, source: str, revision: str | None, weights: bool = True) -> str:
     """Return the local folder of a model, downloaded once per machine if it comes from the hub. An
     earlier download is used if the hub cannot be reached.
 
@@ -188,22 +363,45 @@ def _here(model: str, source: str, revision: str | None, weights: bool = True) -
     """
     if Path(source).is_dir():
         return source
-    from diffusers import StableDiffusionPipeline
     from huggingface_hub import snapshot_download
 
     def fetch() -> str:
         if not weights:
             small = [f"*{ending}" for ending in _SMALL_FILES]
             return snapshot_download(model, revision=revision, allow_patterns=small)
+        from diffusers import DiffusionPipeline
+
         return str(
-            StableDiffusionPipeline.download(
-                model, revision=revision, use_safetensors=True, safety_checker=None
+            DiffusionPipeline.download(
+                model,
+                revision=revision,
+                variant=variant,
+                use_safetensors=True,
+                safety_checker=None,
             )
         )
 
+    with explained(model, source):
+        try:
+            return from_hub(f"{model} {revision}", fetch)
+        except ValueError as error:
+            if variant is not None and f"`variant={variant}`" in str(error):
+                raise ModelError(_no_variant(model, variant)) from error
+            raise
+
+
+def from_hub(name: str, fetch: Callable[[], str]) -> str:
+    """Download from the hub in one process of this machine at a time; wait for a busy hub.
+
+    Args:
+        name: identifies what is fetched.
+
+    Raises:
+        ModelError: the cache cannot be written to.
+        OSError, ValueError: whatever `fetch` raises.
+    """
     try:
-        with explained(model, source):
-            return fetch_in_turn(f"{model} {revision}", fetch, _may_pass)
+        return fetch_in_turn(name, fetch, _may_pass)
     except OutputError as error:
         raise ModelError(str(error)) from None
 
@@ -227,11 +425,21 @@ def _may_pass(error: BaseException) -> bool:
 
 
 @contextmanager
-def explained(model: str, source: str) -> Iterator[None]:
+def explained(model: str, source: str, is_quantized: bool = False) -> Iterator[None]:
     """Turn the long errors of the hub's client, transformers and diffusers into one-sentence
-    `ModelError`s."""
+    `ModelError`s.
+
+    Args:
+        is_quantized: the model's weights are, so that loading them needs more than files.
+    """
     try:
         yield
+    except (ImportError, RuntimeError, NotImplementedError) as error:
+        if not is_quantized:
+            raise
+        raise ModelError(
+            f"Model {model!r} is quantised and cannot be loaded here: {first_line(str(error))}"
+        ) from error
     except (OSError, ValueError) as error:
         raise ModelError(_why_unloadable(model, source, error)) from error
 
@@ -241,23 +449,29 @@ def _why_unloadable(model: str, source: str, error: Exception) -> str:
     if "safetensors" in text:
         return (
             f"Model {model!r} has no safetensors weights, and pickled ones are not loaded; convert it "
-            "with pipe.save_pretrained(folder, safe_serialization=True), or take another revision."
+            "with pipe.save_pretrained(folder, safe_serialization=True), or take another revision or "
+            "variant."
         )
     if Path(source).is_dir():
-        return f"Folder {model!r} is not a complete diffusers model: {_first_line(text)}"
-    unknown = ("401", "404", "not a valid model identifier", "Repository Not")
-    if any(sign in text for sign in unknown):
+        return f"Folder {model!r} is not a complete diffusers model: {first_line(text)}"
+    if is_not_found(error):
         return (
             f"Model {model!r} was not found: it is neither a local folder nor a hub id that you can "
             "access; check the spelling, or log in with `hf auth login` if it is private or gated."
         )
     return (
         f"Model {model!r} is not a folder here and the hub cannot be reached; check the network, or "
-        f"give the path of a downloaded diffusers folder. ({_first_line(text)})"
+        f"give the path of a downloaded diffusers folder. ({first_line(text)})"
     )
 
 
-def _first_line(text: str) -> str:
+def is_not_found(error: Exception) -> bool:
+    """True if the hub has no such repository, or none that this user can access."""
+    signs = ("401", "404", "not a valid model identifier", "Repository Not")
+    return any(sign in str(error) for sign in signs)
+
+
+def first_line(text: str) -> str:
     return text.strip().splitlines()[0] if text.strip() else "no details were given"
 
 
@@ -278,7 +492,7 @@ def torch_device(name: str):
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise SettingsError(
-            f"Device {name!r} cannot be used here ({_first_line(str(error))}); try 'auto' or 'cpu'."
+            f"Device {name!r} cannot be used here ({first_line(str(error))}); try 'auto' or 'cpu'."
         ) from error
     return device
 

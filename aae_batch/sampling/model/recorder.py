@@ -31,11 +31,14 @@ class Layer:
         queries: the image's queries, if the layer has others too.
         keys: the text's keys, if the layer has others too. None records affinity: how strongly the
             image's positions attend to each other.
+        with_affinity: records affinity too, between the positions of `queries`, as shares of what
+            they attend to each other.
     """
 
     module: Any
     queries: slice = field(default_factory=lambda: ALL)
     keys: slice | None = field(default_factory=lambda: ALL)
+    with_affinity: bool = False
 
 
 class AttentionRecorder:
@@ -127,6 +130,11 @@ class AttentionRecorder:
             rows = self._affinity_rows
             self._add(self._affinity, _probabilities(query[rows], key[rows], **_of(how, rows)))
         else:
+            if layer.with_affinity and self._affinity_rows != NONE:
+                rows, image = self._affinity_rows, layer.queries
+                some = query[rows, :, image], key[rows]
+                whole = _probabilities(*some, **_of(how, rows, image))[..., image]
+                self._add(self._affinity, whole / whole.sum(dim=-1, keepdim=True))
             rows, queries = self._rows, layer.queries
             how_some = _of(how, rows, queries)
             columns = _columns(query[rows, :, queries], key[rows], layer.keys, **how_some)
@@ -202,9 +210,12 @@ def _probabilities(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
     """Return the softmax inside `scaled_dot_product_attention`, [batch, heads, queries, keys]."""
     query, key = _precise(query, key)
+    if enable_gqa:  # several heads of queries share one of keys
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     batch = query.shape[:2]
     scores = torch.baddbmm(
         query.new_empty(()) if attn_mask is None else _flat_mask(attn_mask, query, key),

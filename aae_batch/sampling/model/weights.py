@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from aae_batch.errors import ModelError, OutputError
 from aae_batch.sampling.model.loading import MODEL_FILES, source_of
+from aae_batch.sampling.model.lora import lora_version, parse_loras
 from aae_batch.store.base import is_url
 from aae_batch.store.fetch import folder_digest
 
@@ -39,10 +41,35 @@ def weights_digest(
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or path.suffix not in endings:
             continue
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(_END))
-            file.seek(max(0, size - _END))
-            digest.update(file.read(_END))
+        _add_file(digest, path, path.relative_to(folder).as_posix())
     return digest.hexdigest()
+
+
+def lora_digests(loras: Sequence[str], s3_endpoint: str | None = None) -> dict[str, str]:
+    """Return what identifies the weights of each LoRA, by its id: a SHA-256 over a local file or over
+    the listing of an object store, or a commit on the hub.
+
+    Raises:
+        ModelError: a LoRA does not exist or cannot be read.
+        SettingsError: one is malformed.
+    """
+    versions = {one.id: lora_version(one, s3_endpoint) for one in parse_loras(loras)}
+    return {
+        name: _file_digest(version) if isinstance(version, Path) else version
+        for name, version in versions.items()
+    }
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    _add_file(digest, path, path.name)
+    return digest.hexdigest()
+
+
+def _add_file(digest, path: Path, name: str) -> None:
+    size = path.stat().st_size
+    digest.update(f"{name} {size}\n".encode())
+    with path.open("rb") as file:
+        digest.update(file.read(_END))
+        file.seek(max(0, size - _END))
+        digest.update(file.read(_END))

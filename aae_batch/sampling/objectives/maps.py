@@ -25,20 +25,17 @@ together."""
 SMOOTHING_SIGMA = 0.5
 
 
-def normalize_over_words(maps: Tensor, ends: Tensor) -> Tensor:
-    """Let the words compete for each place: the softmax of `SHARPNESS` x maps, without the start
-    token.
+def normalize_over_words(maps: Tensor, words: Tensor) -> Tensor:
+    """Let the words compete for each place: the softmax of `SHARPNESS` x maps over `words`.
 
     Args:
-        maps: [batch, height, width, tokens], probabilities that sum to 1 over tokens.
-        ends: [batch], the first position left out: the last one, as in diffusers, or the end token
-            (`normalize_eot`).
+        maps: [batch, height, width, tokens], probabilities.
+        words: [batch, tokens], True at the positions that compete: without a start token, and up to
+            the last one, as in diffusers, or to the end token (`normalize_eot`).
 
     Returns:
-        [batch, height, width, tokens]; 0 at the start token and from `ends` on.
+        [batch, height, width, tokens]; 0 elsewhere.
     """
-    positions = torch.arange(maps.shape[-1], device=maps.device)
-    words = (positions > 0) & (positions < ends[:, None])
     logits = (SHARPNESS * maps).masked_fill(~words[:, None, None, :], -torch.inf)
     return logits.softmax(dim=-1)
 

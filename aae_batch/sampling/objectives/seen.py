@@ -24,7 +24,7 @@ class Seen:
     Attributes:
         maps: [rows, height, width, tokens], raw cross-attention, the mean over heads and layers.
         words: `maps` after the softmax over words, as in Attend-and-Excite.
-        ends: per row, the position of the end token, where the prompt's words end.
+        prompt: [rows, tokens], True at the positions of the prompt's words.
         subjects: per row, its subjects, each with its head and its modifiers.
         pooling: how the maps of several tokens become one.
         steps: per row, the denoising step.
@@ -35,7 +35,7 @@ class Seen:
 
     maps: Tensor
     words: Tensor
-    ends: Sequence[int]
+    prompt: Tensor
     subjects: Sequence[Sequence[Subject]]
     pooling: Pooling
     steps: Sequence[int]
@@ -55,7 +55,7 @@ class Seen:
                 self,
                 maps=maps,
                 words=words,
-                ends=self.ends[some],
+                prompt=self.prompt[some],
                 subjects=self.subjects[some],
                 steps=self.steps[some],
                 memory=self.memory[some],

@@ -42,14 +42,7 @@ def symmetric_divergence(some: Tensor, others: Tensor) -> Tensor:
 
 def _outside(seen: Seen) -> Tensor:
     """[rows, words, tokens], True if a token is a word of the prompt outside the word's subject."""
-    there = [
-        [
-            [0 < i < end and i not in subject.token_indices for i in range(seen.maps.shape[-1])]
-            for subject in subjects
-            for _ in (*subject.modifiers, subject.head)
-        ]
-        for subjects, end in zip(seen.subjects, seen.ends, strict=True)
-    ]
-    most, nothing = seen.most_words, [False] * seen.maps.shape[-1]
-    whole = [[*some, *[nothing] * (most - len(some))] for some in there]
-    return torch.tensor(whole, device=seen.maps.device)
+    own = seen.subject_tokens.bool()
+    rows = torch.arange(len(own), device=own.device)[:, None]
+    of_owner = own[rows, seen.owner.clamp_min(0)]  # [rows, words, tokens]
+    return seen.prompt[:, None] & ~of_owner & seen.is_word[:, :, None]

@@ -9,7 +9,7 @@ import torch
 
 from aae_batch import Engine, GuidanceConfig, Request
 from aae_batch.errors import ModelError, SettingsError
-from aae_batch.sampling.model.loading import default_guidance, load_pipeline, load_tokenizer
+from aae_batch.sampling.model.loading import default_guidance, load_pipeline, load_streams
 from aae_batch.sampling.model.weights import weights_digest
 
 
@@ -28,8 +28,9 @@ def test_a_folder_is_loaded_and_guided(folder):
 
 
 def test_the_tokenizer_alone_is_loaded(folder):
-    assert load_tokenizer(str(folder))("a star").input_ids[1:-1] == [
-        load_tokenizer(str(folder)).convert_tokens_to_ids(token) for token in ("a</w>", "star</w>")
+    (stream,) = load_streams(str(folder))
+    assert stream.tokenizer("a star").input_ids[1:-1] == [
+        stream.tokenizer.convert_tokens_to_ids(token) for token in ("a</w>", "star</w>")
     ]
 
 
@@ -51,6 +52,8 @@ def test_a_models_own_settings_are_its_defaults(folder):
     [("{", "is not a JSON object"), ("[]", "is not a JSON object"), ('{"steps": 3}', "steps")],
 )
 def test_settings_of_a_model_that_do_not_fit_name_the_file(tmp_path, text, said):
+    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.30.0"}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
     (tmp_path / "guidance.json").write_text(text)
     with pytest.raises(ModelError, match=rf"guidance\.json .*{said}"):
         default_guidance(str(tmp_path))
@@ -68,9 +71,9 @@ def test_a_hub_that_cannot_be_reached_is_told_as_such(monkeypatch):
 
 
 def test_another_kind_of_pipeline_is_refused_before_its_weights_are_read(tmp_path):
-    index = {"_class_name": "StableDiffusionXLPipeline", "_diffusers_version": "0.30.0"}
+    index = {"_class_name": "KandinskyPipeline", "_diffusers_version": "0.30.0"}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match="StableDiffusionXLPipeline, which cannot be guided"):
+    with pytest.raises(ModelError, match=r"a KandinskyPipeline, which cannot be guided; use .* FLUX"):
         load_pipeline(str(tmp_path))
 
 
@@ -114,7 +117,8 @@ def test_the_tokenizer_and_settings_of_a_model_in_an_object_store_need_no_weight
 ):
     guidance = json.dumps({"num_inference_steps": 30}).encode()
     bucket.client.put_object(Bucket=bucket.name, Key="tiny/guidance.json", Body=guidance)
-    assert load_tokenizer(model_url, s3_endpoint=s3_server)("a star").input_ids
+    (stream,) = load_streams(model_url, s3_endpoint=s3_server)
+    assert stream.tokenizer("a star").input_ids
     assert default_guidance(model_url, s3_server).num_inference_steps == 30
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
@@ -127,7 +131,7 @@ def test_a_changed_model_in_an_object_store_has_another_fingerprint(model_url, b
 
 
 def test_a_missing_model_in_an_object_store_is_told_as_such(model_url, s3_server):
-    for use in (load_pipeline, load_tokenizer):
+    for use in (load_pipeline, load_streams):
         with pytest.raises(ModelError, match=r"no model at s3://.*/nowhere: check the URL"):
             use(f"{model_url}/nowhere", s3_endpoint=s3_server)
     with pytest.raises(ModelError, match="no model at"):

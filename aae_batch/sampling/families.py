@@ -1,0 +1,151 @@
+"""The families of models that can be guided: what is known about each without loading it.
+
+This module does not import torch, because prompts are checked without it. The networks behind the
+names are in `aae_batch.sampling.model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from aae_batch.sampling.words import Stream, Tokenizer
+
+if TYPE_CHECKING:
+    from aae_batch.sampling.config import GuidanceConfig
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A tokenizer whose tokens the network attends to, under diffusers' names.
+
+    Attributes:
+        folder: the tokenizer's subfolder.
+        encoder: the text encoder's; without one the network sees zeros.
+        name: what reports call it.
+        is_bounded: `max_sequence_length` is its number of positions, not the tokenizer's own.
+    """
+
+    folder: str
+    encoder: str
+    name: str
+    is_bounded: bool = False
+
+
+CLIP = Reader("tokenizer", "text_encoder", "CLIP")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Facts about a family of models.
+
+    Attributes:
+        name: what messages and docs call it.
+        network: `"module:class"` of its implementation.
+        readers: the text that its network attends to, in this order.
+        patch: latent cells per side of one of the network's tokens; 1 for a UNet.
+        max_sequence_length: default of that setting, as in its pipeline; None without a bounded
+            reader.
+        defaults: other settings whose default is that of its pipeline.
+        is_guidance_embedded: `guidance_scale` is an input of the network, and classifier-free
+            guidance has `true_cfg_scale`.
+        trims_text: compares a subject with the words up to the end token, not with the padding.
+        is_flow: trained by flow matching: it predicts velocities.
+        has_cross_attention: values of cross-attention may come from another text than keys.
+    """
+
+    name: str
+    network: str
+    readers: tuple[Reader, ...] = (CLIP,)
+    patch: int = 1
+    max_sequence_length: int | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    is_guidance_embedded: bool = False
+    trims_text: bool = True
+    is_flow: bool = False
+    has_cross_attention: bool = False
+
+    def classifier_free(self, config: GuidanceConfig) -> float:
+        """Return the scale of classifier-free guidance; 1 or less is none."""
+        return config.true_cfg_scale if self.is_guidance_embedded else config.guidance_scale
+
+    def streams(
+        self, tokenizers: Mapping[str, Tokenizer], max_sequence_length: int | None
+    ) -> tuple[Stream, ...]:
+        """Return how the network reads prompts.
+
+        Args:
+            tokenizers: by their folders; readers without one are left out.
+            max_sequence_length: None for the family's own.
+        """
+        streams: list[Stream] = []
+        offset = 0
+        for reader in self.readers:
+            tokenizer = tokenizers.get(reader.folder)
+            if tokenizer is None:
+                continue
+            length = tokenizer.model_max_length
+            if reader.is_bounded:
+                length = max_sequence_length or self.max_sequence_length or length
+            streams.append(Stream(tokenizer, length, offset, reader.name))
+            offset += length
+        return tuple(streams)
+
+
+STABLE_DIFFUSION = Family(
+    "Stable Diffusion 1 and 2",
+    "aae_batch.sampling.model.unet:StableDiffusion",
+    trims_text=False,
+    has_cross_attention=True,
+)
+SDXL = Family(
+    "Stable Diffusion XL",
+    "aae_batch.sampling.model.sdxl:StableDiffusionXL",
+    defaults={"guidance_scale": 5.0},
+    has_cross_attention=True,
+)
+SD3 = Family(
+    "Stable Diffusion 3",
+    "aae_batch.sampling.model.sd3:StableDiffusion3",
+    readers=(CLIP, Reader("tokenizer_3", "text_encoder_3", "T5", is_bounded=True)),
+    patch=2,
+    is_flow=True,
+    max_sequence_length=256,
+    defaults={"guidance_scale": 7.0, "num_inference_steps": 28},
+)
+FLUX = Family(
+    "FLUX.1",
+    "aae_batch.sampling.model.flux:Flux",
+    readers=(Reader("tokenizer_2", "text_encoder_2", "T5", is_bounded=True),),
+    patch=2,
+    is_flow=True,
+    max_sequence_length=512,
+    defaults={"guidance_scale": 3.5, "num_inference_steps": 28},
+    is_guidance_embedded=True,
+)
+CHROMA = Family(
+    "Chroma",
+    "aae_batch.sampling.model.flux:Chroma",
+    readers=(Reader("tokenizer", "text_encoder", "T5", is_bounded=True),),
+    patch=2,
+    is_flow=True,
+    max_sequence_length=512,
+    defaults={"guidance_scale": 5.0, "num_inference_steps": 35},
+)
+
+FAMILIES: dict[str, Family] = {
+    "StableDiffusionPipeline": STABLE_DIFFUSION,
+    "StableDiffusionAttendAndExcitePipeline": STABLE_DIFFUSION,
+    "StableDiffusionXLPipeline": SDXL,
+    "StableDiffusion3Pipeline": SD3,
+    "FluxPipeline": FLUX,
+    "ChromaPipeline": CHROMA,
+}
+"""Families by the class of a pipeline, `_class_name` in its `model_index.json`."""
+
+
+def why_not_guidable(pipeline: str) -> str:
+    """Return one sentence's end about a pipeline class that is in no family."""
+    names = ", ".join(dict.fromkeys(family.name for family in FAMILIES.values()))
+    return f"a {pipeline}, which cannot be guided; use a text-to-image model of {names}"

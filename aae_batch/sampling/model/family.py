@@ -1,0 +1,423 @@
+"""A family of models behind a few verbs: encode, attend, denoise, decode."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import diffusers
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from PIL.Image import Image
+from torch import Tensor
+
+from aae_batch.errors import ModelError, SettingsError
+from aae_batch.sampling import families
+from aae_batch.sampling.config import SCHEDULERS, GuidanceConfig
+from aae_batch.sampling.model.recorder import NONE, AttentionRecorder, Layer
+from aae_batch.sampling.words import Stream
+
+Bag = dict[str, Tensor]
+"""An encoded text as a network takes it, by the names of its arguments. Every tensor is one row; a
+batch stacks them."""
+
+TEXT = "encoder_hidden_states"
+"""The part of a bag that a network attends to: [tokens, width]."""
+
+TILED_ABOVE = 4 * 1024 * 1024
+"""Images with more pixels than this are decoded in tiles."""
+
+
+class Network(ABC):
+    """A diffusers pipeline of one family.
+
+    Args:
+        pipe: the pipeline. It is changed only inside `recording_maps`. Its safety checker is not
+            run.
+
+    Raises:
+        ModelError: the components are not those of the family.
+    """
+
+    facts: ClassVar[families.Family]
+
+    def __init__(self, pipe) -> None:
+        self.check(pipe)
+        self.pipe = pipe
+        self.max_sequence_length = self.facts.max_sequence_length
+        self._recorder: AttentionRecorder | None = None
+        self._embed_one = lru_cache(maxsize=64)(self._embed_one)  # type: ignore[method-assign]
+
+    # --- what differs from family to family ---
+
+    @property
+    @abstractmethod
+    def network(self) -> Any:
+        """The denoising network."""
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """The latents' channels."""
+
+    @property
+    @abstractmethod
+    def native_size(self) -> tuple[int, int]:
+        """Height and width of the latents the model was trained on."""
+
+    @abstractmethod
+    def check(self, pipe) -> None:
+        """Check that a pipeline has the family's components.
+
+        Raises:
+            ModelError: it does not.
+        """
+
+    @abstractmethod
+    def _embed(self, text: str) -> Bag:
+        """Encode one text as the pipeline does."""
+
+    @abstractmethod
+    def blank(self) -> Bag:
+        """Return a text without content on the network's device, to count what a pass costs."""
+
+    @abstractmethod
+    def _forward(self, latents: Tensor, timesteps: Tensor, text: Bag) -> Tensor:
+        """Run the network, on [batch, channels, height, width] in its own dtype."""
+
+    @abstractmethod
+    def _layers(self, config: GuidanceConfig) -> list[Layer]:
+        """Return the attention layers that guidance reads, in forward order.
+
+        Raises:
+            SettingsError: the network has no such layers.
+        """
+
+    @abstractmethod
+    def map_size(self, latents: Tensor) -> tuple[int, int]:
+        """Return the height and width of the maps for latents [..., height, width]."""
+
+    @abstractmethod
+    def scheduler(self, name: str | None):
+        """Return a new scheduler: the pipeline's own, or `name`.
+
+        Raises:
+            SettingsError: the scheduler is unknown or does not fit the model.
+        """
+
+    def set_timesteps(self, scheduler, steps: int, shape: Sequence[int]) -> None:
+        """Prepare a scheduler for latents of `shape`, as the pipeline does."""
+        scheduler.set_timesteps(steps, device=self.device)
+
+    def _extras(self, config: GuidanceConfig) -> Bag:
+        """Return what the network takes beside the text, which depends on a row's settings."""
+        return {}
+
+    # --- facts ---
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.dtype
+
+    @property
+    def latents_dtype(self) -> torch.dtype:
+        """Dtype in which latents are stored, guided and stepped: at least float32, because an
+        update is often too small to change a bfloat16 latent."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    @property
+    def pixel_multiple(self) -> int:
+        """What height and width of an image are a multiple of."""
+        return self.pipe.vae_scale_factor * self.facts.patch
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """How the network reads prompts."""
+        readers = [r for r in self.facts.readers if getattr(self.pipe, r.encoder, None) is not None]
+        tokenizers = {reader.folder: getattr(self.pipe, reader.folder) for reader in readers}
+        return self.facts.streams(tokenizers, self.max_sequence_length)
+
+    def trims_text(self, config: GuidanceConfig) -> bool:
+        """True if a subject is compared with the words up to the end token only."""
+        return self.facts.trims_text if config.normalize_eot is None else config.normalize_eot
+
+    def latent_shape(self, height: int | None, width: int | None) -> tuple[int, int, int]:
+        """Return the latents' shape, [channels, height, width], for an image of `height` x
+        `width` pixels."""
+        factor, native = self.pipe.vae_scale_factor, self.native_size
+        return (
+            self.channels,
+            height // factor if height else native[0],
+            width // factor if width else native[1],
+        )
+
+    # --- the four main methods ---
+
+    def encode(self, text: str, config: GuidanceConfig) -> Bag:
+        """Encode a text for the network, with what else a row's settings give it.
+
+        Each text is encoded alone, so that the result does not depend on the batch.
+        """
+        return {**self._embed_one(text), **self._extras(config)}
+
+    def encode_negative(self, config: GuidanceConfig) -> Bag:
+        """Encode what classifier-free guidance moves away from."""
+        return self.encode(config.negative_prompt or "", config)
+
+    def attend(
+        self, latents: Tensor, timesteps: Tensor, text: Bag, affinity_rows: slice = NONE
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return attention maps, differentiable in the latents. The forward ends at the last map.
+
+        Args:
+            latents: [batch, channels, height, width], scaled as the scheduler requires; cast here
+                to the network's dtype.
+            timesteps: [batch].
+            text: encoded texts, stacked.
+            affinity_rows: batch rows whose affinity to record.
+
+        Returns:
+            Attention to the text [batch, map height, map width, tokens], and the affinity
+            [affinity rows, places, places] or None; float32 or better.
+        """
+        recorder = self._require_recorder()
+        with recorder.recording(affinity_rows=affinity_rows, stop_early=True):
+            self._forward(latents.to(self.dtype), timesteps, text)
+        return self._recorded(recorder, latents, affinity_rows)
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: Bag,
+        values: Tensor | None = None,
+        record: slice = NONE,
+        affinity_rows: slice = NONE,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return the network's prediction, [batch, channels, height, width] in the latents' dtype,
+        and the maps and affinity of some rows, shaped as in `attend`.
+
+        Args:
+            latents, timesteps, text: as in `attend`.
+            values: [batch, tokens, width], the source of the cross-attention values if not `text`.
+                Keys, and so the maps, still come from `text`.
+            record: batch rows whose maps to record.
+            affinity_rows: those rows of `record` whose affinity to record.
+        """
+        with ExitStack() as stack:
+            if values is not None:
+                stack.enter_context(self._values_from(values))
+            if record != NONE:
+                recorder = self._require_recorder()
+                stack.enter_context(recorder.recording(record, affinity_rows))
+            predicted = self._forward(latents.to(self.dtype), timesteps, text)
+        predicted = predicted.to(self.latents_dtype)
+        if record == NONE:
+            return predicted, None, None
+        return predicted, *self._recorded(recorder, latents, affinity_rows)
+
+    def _recorded(
+        self, recorder: AttentionRecorder, latents: Tensor, affinity_rows: slice
+    ) -> tuple[Tensor, Tensor | None]:
+        maps = recorder.maps.unflatten(1, self.map_size(latents))
+        return maps, None if affinity_rows == NONE else recorder.affinity
+
+    def _values_from(self, values: Tensor):
+        raise ModelError(f"{self.facts.name} has no cross-attention with values of its own.")
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Image | None:
+        """Decode final latents, [channels, height, width], to an RGB image.
+
+        A half-precision decoder that overflows is run again in float32. Returns None if the pixels
+        are not finite even then.
+        """
+        vae = self.pipe.vae
+        dtype, scaled = vae.dtype, self._unscaled(latents.unsqueeze(0))
+        with _tiled(vae, latents.shape[-2:].numel() * self.pipe.vae_scale_factor**2):
+            decoded = vae.decode(scaled.to(dtype), return_dict=False)[0]
+            if not decoded.isfinite().all():
+                if dtype not in (torch.float16, torch.bfloat16):
+                    return None
+                try:
+                    decoded = vae.to(torch.float32).decode(scaled.float(), return_dict=False)[0]
+                finally:
+                    vae.to(dtype)
+                if not decoded.isfinite().all():
+                    return None
+        return self.pipe.image_processor.postprocess(decoded, output_type="pil")[0]
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
+        """Undo what the VAE's configuration says was done to the latents."""
+        config = self.pipe.vae.config
+        latents = latents / config.scaling_factor
+        if getattr(config, "latents_mean", None) and getattr(config, "latents_std", None):
+            shape = (1, -1, 1, 1)
+            latents = latents * latents.new_tensor(config.latents_std).view(shape)
+            latents = latents + latents.new_tensor(config.latents_mean).view(shape)
+        return latents + (getattr(config, "shift_factor", None) or 0)
+
+    # --- other methods for sampling ---
+
+    def release_memory(self) -> None:
+        """Release the unused memory that the device's allocator holds."""
+        if self.device.type in ("cuda", "mps"):
+            getattr(torch, self.device.type).empty_cache()
+
+    def draw_noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+        """Draw initial noise for one image, [channels, height, width], as diffusers does.
+
+        diffusers' half-precision pipelines draw the same numbers, rounded.
+        """
+        return randn_tensor(
+            (1, *shape), generator=generator, device=self.device, dtype=self.latents_dtype
+        ).squeeze(0)
+
+    @contextmanager
+    def recording_maps(self, config: GuidanceConfig | None = None) -> Iterator[None]:
+        """Sample with these settings inside the block: let `attend` and `denoise` record maps.
+        Restores the pipeline afterwards.
+
+        Raises:
+            SettingsError: the network has no such attention layers, or reads no sequence of that
+                length.
+        """
+        config = config or GuidanceConfig()
+        before = self.max_sequence_length
+        self._set_sequence_length(config.max_sequence_length)
+        frozen = [p for p in self.network.parameters() if p.requires_grad]
+        try:
+            layers = self._layers(config)
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+            self._recorder = AttentionRecorder(layers)
+            yield
+        finally:
+            if self._recorder is not None:
+                self._recorder.close()
+                self._recorder = None
+            for parameter in frozen:
+                parameter.requires_grad_(True)
+            self._set_sequence_length(before)
+
+    def _set_sequence_length(self, length: int | None) -> None:
+        if length is not None and self.facts.max_sequence_length is None:
+            raise SettingsError(
+                f"max_sequence_length is {length}, but {self.facts.name} reads prompts of a fixed "
+                "length; leave it out."
+            )
+        wanted = length or self.facts.max_sequence_length
+        if wanted != self.max_sequence_length:
+            self.max_sequence_length = wanted
+            self._embed_one.cache_clear()  # type: ignore[attr-defined]
+
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, device=self.device, dtype=self.dtype)
+
+    def _require_recorder(self) -> AttentionRecorder:
+        if self._recorder is None:
+            raise RuntimeError("maps are recorded only inside recording_maps()")
+        return self._recorder
+
+    @torch.no_grad()
+    def _embed_one(self, text: str) -> Bag:
+        return {name: tensor.to(self.dtype) for name, tensor in self._embed(text).items()}
+
+
+def network_of(pipe) -> Network:
+    """Return a pipeline behind the verbs of its family.
+
+    Raises:
+        ModelError: it is of none, or its components are not those of its family.
+    """
+    from pkgutil import resolve_name
+
+    name = type(pipe).__name__
+    family = families.FAMILIES.get(name)
+    if family is None:
+        raise ModelError(f"This is {families.why_not_guidable(name)}.")
+    return resolve_name(family.network)(pipe)
+
+
+def chosen(layers: Sequence[Any], numbers: Sequence[int] | None, what: str) -> list[Any]:
+    """Return the layers that a setting chooses by number; all without one.
+
+    Raises:
+        SettingsError: there is none of a number.
+    """
+    if numbers is None:
+        return list(layers)
+    wrong = [number for number in numbers if number >= len(layers)]
+    if wrong:
+        raise SettingsError(
+            f"attn_layers has {wrong[0]}, but this model has {what} 0 to {len(layers) - 1}; choose "
+            "among these."
+        )
+    return [layers[number] for number in numbers]
+
+
+# --- schedulers of all kinds ---
+
+
+def named_scheduler(own, name: str | None, known: Sequence[str]):
+    """Return a copy of the pipeline's scheduler, or `name` with the same noise schedule.
+
+    Args:
+        known: the classes that fit the family.
+
+    Raises:
+        SettingsError: the scheduler is none of these.
+    """
+    if name is None:
+        return copy.deepcopy(own)
+    class_name = SCHEDULERS.get(name, name)
+    if class_name not in known or not hasattr(diffusers, class_name):
+        short = [name for name, long in SCHEDULERS.items() if long in known]
+        raise SettingsError(
+            f"scheduler {class_name!r} cannot be used; take one of {', '.join([*short, *known])}."
+        )
+    # Stable Diffusion's own PNDM configuration has no Runge-Kutta steps
+    others = {"skip_prk_steps": True} if class_name == "PNDMScheduler" else {}
+    return getattr(diffusers, class_name).from_config(own.config, **others)
+
+
+def noise_scale(scheduler) -> float:
+    """Return the standard deviation of initial latents."""
+    return getattr(scheduler, "init_noise_sigma", 1.0)
+
+
+def scaled(scheduler, latents: Tensor, timestep: Tensor) -> Tensor:
+    """Scale latents as the network expects: the identity for DDIM, PNDM and flow matching."""
+    scale = getattr(scheduler, "scale_model_input", None)
+    return latents if scale is None else scale(latents, timestep)
+
+
+def step_arguments(scheduler, generator: torch.Generator, eta: float) -> dict[str, object]:
+    """Return those of the two keyword arguments that `scheduler.step` accepts, as diffusers'
+    pipelines do."""
+    accepted = inspect.signature(scheduler.step).parameters
+    wanted = {"generator": generator, "eta": eta}
+    return {name: value for name, value in wanted.items() if name in accepted}
+
+
+@contextmanager
+def _tiled(vae, pixels: int) -> Iterator[None]:
+    """Decode in tiles inside the block if the image is large."""
+    if pixels <= TILED_ABOVE or getattr(vae, "use_tiling", True):
+        yield
+        return
+    vae.enable_tiling()
+    try:
+        yield
+    finally:
+        vae.disable_tiling()
