@@ -280,9 +280,13 @@ REAL = (
 for FLUX.1 and Chroma is theirs."""
 
 
-def on_meta(pipeline: str, network: Any) -> Network:
+def on_meta(pipeline: str, network: Any, size: int = 128) -> Network:
     """Return a network on the meta device behind the verbs of its family, in an object with what else a pipeline
-    of that class needs to be counted."""
+    of that class needs to be counted.
+
+    Args:
+        size: side of the latents where the network's configuration does not say it.
+    """
     is_unet = isinstance(network, UNet2DConditionModel)
     schedulers = {"StableDiffusionXLPipeline": EulerDiscreteScheduler}
     own = schedulers.get(pipeline, DDIMScheduler if is_unet else FlowMatchEulerDiscreteScheduler)
@@ -297,7 +301,7 @@ def on_meta(pipeline: str, network: Any) -> Network:
     named = {"unet" if is_unet else "transformer": network, "scheduler": own()}
     kind = type(pipeline, (SimpleNamespace,), {})
     return network_of(
-        kind(**parts, **encoders, **named, vae_scale_factor=8, default_sample_size=128)
+        kind(**parts, **encoders, **named, vae_scale_factor=8, default_sample_size=size)
     )
 
 

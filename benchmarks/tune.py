@@ -59,10 +59,11 @@ def measure(
     results = list(engine.generate(requests, config))
     seconds = (time.perf_counter() - start) / len(requests)
     done = [result for result in results if result.error is None and result.attention is not None]
-    for result in done if images is not None else ():
-        assert images is not None and result.image is not None
+    if images is not None:
         images.mkdir(parents=True, exist_ok=True)
-        result.image.save(images / f"{result.request.seed}.png")
+        for result in done:
+            assert result.image is not None
+            result.image.save(images / f"{result.request.seed}.png")
     failed = [str(result.error) for result in results if result.error is not None]
     if not done:
         return ["", "", "", f"{seconds:.2f}", f"{len(failed)}: {failed[0]}"]

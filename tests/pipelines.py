@@ -84,7 +84,9 @@ def stable_diffusion_xl() -> StableDiffusionXLPipeline:
     )
 
 
-def stable_diffusion_3(dual: tuple[int, ...] = (), with_t5: bool = True) -> StableDiffusion3Pipeline:
+def stable_diffusion_3(
+    dual: tuple[int, ...] = (), with_t5: bool = True
+) -> StableDiffusion3Pipeline:
     torch.manual_seed(0)
     words, pieces = tokenizer(), flow.t5_tokenizer()
     transformer = SD3Transformer2DModel(

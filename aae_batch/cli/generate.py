@@ -43,7 +43,9 @@ def _job(given: dict[str, Any]) -> JobSettings:
     load_plugins(listed(given["plugin"]))
     sampling = {name: given.pop(name, None) for name in GuidanceConfig.model_fields}
     sampling = {name: value for name, value in sampling.items() if value is not None}
-    guidance = default_guidance(given["model"], given["s3_endpoint"]).updated(**sampling)
+    guidance = default_guidance(given["model"], given["s3_endpoint"], given["revision"]).updated(
+        **sampling
+    )
     return JobSettings(**given, guidance=guidance)
 
 

@@ -13,6 +13,7 @@ from aae_batch.cli.options import settings_command
 def tokens(
     prompt: Annotated[str, typer.Argument(help="The prompt text.")],
     model: str,
+    max_sequence_length: int | None,
     revision: str | None,
     s3_endpoint: str | None,
 ) -> None:
@@ -23,7 +24,8 @@ def tokens(
     from aae_batch.sampling.model.loading import load_streams
     from aae_batch.sampling.words import token_tables
 
-    tables = token_tables(load_streams(model, revision=revision, s3_endpoint=s3_endpoint), prompt)
+    streams = load_streams(model, max_sequence_length, revision=revision, s3_endpoint=s3_endpoint)
+    tables = token_tables(streams, prompt)
     for stream in tables:
         table = Table("index", "token", "can be guided", box=None, pad_edge=False)
         for token in stream.tokens:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -23,6 +23,17 @@ def _failures(value: Any) -> Any:
         value = float(value[:-1]) / 100 if value.endswith("%") else int(value)
     if isinstance(value, (int, float)) and (value < 0 or (isinstance(value, float) and value > 1)):
         raise ValueError("give a number of rows, or a share such as 5%")
+    return value
+
+
+def _slots(value: Any) -> Any:
+    """Parse a positive number or `auto`."""
+    try:
+        value = value if value == "auto" else int(value)
+    except (TypeError, ValueError):
+        raise ValueError("give a number from 1, or auto") from None
+    if value != "auto" and value < 1:
+        raise ValueError("give a number from 1, or auto")
     return value
 
 
@@ -60,7 +71,7 @@ class JobSettings(ActorSettings):
     model: str = Field(
         "shapes",
         description="Hub id, folder in diffusers' layout, URL of one (s3://bucket/folder), or "
-        "'shapes', the model in this package.",
+        "'shapes' or 'shapes-flow', the models in this package.",
     )
     revision: str | None = Field(
         None, description="Branch, tag or commit of the model on the hub. Default: main."
@@ -78,8 +89,10 @@ class JobSettings(ActorSettings):
         "owner/name, owner/name/file.safetensors, owner/name@revision. Needs peft. Default: none.",
         json_schema_extra={"repeatable": True},
     )
-    slots: int = Field(
-        8, ge=1, description="Images in flight in each actor; memory use grows with it."
+    slots: Annotated[int | Literal["auto"], BeforeValidator(_slots)] = Field(
+        8,
+        description="Images in flight in each actor; memory use grows with it. auto: as many as fit, "
+        "measured on the GPU when the model is loaded.",
     )
     shard_size: int | None = Field(
         None,

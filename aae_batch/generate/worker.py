@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
@@ -80,7 +80,8 @@ class GenerateWorker(Worker[Outcome]):
         self._sampling: set[_Flight] = set()  # in `_incoming` or in the engine
         # Images wait in memory until they are written; the engine blocks when too many wait.
         self._unwritten: queue.Queue[tuple[_Flight, Result]]
-        self._unwritten = queue.Queue(3 * WRITERS + self.settings.slots)
+        slots = 0 if self.settings.slots == "auto" else self.settings.slots
+        self._unwritten = queue.Queue(3 * WRITERS + slots)
         self._broken: BaseException | None = None
 
     def load(self) -> Loaded:
@@ -162,9 +163,13 @@ class GenerateWorker(Worker[Outcome]):
         try:
             with engine.open(self.settings.guidance) as batch:
                 flying: dict[str, _Flight] = {}
+                ahead: deque[_Flight] = deque()
                 while True:
-                    while batch.free and (not flying or not self._incoming.empty()):
-                        flight = self._incoming.get()
+                    new = self._arrived(wait=not flying and not ahead)
+                    batch.expect(flight.row.request for flight in new)
+                    ahead.extend(new)
+                    while batch.free and ahead:
+                        flight = ahead.popleft()
                         try:
                             self.admit(batch, flight.row.request)
                         except RowError as error:
@@ -174,13 +179,20 @@ class GenerateWorker(Worker[Outcome]):
                     for result in batch.step():
                         self._finish(flying.pop(result.request.name), result)
                     self.metrics.totals(batch.seconds)
-                    waiting, unwritten = self._incoming.qsize(), self._unwritten.qsize()
-                    self.metrics.load(batch.slots, len(batch), waiting, unwritten)
+                    waiting = len(ahead) + self._incoming.qsize()
+                    self.metrics.load(batch.slots, len(batch), waiting, self._unwritten.qsize())
         except BaseException as error:
             with self._lock:
                 self._broken = error
                 for flight in self._sampling:
                     flight.outcome.set_exception(error)
+
+    def _arrived(self, wait: bool) -> list[_Flight]:
+        """Return the rows that have come in; waits for one if `wait`."""
+        flights = [self._incoming.get()] if wait else []
+        while not self._incoming.empty():
+            flights.append(self._incoming.get())
+        return flights
 
     def admit(self, batch: Batch, request: Request) -> None:
         """Give `request` a slot.

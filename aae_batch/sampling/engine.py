@@ -11,9 +11,9 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import groupby
-from typing import TypeVar
+from contextlib import contextmanager, suppress
+from itertools import groupby, islice
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from aae_batch.errors import NonFiniteError, RowError, SettingsError
 from aae_batch.methods import DEFAULT
 from aae_batch.request import Request, Result
 from aae_batch.sampling.config import GuidanceConfig
+from aae_batch.sampling.memory import measured_slots
 from aae_batch.sampling.model.family import TEXT, Bag, Network, network_of
 from aae_batch.sampling.model.loading import default_guidance, load_pipeline
 from aae_batch.sampling.model.recorder import NONE
@@ -29,10 +30,14 @@ from aae_batch.sampling.objectives import Seen
 from aae_batch.sampling.objectives.maps import normalize_over_words, pool
 from aae_batch.sampling.resolve import check_settings
 from aae_batch.sampling.sample import Sample, admit
-from aae_batch.sampling.texts import Text, as_mask, over_prompt
+from aae_batch.sampling.texts import Text, as_mask, over_prompt, texts_of
 from aae_batch.sampling.trace import describe
 
 Made = TypeVar("Made")
+Slots = int | Literal["auto"]
+
+WINDOW = 256
+"""Requests whose texts are encoded in one go where text encoders leave the device in between."""
 
 logger = logging.getLogger("aae_batch.sampling.engine")
 
@@ -42,14 +47,15 @@ class Engine:
 
     Args:
         model: the diffusion model.
-        slots: the number of samples in flight; memory use grows with it.
+        slots: the number of samples in flight; memory use grows with it. `"auto"` measures how many
+            fit.
         defaults: the settings of `generate` if it is given none.
     """
 
     def __init__(
-        self, model: Network, slots: int = 8, defaults: GuidanceConfig | None = None
+        self, model: Network, slots: Slots = 8, defaults: GuidanceConfig | None = None
     ) -> None:
-        if slots < 1:
+        if slots != "auto" and slots < 1:
             raise SettingsError(f"slots is {slots}; it must be at least 1.")
         self.model = model
         self.slots = slots
@@ -59,9 +65,11 @@ class Engine:
     def from_pretrained(
         cls,
         model: str,
-        slots: int = 8,
+        slots: Slots = 8,
         *,
         revision: str | None = None,
+        variant: str | None = None,
+        lora: Sequence[str] = (),
         device: str = "auto",
         dtype: str = "auto",
         s3_endpoint: str | None = None,
@@ -74,13 +82,21 @@ class Engine:
             ModelError: the model does not exist or cannot be guided.
         """
         pipe = load_pipeline(
-            model, revision=revision, device=device, dtype=dtype, s3_endpoint=s3_endpoint
+            model,
+            revision=revision,
+            variant=variant,
+            lora=lora,
+            device=device,
+            dtype=dtype,
+            s3_endpoint=s3_endpoint,
         )
-        return cls(network_of(pipe), slots, default_guidance(model, s3_endpoint))
+        return cls(network_of(pipe), slots, default_guidance(model, s3_endpoint, revision))
 
     @classmethod
-    def from_pipeline(cls, pipe, slots: int = 8, defaults: GuidanceConfig | None = None) -> Engine:
-        """Use a diffusers `StableDiffusionPipeline` that is already loaded, on its current device.
+    def from_pipeline(
+        cls, pipe, slots: Slots = 8, defaults: GuidanceConfig | None = None
+    ) -> Engine:
+        """Use a diffusers pipeline that is already loaded, on its current device.
 
         Raises:
             ModelError: the pipeline cannot be guided.
@@ -115,7 +131,8 @@ class Engine:
         self.model.scheduler(config.scheduler)
         check_settings(self.model.streams, config)
         with self.model.recording_maps(config):
-            yield Batch(self.model, config, self.slots)
+            slots = measured_slots(self.model) if self.slots == "auto" else self.slots
+            yield Batch(self.model, config, slots)
 
 
 class Batch:
@@ -152,7 +169,7 @@ class Batch:
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Sample every request; a bad one becomes a result with an error."""
-        incoming = iter(requests)
+        incoming = self.expecting(iter(requests))
         exhausted = False
         while not exhausted or len(self):
             while self.free and not exhausted:
@@ -165,6 +182,22 @@ class Batch:
                 except RowError as error:
                     yield Result(request, error=error)
             yield from self.step()
+
+    def expecting(self, requests: Iterator[Request]) -> Iterator[Request]:
+        """Yield the requests, and tell the model of their texts some time ahead if its text encoders
+        leave the device in between."""
+        if not self.model.evicts_text_encoders:
+            yield from requests
+            return
+        while window := list(islice(requests, WINDOW)):
+            self.expect(window)
+            yield from window
+
+    def expect(self, requests: Iterable[Request]) -> None:
+        """Tell the model what texts will be encoded: of requests that will be added."""
+        for request in requests if self.model.evicts_text_encoders else ():
+            with suppress(RowError):  # `add` will say so
+                self.model.expect(texts_of(self.model, request, self.config))
 
     @torch.no_grad()
     def step(self) -> list[Result]:

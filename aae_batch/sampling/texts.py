@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from aae_batch.methods import METHODS
+from aae_batch.request import Request
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.model.family import TEXT, Bag, Network
 from aae_batch.sampling.phrases import Phrase, conjuncts, noun_phrases, whole
+from aae_batch.sampling.resolve import resolve
 from aae_batch.sampling.words import Subject, TokenTable, token_tables
 
 
@@ -91,14 +93,9 @@ def condition(
     In composable-diffusion each conjunct has the weight of classifier-free guidance, as in the
     authors' implementation, or 1 if that is switched off.
     """
-    streams, texts = model.streams, METHODS[config.method].texts
-    if texts == "conjuncts":
-        phrases = conjuncts(streams, prompt, subjects)
-    else:
-        phrases = (whole(token_tables(streams, prompt)),)
+    phrases, nouns = _phrases(model, prompt, config, subjects)
     conditions = tuple(_alone(model, phrase, config) for phrase in phrases)
-    if texts == "phrases":
-        nouns = noun_phrases(streams, prompt, subjects)
+    if nouns:
         encoded = [
             (phrase.positions[0], model.encode(phrase.text, config)[TEXT]) for phrase in nouns
         ]
@@ -110,6 +107,28 @@ def condition(
     if is_guided or len(conditions) > 1:
         negative = Text(model.encode_negative(config))
     return Conditioning(conditions, negative, scale if is_guided else 1.0)
+
+
+def _phrases(
+    model: Network, prompt: str, config: GuidanceConfig, subjects: Sequence[Subject]
+) -> tuple[tuple[Phrase, ...], tuple[Phrase, ...]]:
+    """Return what is denoised, and the noun phrases whose values go into it."""
+    streams, texts = model.streams, METHODS[config.method].texts
+    if texts == "conjuncts":
+        return conjuncts(streams, prompt, subjects), ()
+    nouns = noun_phrases(streams, prompt, subjects) if texts == "phrases" else ()
+    return (whole(token_tables(streams, prompt)),), nouns
+
+
+def texts_of(model: Network, request: Request, config: GuidanceConfig) -> list[str]:
+    """Return the texts that `condition` will encode.
+
+    Raises:
+        RowError: the request cannot be sampled.
+    """
+    config, subjects = resolve(request, config, model.streams, model.facts, model.pixel_multiple)
+    phrases, nouns = _phrases(model, request.prompt, config, subjects)
+    return [*(phrase.text for phrase in (*phrases, *nouns)), config.negative_prompt or ""]
 
 
 def _alone(model: Network, phrase: Phrase, config: GuidanceConfig) -> Condition:

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from diffusers import StableDiffusionAttendAndExcitePipeline
+from diffusers import (
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusionAttendAndExcitePipeline,
+)
 
 from aae_batch import Engine, GuidanceConfig, Request
-from benchmarks.flops import count_passes, ours, theirs
+from aae_batch.sampling.steering import GuidanceSchedule
+from benchmarks.flops import (
+    Guided,
+    Live,
+    count_passes,
+    guided_cost,
+    on_meta,
+    ours,
+    per_image,
+    plain_forward,
+    theirs,
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +73,94 @@ def test_both_make_as_many_passes_as_are_counted(sd1_pipeline):
         assert 1 <= refining_steps <= len(config.thresholds)
     finally:
         hook.remove()
+
+
+WIDTH, TOKENS, PLACES = 32, 8, 64
+
+
+def small_flux(blocks: int):
+    with torch.device("meta"):
+        network = FluxTransformer2DModel(
+            num_layers=blocks,
+            num_single_layers=1,
+            attention_head_dim=WIDTH // 2,
+            num_attention_heads=2,
+            joint_attention_dim=24,
+            pooled_projection_dim=16,
+            axes_dims_rope=(4, 6, 6),
+        )
+    return on_meta("FluxPipeline", network, size=16)
+
+
+def flux_config(*layers: int) -> GuidanceConfig:
+    return GuidanceConfig(max_sequence_length=TOKENS, attn_layers=layers)
+
+
+def test_a_block_of_flux_costs_what_its_matrices_do():
+    config = flux_config(0)
+    block = plain_forward(small_flux(3), config) - plain_forward(small_flux(2), config)
+    tokens = TOKENS + PLACES
+    matrices = 3 + 1 + 4 + 4  # queries, keys and values; output; and the two of the feed-forward
+    by_hand = 2 * tokens * matrices * WIDTH**2 + 4 * tokens**2 * WIDTH
+    modulations = 2 * 2 * 6 * WIDTH**2  # of image and text
+    assert block == by_hand + modulations
+    # a guided forward that ends one block later has that block more
+    costs = [guided_cost(small_flux(3), flux_config(layer)) for layer in (0, 1)]
+    assert costs[1].forward - costs[0].forward == block
+
+
+def test_recording_costs_attention_to_one_hot_words():
+    cost = guided_cost(small_flux(3), flux_config(0, 2))
+    once = 2 * PLACES * (TOKENS + PLACES) * (WIDTH + 2 * TOKENS)  # two heads
+    assert cost.record == 2 * once
+    assert 0 < cost.recomputed < cost.forward
+    assert cost.checkpointed < cost.memory
+
+
+def test_checkpointing_is_priced_where_the_family_has_it():
+    model, config = small_flux(3), flux_config(0).updated(num_inference_steps=4)
+    guided = Guided(forward=100, backward=200, recomputed=50, record=7, memory=0, checkpointed=0)
+    count = sum(GuidanceSchedule(config.steering(), 4).guides(step) for step in range(4))
+    assert per_image(model, config, 1000, guided) == (
+        4000,
+        4000 + count * 350 + (4 - count) * 7,
+        count,
+    )
+
+
+def test_reading_the_middle_of_sd3_ends_the_guided_forward_there():
+    with torch.device("meta"):
+        network = SD3Transformer2DModel(
+            sample_size=16,
+            num_layers=6,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=24,
+            caption_projection_dim=WIDTH,
+            pooled_projection_dim=16,
+            pos_embed_max_size=16,
+        )
+    model, config = on_meta("StableDiffusion3Pipeline", network), GuidanceConfig()
+    plain, middle = plain_forward(model, config), guided_cost(model, config)
+    everything = guided_cost(model, config.updated(attn_layers=range(6)))
+    assert middle.forward - middle.record < plain
+    assert middle.forward < everything.forward
+    assert middle.memory < everything.memory
+    guided = replace(middle, record=0)
+    image, with_guidance, count = per_image(model, config, plain, guided)
+    assert image == 50 * 2 * plain
+    assert with_guidance - image == count * (middle.forward + middle.backward)
+    assert count == 25
+
+
+def test_live_bytes_end_when_tensors_do():
+    kept = torch.empty(10, device="meta")
+    with Live([kept]) as live:
+        kept.view(2, 5)
+        one = torch.zeros(100, device="meta")
+        assert (live.bytes, live.most) == (400, 400)
+        two = one + one
+        del one
+        assert (live.bytes, live.most) == (400, 800)
+        del two
+    assert (live.bytes, live.most) == (0, 800)

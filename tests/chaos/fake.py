@@ -7,7 +7,7 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -72,6 +72,8 @@ class FakeBatch:
     @property
     def free(self) -> int:
         return self.slots - len(self)
+
+    def expect(self, requests: Iterable[Request]) -> None: ...
 
     def add(self, request: Request) -> None:
         if is_unlucky(request.name):

@@ -29,6 +29,9 @@ def validate(
     guidance_scale: float | None,
     height: int | None,
     width: int | None,
+    max_sequence_length: int | None,
+    true_cfg_scale: float | None,
+    update: str | None,
     plugin: str | None,
     s3_endpoint: str | None,
     limit: Annotated[int, typer.Option(min=0, help="Number of problems to show.")] = 20,
@@ -60,7 +63,7 @@ def validate(
         ),
     ] = None,
 ) -> int:
-    """Find every row of MANIFEST that would fail, and why, loading only the model's tokenizer.
+    """Find every row of MANIFEST that would fail, and why, loading only the model's tokenizers.
 
     Prompts that are cut off, and rows that ask for the same image, are warnings and do not fail.
     Exit codes: 0 no row would fail, 1 some would, 2 the manifest cannot be read or the command is wrong.
@@ -79,7 +82,7 @@ def validate(
         for name, value in context.params.items()
         if name in GuidanceConfig.model_fields and value is not None
     }
-    config = default_guidance(model, s3_endpoint).updated(**given)
+    config = default_guidance(model, s3_endpoint, revision).updated(**given)
     load = partial(
         Judge.load, model, config, revision=revision, s3_endpoint=s3_endpoint, plugin=plugins
     )

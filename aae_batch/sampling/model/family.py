@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import diffusers
@@ -28,6 +28,12 @@ batch stacks them."""
 
 TEXT = "encoder_hidden_states"
 """The part of a bag that a network attends to: [tokens, width]."""
+
+KEPT_TEXTS, KEPT_AHEAD = 64, 1024
+"""Encoded texts that are kept, the last ones used; and where text encoders are evicted."""
+
+EVICTED_ABOVE = 0.1
+"""Share of the device's memory above which text encoders are there only while they encode."""
 
 TILED_ABOVE = 4 * 1024 * 1024
 """Images with more pixels than this are decoded in tiles."""
@@ -50,8 +56,10 @@ class Network(ABC):
         self.check(pipe)
         self.pipe = pipe
         self.max_sequence_length = self.facts.max_sequence_length
+        self.evicts_text_encoders = self._wants_eviction()
         self._recorder: AttentionRecorder | None = None
-        self._embed_one = lru_cache(maxsize=64)(self._embed_one)  # type: ignore[method-assign]
+        self._encoded: OrderedDict[str, Bag] = OrderedDict()
+        self._expected: list[str] = []
 
     # --- what differs from family to family ---
 
@@ -167,7 +175,58 @@ class Network(ABC):
 
         Each text is encoded alone, so that the result does not depend on the batch.
         """
-        return {**self._embed_one(text), **self._extras(config)}
+        if text not in self._encoded:
+            self._encode_expected(text)
+        self._encoded.move_to_end(text)
+        kept = {name: one.to(self.device) for name, one in self._encoded[text].items()}
+        return {**kept, **self._extras(config)}
+
+    def expect(self, texts: Iterable[str]) -> None:
+        """Announce texts that will be encoded: where text encoders leave the device after use, all
+        that are known then are encoded in one go."""
+        if self.evicts_text_encoders:
+            self._expected.extend(texts)
+
+    @torch.no_grad()
+    def _encode_expected(self, text: str) -> None:
+        texts = [*self._expected, text]
+        self._expected.clear()
+        wanted = [one for one in dict.fromkeys(texts) if one not in self._encoded]
+        with self._text_encoders_here():
+            for one in wanted:
+                bag = {name: part.to(self.dtype) for name, part in self._embed(one).items()}
+                self._encoded[one] = _on_cpu(bag) if self.evicts_text_encoders else bag
+        most = KEPT_AHEAD if self.evicts_text_encoders else KEPT_TEXTS
+        while len(self._encoded) > max(most, len(wanted)):
+            self._encoded.popitem(last=False)
+
+    @property
+    def _text_encoders(self) -> list[Any]:
+        names = (f"text_encoder{number}" for number in ("", "_2", "_3"))
+        return [one for name in names if (one := getattr(self.pipe, name, None)) is not None]
+
+    def _wants_eviction(self) -> bool:
+        """True if the text encoders take much of the device's memory, as T5's 9 GiB do."""
+        if self.device.type != "cuda":
+            return False
+        parameters = [p for encoder in self._text_encoders for p in encoder.parameters()]
+        size = sum(p.numel() * p.element_size() for p in parameters)
+        return size > EVICTED_ABOVE * torch.cuda.get_device_properties(self.device).total_memory
+
+    @contextmanager
+    def _text_encoders_here(self) -> Iterator[None]:
+        """Bring the text encoders to the device inside the block, if they leave it otherwise."""
+        if not self.evicts_text_encoders:
+            yield
+            return
+        for encoder in self._text_encoders:
+            encoder.to(self.device)
+        try:
+            yield
+        finally:
+            for encoder in self._text_encoders:
+                encoder.to("cpu")
+            self.release_memory()
 
     def encode_negative(self, config: GuidanceConfig) -> Bag:
         """Encode what classifier-free guidance moves away from."""
@@ -319,7 +378,7 @@ class Network(ABC):
         wanted = length or self.facts.max_sequence_length
         if wanted != self.max_sequence_length:
             self.max_sequence_length = wanted
-            self._embed_one.cache_clear()  # type: ignore[attr-defined]
+            self._encoded.clear()
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, device=self.device, dtype=self.dtype)
@@ -328,10 +387,6 @@ class Network(ABC):
         if self._recorder is None:
             raise RuntimeError("maps are recorded only inside recording_maps()")
         return self._recorder
-
-    @torch.no_grad()
-    def _embed_one(self, text: str) -> Bag:
-        return {name: tensor.to(self.dtype) for name, tensor in self._embed(text).items()}
 
 
 def network_of(pipe) -> Network:
@@ -364,6 +419,10 @@ def chosen(layers: Sequence[Any], numbers: Sequence[int] | None, what: str) -> l
             "among these."
         )
     return [layers[number] for number in numbers]
+
+
+def _on_cpu(bag: Bag) -> Bag:
+    return {name: one.cpu() for name, one in bag.items()}
 
 
 # --- schedulers of all kinds ---

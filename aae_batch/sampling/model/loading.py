@@ -88,13 +88,13 @@ def load_pipeline(
     precision = torch_dtype(dtype, place)
     loras = parse_loras(lora)
     index = index_of(model, revision=revision, s3_endpoint=s3_endpoint)
-    is_quantized = _refuse_without_quantizer(model, index)
+    needs_quantizer = _refuse_without_quantizer(model, index)
     if loras:
         refuse_without_peft()
     lora_files = [lora_file(one, s3_endpoint) for one in loras]
     folder = _here(model, source_of(model, s3_endpoint), revision, variant=variant)
     _refuse_other_variant(model, Path(folder), index, variant)
-    with explained(model, folder, is_quantized):
+    with explained(model, folder, needs_quantizer):
         pipe = getattr(diffusers, _PLAIN.get(index.pipeline, index.pipeline)).from_pretrained(
             folder,
             dtype=precision,
@@ -145,7 +145,8 @@ def _refuse_without_quantizer(model: str, index: Index) -> bool:
     for component in index.components:
         quantization = index.config_of(component).get("quantization_config")
         if isinstance(quantization, dict):
-            methods[component] = str(quantization.get("quant_method"))
+            # bitsandbytes' first configurations do not name it
+            methods[component] = str(quantization.get("quant_method", "bitsandbytes"))
     for component, method in methods.items():
         module, package = QUANTIZERS.get(method, (None, None))
         if module is not None and find_spec(module) is None:
@@ -193,8 +194,8 @@ def _without_checker(pipeline: str) -> dict[str, Any]:
 
 
 def named(model: str) -> str:
-    """Return a model's name for display; explains what `"shapes"` is."""
-    if model != EMBEDDED:
+    """Return a model's name for display; explains what those of this package are."""
+    if model not in EMBEDDED_MODELS:
         return model
     return f"{model}, the small one in this package, which draws coloured shapes; --model names another"
 
@@ -425,17 +426,17 @@ def _may_pass(error: BaseException) -> bool:
 
 
 @contextmanager
-def explained(model: str, source: str, is_quantized: bool = False) -> Iterator[None]:
+def explained(model: str, source: str, needs_quantizer: bool = False) -> Iterator[None]:
     """Turn the long errors of the hub's client, transformers and diffusers into one-sentence
     `ModelError`s.
 
     Args:
-        is_quantized: the model's weights are, so that loading them needs more than files.
+        needs_quantizer: weights are quantised, and loading them needs a library and its hardware.
     """
     try:
         yield
     except (ImportError, RuntimeError, NotImplementedError) as error:
-        if not is_quantized:
+        if not needs_quantizer:
             raise
         raise ModelError(
             f"Model {model!r} is quantised and cannot be loaded here: {first_line(str(error))}"

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 from aae_batch import Engine, GuidanceConfig, Request
 from aae_batch.errors import ModelError, SettingsError
-from aae_batch.sampling.model.loading import default_guidance, load_pipeline, load_streams
+from aae_batch.sampling.model.loading import (
+    _placed,
+    default_guidance,
+    load_pipeline,
+    load_streams,
+)
 from aae_batch.sampling.model.weights import weights_digest
+from tests.conftest import small_pipeline
+from tests.pipelines import PIPELINES
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +83,9 @@ def test_a_hub_that_cannot_be_reached_is_told_as_such(monkeypatch):
 def test_another_kind_of_pipeline_is_refused_before_its_weights_are_read(tmp_path):
     index = {"_class_name": "KandinskyPipeline", "_diffusers_version": "0.30.0"}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelError, match=r"a KandinskyPipeline, which cannot be guided; use .* FLUX"):
+    with pytest.raises(
+        ModelError, match=r"a KandinskyPipeline, which cannot be guided; use .* FLUX"
+    ):
         load_pipeline(str(tmp_path))
 
 
@@ -88,6 +100,98 @@ def test_unknown_dtype_and_device_are_named(folder):
         load_pipeline(str(folder), dtype="float8")
     with pytest.raises(SettingsError, match="Device 'tpu"):
         load_pipeline(str(folder), device="tpu:0")
+
+
+# --- variants, shards, quantised weights ---
+
+
+def assert_same_weights(one, other) -> None:
+    for name, network in one.components.items():
+        if isinstance(network, torch.nn.Module):
+            there = getattr(other, name).state_dict()
+            assert network.state_dict().keys() == there.keys()
+            for key, weight in network.state_dict().items():
+                assert torch.equal(weight, there[key]), (name, key)
+
+
+@pytest.fixture(scope="module")
+def variant_folder(sd1_pipeline, tmp_path_factory):
+    """The model and, as a variant, one with other weights."""
+    path = tmp_path_factory.mktemp("variant")
+    sd1_pipeline.save_pretrained(path)
+    small_pipeline(seed=1).save_pretrained(path, variant="fp16")
+    return path
+
+
+def test_a_variant_is_loaded_if_it_is_asked_for(variant_folder, sd1_pipeline):
+    assert_same_weights(sd1_pipeline, load_pipeline(str(variant_folder)))
+    assert_same_weights(small_pipeline(seed=1), load_pipeline(str(variant_folder), variant="fp16"))
+
+
+def test_a_missing_variant_is_told_with_those_that_are_there(variant_folder, folder, tmp_path):
+    with pytest.raises(ModelError, match=r"variant 'ema'; give --variant fp16 or leave it out\.$"):
+        load_pipeline(str(variant_folder), variant="ema")
+    with pytest.raises(ModelError, match=r"no weights of the variant 'fp16'; leave it out\.$"):
+        load_pipeline(str(folder), variant="fp16")
+    small_pipeline().save_pretrained(tmp_path, variant="fp16")
+    with pytest.raises(
+        ModelError, match=r"only weights of the variant fp16; add --variant fp16\.$"
+    ):
+        load_pipeline(str(tmp_path))
+
+
+@pytest.mark.parametrize("variant", [None, "bf16"])
+def test_weights_may_be_in_shards(tmp_path, variant):
+    pipe = PIPELINES["FLUX-dev"]()
+    pipe.save_pretrained(tmp_path, max_shard_size="30KB", variant=variant)
+    for part in ("transformer", "text_encoder_2"):
+        assert len(list((tmp_path / part).glob("*-of-*.safetensors"))) > 1
+    assert_same_weights(pipe, load_pipeline(str(tmp_path), variant=variant))
+
+
+@pytest.mark.parametrize(
+    ("quantization", "said"),
+    [
+        ({"quant_method": "torchao"}, r"quantised with torchao, .* pip install 'torchao', or"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "pip install 'bitsandbytes'"),
+        ({"load_in_8bit": True}, "pip install 'bitsandbytes'"),
+        ({"quant_method": "quanto"}, "pip install 'optimum-quanto'"),
+        ({"quant_method": "unheard-of"}, "is quantised and cannot be loaded here: .*unheard-of"),
+    ],
+)
+def test_quantised_weights_need_their_library(folder, tmp_path, monkeypatch, quantization, said):
+    """They are refused before they are read."""
+    monkeypatch.setattr("aae_batch.sampling.model.loading.find_spec", lambda name: None)
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "unet" / "config.json"
+    config = json.loads(file.read_text()) | {"quantization_config": quantization}
+    file.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=said) as refusal:
+        load_pipeline(str(tmp_path))
+    assert "\n" not in str(refusal.value)
+
+
+def test_quantised_weights_that_are_in_place_are_not_moved(sd1_pipeline):
+    """bitsandbytes places them as it loads them, and cannot always move them."""
+
+    class Quantised(torch.nn.Linear):
+        hf_quantizer = "bitsandbytes"
+        device = torch.device("meta")
+
+        def to(self, *place):
+            raise ValueError("`.to` is not supported for `8-bit` `bitsandbytes` models")
+
+    pipe = SimpleNamespace(
+        components={
+            "unet": Quantised(1, 1),
+            "vae": AutoencoderKL.from_config(sd1_pipeline.vae.config),
+            "scheduler": sd1_pipeline.scheduler,
+        }
+    )
+    assert _placed(pipe, torch.device("meta")) is pipe
+    assert pipe.components["vae"].device.type == "meta"
+    with pytest.raises(ValueError, match="not supported"):
+        _placed(pipe, torch.device("cpu"))
 
 
 @pytest.fixture

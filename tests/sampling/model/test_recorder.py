@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+from diffusers import (
+    ChromaTransformer2DModel,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+)
 from torch.overrides import TorchFunctionMode
 
 from aae_batch.errors import ModelError
@@ -130,7 +137,7 @@ PICTURE, WORDS = slice(TEXT, None), slice(TEXT)
 
 
 class Dense(TorchFunctionMode):
-    """Every attention of a forward as a dense softmax, the mean over heads, by its layer."""
+    """Every attention of a forward as a dense softmax, [batch, heads, queries, keys], by its layer."""
 
     def __init__(self, layers) -> None:
         super().__init__()
@@ -145,7 +152,9 @@ class Dense(TorchFunctionMode):
         if function is F.scaled_dot_product_attention and self.now is not None:
             query, key = (arguments or (named["query"], named["key"]))[:2]
             scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
-            self.seen[self.now] = scores.softmax(dim=-1).mean(dim=1)
+            if (mask := (named or {}).get("attn_mask")) is not None:
+                scores = scores + mask
+            self.seen[self.now] = scores.softmax(dim=-1)
             self.now = None
         return function(*arguments, **(named or {}))
 
@@ -235,8 +244,62 @@ def flux():
     )
 
 
+def chroma():
+    """With a mask of each row's own."""
+    network = ChromaTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=2,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(2, 2, 4),
+        approximator_num_channels=8,
+        approximator_hidden_dim=16,
+        approximator_layers=1,
+    ).double()
+    mask = torch.ones(2, TEXT + 12)
+    mask[0, 3:TEXT] = mask[1, 2:TEXT] = 0
+    places = torch.cartesian_prod(torch.zeros(1), torch.arange(3.0), torch.arange(4.0))
+
+    def forward(latents):
+        network(
+            hidden_states=latents,
+            encoder_hidden_states=normal(2, TEXT, 16),
+            timestep=torch.tensor([0.3, 0.7]).double(),
+            img_ids=places,
+            txt_ids=torch.zeros(TEXT, 3),
+            attention_mask=mask.double(),
+        )
+
+    layers = [
+        Layer(block.attn, PICTURE, WORDS, with_affinity=True)
+        for block in network.transformer_blocks
+    ]
+    return network, layers, normal(2, 12, 4), forward
+
+
+def joint(make):
+    """That model, with the affinity of the picture's part of its joint attention."""
+    network, layers, latents, forward = make()
+    layers = [replace(one, with_affinity=True) for one in layers if one.keys is not None]
+    return network, layers, latents, forward
+
+
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
-@pytest.mark.parametrize("made", [stable_diffusion, stable_diffusion_3, flux])
+@pytest.mark.parametrize(
+    "made",
+    [
+        stable_diffusion,
+        stable_diffusion_3,
+        flux,
+        chroma,
+        partial(joint, stable_diffusion_3),
+        partial(joint, flux),
+    ],
+    ids=["sd", "sd3", "flux", "chroma", "sd3-affinity", "flux-affinity"],
+)
 def test_maps_and_gradients_are_those_of_a_dense_softmax(made, checkpointing):
     torch.manual_seed(0)
     network, layers, latents, forward = made()
@@ -245,11 +308,15 @@ def test_maps_and_gradients_are_those_of_a_dense_softmax(made, checkpointing):
     with Dense([layer.module for layer in layers]) as dense:
         forward(start)
     text = [layer for layer in layers if layer.keys is not None]
-    maps = torch.stack([dense.seen[one.module][:, one.queries, one.keys] for one in text]).mean(0)
-    expected = [maps]
-    if len(text) < len(layers):
-        own = [dense.seen[one.module] for one in layers if one.keys is None]
-        expected.append(torch.stack(own).mean(0)[1:])
+    maps = [dense.seen[one.module][:, :, one.queries, one.keys].mean(1) for one in text]
+    expected = [torch.stack(maps).mean(0)]
+    own = [dense.seen[one.module] for one in layers if one.keys is None]
+    for one in layers:
+        if one.with_affinity:
+            among = dense.seen[one.module][:, :, one.queries, one.queries]
+            own.append(among / among.sum(dim=-1, keepdim=True))
+    if own:
+        expected.append(torch.cat(own, dim=1).mean(1)[1:])
 
     if checkpointing:
         network.enable_gradient_checkpointing()

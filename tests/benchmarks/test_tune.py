@@ -1,0 +1,29 @@
+"""The tuning benchmark runs a grid on the same prompts and prints a row for each cell."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import tune
+
+
+def test_it_prints_a_row_for_each_cell_and_keeps_its_images(tmp_path, capsys):
+    grid = ["--scale-factors", "5", "--layers", "default; 0-1; 99@8x8", "--images", str(tmp_path)]
+    tune.main(["shapes", "--prompts", "1", "--steps", "2", "--device", "cpu", *grid])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [
+        [layers, factor] for factor in ("none", "5") for layers in ("default", "0-1", "99@8x8")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("default", {}),
+        ("8-15", {"attn_layers": "8-15"}),
+        ("@32x32", {"attn_res": "32x32"}),
+        ("0-19@32x32", {"attn_layers": "0-19", "attn_res": "32x32"}),
+    ],
+)
+def test_layers_and_resolutions_are_read(text, settings):
+    assert tune.where(text) == settings
