@@ -24,7 +24,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from aae_batch.sampling.model.attention_layers import cross_attention_layers
-from aae_batch.sampling.model.loading import EMBEDDED, EMBEDDED_FLOW, source_of
+from aae_batch.sampling.model.loading import EMBEDDED, source_of
 from aae_batch.sampling.model.recorder import AttentionRecorder, Layer
 from aae_batch.sampling.words import KNOWN_WORDS
 from aae_batch.shapes.world import SHAPES
@@ -348,7 +348,7 @@ def train(rank: int, workers: int, device: str, folder: Path, settings: Settings
             rank=rank,
             world_size=workers,
         )
-    of_flow = settings.model == EMBEDDED_FLOW
+    of_flow = settings.model == flow.NAME
     vae = embedded_vae(place) if of_flow else _vae(settings, place)
     latents = _latents(vae, settings, place)
     examples = Examples(scenes(settings.pictures, settings.seed), latents, networks.tokenizer())
@@ -423,7 +423,7 @@ def main() -> None:
         help="folder of the run: checkpoints, curve, and the model in model/",
     )
     parser.add_argument(
-        "--model", choices=(EMBEDDED, EMBEDDED_FLOW), default=EMBEDDED, help="which of them"
+        "--model", choices=(EMBEDDED, flow.NAME), default=EMBEDDED, help="which of them"
     )
     parser.add_argument("--device", default="cuda" if cuda else "cpu", help="cpu or cuda")
     parser.add_argument(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from aae_batch.shapes.detector import Verdict
     from aae_batch.shapes.splits import Pair
 
-DemoModel = Literal["shapes", "shapes-flow"]
-
 PROMPTS = 24
 LABELS = {"stable-diffusion": "plain", "attend-and-excite": "guided"}
 """The methods that the demo compares, and their labels."""
@@ -31,17 +29,10 @@ SHEET = "contact_sheet.png"
 @settings_command()
 def demo(
     output: Annotated[Path, typer.Argument(help="Folder for the images.")] = Path("demo-output"),
-    model: Annotated[
-        DemoModel,
-        typer.Option(
-            help="The embedded model: shapes is a Stable Diffusion 1 in miniature, shapes-flow a "
-            "Stable Diffusion 3."
-        ),
-    ] = "shapes",
 ) -> int:
-    """Generate a small dataset with an embedded model, plain and guided from the same noise, and a
+    """Generate a small dataset with the embedded model, plain and guided from the same noise, and a
     page to compare them."""
-    return run_demo(output, model)
+    return run_demo(output)
 
 
 def run_demo(

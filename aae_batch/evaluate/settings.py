@@ -70,7 +70,7 @@ class ScoreSettings(ActorSettings):
         from aae_batch.evaluate.captions import CaptionsMetric
         from aae_batch.evaluate.clip import ClipMetric
         from aae_batch.evaluate.detector import SHAPES, OpenVocabularyDetector, ShapesDetector
-        from aae_batch.sampling.model.loading import EMBEDDED_MODELS
+        from aae_batch.sampling.model.loading import EMBEDDED
 
         endpoint, made_by = self.actors_s3_endpoint, run["settings"]
         if self.metric == "clip":
@@ -79,7 +79,7 @@ class ScoreSettings(ActorSettings):
             return CaptionsMetric(self.caption_model, self.model, endpoint, self.caption_prefix)
         if self.metric == "attention":
             return AttentionMetric(thresholds_of(run))
-        detector = self.detector or (SHAPES if made_by["model"] in EMBEDDED_MODELS else DETECTOR)
+        detector = self.detector or (SHAPES if made_by["model"] == EMBEDDED else DETECTOR)
         if detector == SHAPES:
             return ShapesDetector()
         return OpenVocabularyDetector(detector, self.detector_threshold, endpoint)

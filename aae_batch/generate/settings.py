@@ -71,7 +71,7 @@ class JobSettings(ActorSettings):
     model: str = Field(
         "shapes",
         description="Hub id, folder in diffusers' layout, URL of one (s3://bucket/folder), or "
-        "'shapes' or 'shapes-flow', the models in this package.",
+        "'shapes', the model in this package.",
     )
     revision: str | None = Field(
         None, description="Branch, tag or commit of the model on the hub. Default: main."

@@ -18,7 +18,7 @@ from aae_batch.manifest.row import Row
 from aae_batch.methods import METHODS
 from aae_batch.request import Request
 from aae_batch.sampling.config import GuidanceConfig
-from aae_batch.sampling.families import STABLE_DIFFUSION, Family
+from aae_batch.sampling.families import SIZES, STABLE_DIFFUSION, Family, Sizes
 from aae_batch.sampling.resolve import check_settings, settings_of, subjects_of
 from aae_batch.sampling.words import KNOWN_WORDS, streams_of, why_unknown
 
@@ -34,7 +34,7 @@ class Judge:
     Args:
         reads: how the model reads prompts: its streams, or its only tokenizer, from transformers.
         config: the run's settings, which the columns of a row override.
-        pixel_multiple: what height and width must be a multiple of.
+        sizes: of images that the model can make.
         family: the model's.
         plugin: modules that register methods, to be loaded in other processes too.
     """
@@ -43,7 +43,7 @@ class Judge:
         self,
         reads: Any,
         config: GuidanceConfig,
-        pixel_multiple: int = 8,
+        sizes: Sizes = SIZES,
         plugin: Sequence[str] = (),
         family: Family = STABLE_DIFFUSION,
     ) -> None:
@@ -53,7 +53,7 @@ class Judge:
         )
         self.config = config
         self.family = family
-        self._multiple = pixel_multiple
+        self._sizes = sizes
         self._settings: dict[Hashable, GuidanceConfig | RowError] = {}
         self._counts: dict[Hashable, int | RowError] = {}
 
@@ -78,8 +78,8 @@ class Judge:
         there: dict[str, Any] = {"revision": revision, "s3_endpoint": s3_endpoint}
         streams = loading.load_streams(model, config.max_sequence_length, **there)
         check_settings(streams, config)
-        multiple = loading.load_pixel_multiple(model, **there)
-        return cls(streams, config, multiple, plugin, loading.index_of(model, **there).family)
+        sizes = loading.load_sizes(model, **there)
+        return cls(streams, config, sizes, plugin, loading.index_of(model, **there).family)
 
     def resolve(self, row: Row) -> tuple[GuidanceConfig, int]:
         """Return the settings of a row and its number of subjects.
@@ -94,7 +94,7 @@ class Judge:
             self._settings,
             _own_settings(request),
             request,
-            lambda: settings_of(request, self.config, self.family, self._multiple),
+            lambda: settings_of(request, self.config, self.family, self._sizes),
         )
         count, needs = len(request.subjects or ()), METHODS[settings.method]
         enough = count >= needs.least_subjects and "modifiers" not in needs.needs

@@ -195,6 +195,13 @@ class GuidanceConfig(SteeringSettings):
         json_schema_extra={"option": False},
     )
 
+    @field_validator("attn_layers")
+    @classmethod
+    def _numbered(cls, layers: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if layers is not None and (not layers or min(layers) < 0):
+            raise ValueError("name at least one, by numbers from 0, e.g. 4-11,15")
+        return None if layers is None else tuple(sorted(set(layers)))
+
     @field_validator("method")
     @classmethod
     def _known(cls, method: str) -> str:

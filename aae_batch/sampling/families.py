@@ -17,6 +17,42 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """What height and width of an image may be, in pixels.
+
+    Attributes:
+        multiple: both are a multiple of this.
+        most: the largest that the network has positions for; None without a limit.
+    """
+
+    multiple: int = 8
+    most: int | None = None
+
+    @classmethod
+    def of(cls, family: Family, factor: int, config: Mapping[str, Any]) -> Sizes:
+        """Return those of a model.
+
+        Args:
+            factor: pixels per latent cell.
+            config: its network's configuration.
+        """
+        multiple, positions = factor * family.patch, config.get("pos_embed_max_size")
+        return cls(multiple, positions and positions * multiple)
+
+    def why_not(self, name: str, pixels: int) -> str | None:
+        """Return what is wrong with a height or width, else None."""
+        least, most = 4 * self.multiple, self.most
+        if pixels % self.multiple == 0 and least <= pixels <= (most or pixels):
+            return None
+        upper = f" and at most {most}" if most else ""
+        return f"{name} is {pixels}; it must be a multiple of {self.multiple}, and at least {least}{upper}"
+
+
+SIZES = Sizes()
+"""Those of Stable Diffusion 1 and 2."""
+
+
+@dataclass(frozen=True)
 class Reader:
     """A tokenizer whose tokens the network attends to, under diffusers' names.
 
@@ -34,6 +70,8 @@ class Reader:
 
 
 CLIP = Reader("tokenizer", "text_encoder", "CLIP")
+_ONE = ("vae", "scheduler", "tokenizer", "text_encoder")
+_TWO = (*_ONE, "tokenizer_2", "text_encoder_2")
 
 
 @dataclass(frozen=True)
@@ -43,6 +81,7 @@ class Family:
     Attributes:
         name: what messages and docs call it.
         network: `"module:class"` of its implementation.
+        parts: the components that it cannot do without, under diffusers' names.
         readers: the text that its network attends to, in this order.
         patch: latent cells per side of one of the network's tokens; 1 for a UNet.
         max_sequence_length: default of that setting, as in its pipeline; None without a bounded
@@ -57,6 +96,7 @@ class Family:
 
     name: str
     network: str
+    parts: tuple[str, ...]
     readers: tuple[Reader, ...] = (CLIP,)
     patch: int = 1
     max_sequence_length: int | None = None
@@ -96,18 +136,21 @@ class Family:
 STABLE_DIFFUSION = Family(
     "Stable Diffusion 1 and 2",
     "aae_batch.sampling.model.unet:StableDiffusion",
+    ("unet", *_ONE),
     trims_text=False,
     has_cross_attention=True,
 )
 SDXL = Family(
     "Stable Diffusion XL",
     "aae_batch.sampling.model.sdxl:StableDiffusionXL",
+    ("unet", *_TWO),
     defaults={"guidance_scale": 5.0},
     has_cross_attention=True,
 )
 SD3 = Family(
     "Stable Diffusion 3",
     "aae_batch.sampling.model.sd3:StableDiffusion3",
+    ("transformer", *_TWO),
     readers=(CLIP, Reader("tokenizer_3", "text_encoder_3", "T5", is_bounded=True)),
     patch=2,
     is_flow=True,
@@ -117,6 +160,7 @@ SD3 = Family(
 FLUX = Family(
     "FLUX.1",
     "aae_batch.sampling.model.flux:Flux",
+    ("transformer", *_TWO),
     readers=(Reader("tokenizer_2", "text_encoder_2", "T5", is_bounded=True),),
     patch=2,
     is_flow=True,
@@ -127,6 +171,7 @@ FLUX = Family(
 CHROMA = Family(
     "Chroma",
     "aae_batch.sampling.model.flux:Chroma",
+    ("transformer", *_ONE),
     readers=(Reader("tokenizer", "text_encoder", "T5", is_bounded=True),),
     patch=2,
     is_flow=True,

@@ -14,7 +14,7 @@ from aae_batch.errors import PromptError, RequestError, SettingsError, SubjectEr
 from aae_batch.methods import BASELINE, METHODS
 from aae_batch.request import Request
 from aae_batch.sampling.config import GuidanceConfig
-from aae_batch.sampling.families import STABLE_DIFFUSION, Family
+from aae_batch.sampling.families import SIZES, STABLE_DIFFUSION, Family, Sizes
 from aae_batch.sampling.words import Reads, Subject, resolve_subjects, why_unknown
 
 
@@ -23,7 +23,7 @@ def resolve(
     config: GuidanceConfig,
     reads: Reads,
     family: Family,
-    pixel_multiple: int,
+    sizes: Sizes,
 ) -> tuple[GuidanceConfig, tuple[Subject, ...]]:
     """Return a request's settings and subjects.
 
@@ -31,12 +31,12 @@ def resolve(
         config: the run's settings.
         reads: how the model reads prompts.
         family: the model's.
-        pixel_multiple: what height and width must be a multiple of.
+        sizes: of images that the model can make.
 
     Raises:
         RowError: the request cannot be sampled.
     """
-    settings = settings_of(request, config, family, pixel_multiple)
+    settings = settings_of(request, config, family, sizes)
     return settings, subjects_of(request, settings.method, reads)
 
 
@@ -55,7 +55,7 @@ def settings_of(
     request: Request,
     config: GuidanceConfig,
     family: Family = STABLE_DIFFUSION,
-    pixel_multiple: int = 8,
+    sizes: Sizes = SIZES,
 ) -> GuidanceConfig:
     """Return the settings that a request is sampled with.
 
@@ -70,12 +70,8 @@ def settings_of(
     except SettingsError as error:
         raise RequestError(request.name, str(error)) from error
     for name, pixels in {"height": settings.height, "width": settings.width}.items():
-        if pixels is not None and (pixels % pixel_multiple or pixels < 4 * pixel_multiple):
-            raise RequestError(
-                request.name,
-                f"{name} is {pixels}; it must be a multiple of {pixel_multiple}, and at least "
-                f"{4 * pixel_multiple}",
-            )
+        if pixels is not None and (wrong := sizes.why_not(name, pixels)):
+            raise RequestError(request.name, wrong)
     if settings.steering().update == "velocity" and not family.is_flow:
         raise RequestError(
             request.name,

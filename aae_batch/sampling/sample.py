@@ -150,7 +150,7 @@ def admit(model: Network, request: Request, config: GuidanceConfig) -> Sample:
     Raises:
         RowError: the request cannot be sampled.
     """
-    config, subjects = resolve(request, config, model.streams, model.facts, model.pixel_multiple)
+    config, subjects = resolve(request, config, model.streams, model.facts, model.sizes)
     scheduler = model.scheduler(config.scheduler)
     shape = model.latent_shape(config.height, config.width)
     try:

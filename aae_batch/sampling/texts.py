@@ -126,7 +126,7 @@ def texts_of(model: Network, request: Request, config: GuidanceConfig) -> list[s
     Raises:
         RowError: the request cannot be sampled.
     """
-    config, subjects = resolve(request, config, model.streams, model.facts, model.pixel_multiple)
+    config, subjects = resolve(request, config, model.streams, model.facts, model.sizes)
     phrases, nouns = _phrases(model, request.prompt, config, subjects)
     return [*(phrase.text for phrase in (*phrases, *nouns)), config.negative_prompt or ""]
 

@@ -19,6 +19,7 @@ from aae_batch.manifest.judge import Judge
 from aae_batch.manifest.reader import open_manifest
 from aae_batch.manifest.row import read_row
 from aae_batch.manifest.validate import Problem, validate
+from aae_batch.sampling.families import SIZES
 from aae_batch.sampling.resolve import resolve
 from aae_batch.sampling.sample import admit
 
@@ -237,7 +238,7 @@ def test_a_request_from_python_is_checked_as_strictly(models, own, said):
     request = Request(**{"prompt": "a circle", "subjects": ["circle"], "id": "x", **own})
     judge = Judge.load(models["tiny"], GuidanceConfig())
     with pytest.raises(RowError, match=said) as caught:
-        resolve(request, GuidanceConfig(), judge.streams, judge.family, 8)
+        resolve(request, GuidanceConfig(), judge.streams, judge.family, SIZES)
     assert caught.value.row == "x"
 
 

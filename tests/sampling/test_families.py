@@ -16,7 +16,7 @@ from diffusers import EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteSch
 from torch import Tensor
 
 from aae_batch import Engine, GuidanceConfig, Request
-from aae_batch.errors import RequestError, SettingsError, SubjectError
+from aae_batch.errors import ModelError, RequestError, SettingsError, SubjectError
 from aae_batch.methods import METHODS, NoiseSearch
 from aae_batch.sampling.families import FAMILIES
 from aae_batch.sampling.model.family import Network, network_of
@@ -673,3 +673,55 @@ def test_rows_that_do_not_fit_the_family_are_errors_beside_good_ones(family):
         assert reason in str(error)
         assert ". " not in str(error)
     assert by_request[id(good)].error is None
+
+
+@pytest.mark.parametrize(
+    ("layers", "says"),
+    [((-1,), "by numbers from 0"), ((), "name at least one"), ("5-3", "name at least one")],
+)
+def test_layers_that_are_none_are_refused(layers, says):
+    with pytest.raises(SettingsError, match=says):
+        GuidanceConfig(attn_layers=layers)
+
+
+def test_layers_named_twice_are_read_once():
+    assert GuidanceConfig(attn_layers="3,1-2,3").attn_layers == (1, 2, 3)
+
+
+def test_an_image_larger_than_the_networks_positions_fails_beside_a_good_one():
+    engine = Engine.from_pipeline(pipelines.stable_diffusion_3())
+    rows = [
+        Request(PAIR, subjects=["circle"], height=height, width=WIDTH, num_inference_steps=1)
+        for height in (24 * 16 + 16, HEIGHT)
+    ]
+    results = {
+        r.request.height: r for r in engine.generate(rows, GuidanceConfig(**sequence("SD3")))
+    }
+    assert "at most 384" in str(results.pop(400).error)
+    assert results.pop(HEIGHT).image
+
+
+@pytest.mark.parametrize(
+    ("family", "part"),
+    [
+        ("SD3", "text_encoder"),
+        ("SD3", "text_encoder_2"),
+        ("SD3", "tokenizer_3"),
+        ("FLUX-dev", "text_encoder"),
+        ("FLUX-dev", "text_encoder_2"),
+        ("Chroma", "text_encoder"),
+        ("SDXL", "text_encoder_2"),
+    ],
+)
+def test_a_pipeline_without_a_part_is_refused_by_its_name(family, part):
+    pipe = PIPELINES[family]()
+    setattr(pipe, part, None)
+    with pytest.raises(ModelError, match=f"no {part}"):
+        Engine.from_pipeline(pipe)
+
+
+def test_a_network_is_left_as_it_was():
+    pipe = PIPELINES["FLUX-dev"]()
+    with Engine.from_pipeline(pipe).open(GuidanceConfig(**sequence("FLUX-dev"))):
+        assert pipe.transformer.is_gradient_checkpointing
+    assert not pipe.transformer.is_gradient_checkpointing

@@ -51,6 +51,9 @@ class Network(ABC):
     """
 
     facts: ClassVar[families.Family]
+    checkpoints: ClassVar[bool] = False
+    """Guided forwards save only what is between blocks, and run each block again in the
+    backward."""
 
     def __init__(self, pipe) -> None:
         self.check(pipe)
@@ -78,13 +81,18 @@ class Network(ABC):
     def native_size(self) -> tuple[int, int]:
         """Height and width of the latents the model was trained on."""
 
-    @abstractmethod
     def check(self, pipe) -> None:
         """Check that a pipeline has the family's components.
 
         Raises:
             ModelError: it does not.
         """
+        missing = [part for part in self.facts.parts if getattr(pipe, part, None) is None]
+        if missing:
+            raise ModelError(
+                f"This {type(pipe).__name__} has no {missing[0]}, and cannot be guided as "
+                f"{self.facts.name} without it; load the whole model."
+            )
 
     @abstractmethod
     def _embed(self, text: str) -> Bag:
@@ -143,9 +151,10 @@ class Network(ABC):
         return torch.promote_types(self.dtype, torch.float32)
 
     @property
-    def pixel_multiple(self) -> int:
-        """What height and width of an image are a multiple of."""
-        return self.pipe.vae_scale_factor * self.facts.patch
+    def sizes(self) -> families.Sizes:
+        """What height and width of an image may be."""
+        factor = self.pipe.vae_scale_factor
+        return families.Sizes.of(self.facts, factor, self.network.config)
 
     @property
     def streams(self) -> tuple[Stream, ...]:
@@ -355,10 +364,13 @@ class Network(ABC):
         before = self.max_sequence_length
         self._set_sequence_length(config.max_sequence_length)
         frozen = [p for p in self.network.parameters() if p.requires_grad]
+        checkpoints = self.checkpoints and not self.network.is_gradient_checkpointing
         try:
             layers = self._layers(config)
             for parameter in frozen:
                 parameter.requires_grad_(False)
+            if checkpoints:
+                self.network.enable_gradient_checkpointing()
             self._recorder = AttentionRecorder(layers)
             yield
         finally:
@@ -367,6 +379,8 @@ class Network(ABC):
                 self._recorder = None
             for parameter in frozen:
                 parameter.requires_grad_(True)
+            if checkpoints:
+                self.network.disable_gradient_checkpointing()
             self._set_sequence_length(before)
 
     def _set_sequence_length(self, length: int | None) -> None:

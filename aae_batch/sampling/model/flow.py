@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from aae_batch.errors import ModelError, SettingsError
+from aae_batch.errors import SettingsError
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.model.family import Network, chosen, named_scheduler
 from aae_batch.sampling.model.recorder import Layer
@@ -24,7 +24,6 @@ class FlowTransformer(Network):
     """
 
     blocks = "transformer_blocks"
-    needs = ("transformer", "vae", "scheduler")
 
     @property
     def network(self) -> Any:
@@ -39,14 +38,6 @@ class FlowTransformer(Network):
     def image_and_text(self) -> tuple[slice, slice]:
         """Where image and text are in the sequence."""
         raise NotImplementedError
-
-    def check(self, pipe) -> None:
-        parts = (*self.needs, *(reader.folder for reader in self.facts.readers[:1]))
-        missing = [part for part in parts if getattr(pipe, part, None) is None]
-        if missing:
-            raise ModelError(
-                f"This {type(pipe).__name__} has no {missing[0]}; load the whole model."
-            )
 
     def default_layers(self, count: int) -> Sequence[int]:
         """Return the blocks that guidance reads by default, of `count`."""

@@ -18,12 +18,7 @@ class Flux(FlowTransformer):
     latents packed: four cells are one token's channels."""
 
     facts = families.FLUX
-
-    def __init__(self, pipe) -> None:
-        super().__init__(pipe)
-        if not self.network.is_gradient_checkpointing:
-            # A guided forward of one image would save 7 GiB (docs/models.md).
-            self.network.enable_gradient_checkpointing()
+    checkpoints = True
 
     @property
     def channels(self) -> int:
@@ -84,8 +79,8 @@ class Flux(FlowTransformer):
 
 
 class Chroma(Flux):
-    """FLUX without CLIP and without embedded guidance; padding is masked but for its first
-    token."""
+    """FLUX without CLIP and without embedded guidance. Its mask leaves padding out but for the
+    first token; the pipeline adds it to the scores as a number, as is done here."""
 
     facts = families.CHROMA
 

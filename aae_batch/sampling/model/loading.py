@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from importlib.resources import files
 from importlib.util import find_spec
@@ -14,15 +14,12 @@ from typing import Any, NamedTuple
 from aae_batch.errors import ModelError, OutputError, SettingsError
 from aae_batch.methods import DEFAULT
 from aae_batch.sampling.config import GuidanceConfig, SteeringSettings
-from aae_batch.sampling.families import FAMILIES, Family, why_not_guidable
+from aae_batch.sampling.families import FAMILIES, Family, Reader, Sizes, why_not_guidable
 from aae_batch.sampling.words import Stream, Tokenizer
 from aae_batch.store.base import is_url
 from aae_batch.store.fetch import fetch_folder, fetch_in_turn
 
-EMBEDDED, EMBEDDED_FLOW = "shapes", "shapes-flow"
-EMBEDDED_MODELS = {EMBEDDED: "weights", EMBEDDED_FLOW: "flow"}
-"""Models of this package, and their folders in `aae_batch.shapes`."""
-
+EMBEDDED = "shapes"
 GUIDANCE_FILE = "guidance.json"
 """File beside `model_index.json` with the `GuidanceConfig` values that suit the model best."""
 
@@ -194,8 +191,8 @@ def _without_checker(pipeline: str) -> dict[str, Any]:
 
 
 def named(model: str) -> str:
-    """Return a model's name for display; explains what those of this package are."""
-    if model not in EMBEDDED_MODELS:
+    """Return a model's name for display; explains what `"shapes"` is."""
+    if model != EMBEDDED:
         return model
     return f"{model}, the small one in this package, which draws coloured shapes; --model names another"
 
@@ -208,12 +205,14 @@ class Index(NamedTuple):
         family: the model's.
         folder: the local folder with the model's small files.
         components: the names of the parts that the model has, each with library and class.
+        left_out: those that it says it does without.
     """
 
     pipeline: str
     family: Family
     folder: Path
     components: dict[str, tuple[str, str]]
+    left_out: Set[str]
 
     def config_of(self, component: str) -> dict[str, Any]:
         """Return the configuration of a network; empty if it has none."""
@@ -230,7 +229,7 @@ def index_of(model: str, *, revision: str | None = None, s3_endpoint: str | None
         ModelError: the model does not exist or cannot be guided.
     """
     source = source_of(model, s3_endpoint, weights=False)
-    looks_local = model in EMBEDDED_MODELS or Path(model).is_absolute()
+    looks_local = model == EMBEDDED or Path(model).is_absolute()
     if (looks_local or model.startswith((".", "~"))) and not Path(source).is_dir():
         raise ModelError(f"Model folder {model!r} does not exist; check the path.")
     folder = Path(_here(model, source, revision, weights=False))
@@ -242,12 +241,11 @@ def index_of(model: str, *, revision: str | None = None, s3_endpoint: str | None
     name = str(index.get("_class_name"))
     if name not in FAMILIES:
         raise ModelError(f"Model {model!r} is {why_not_guidable(name)}.")
-    components = {
-        part: (kind[0], kind[1])
-        for part, kind in index.items()
-        if isinstance(kind, list) and len(kind) == 2 and kind[0] is not None
+    listed = {
+        part: kind for part, kind in index.items() if isinstance(kind, list) and len(kind) == 2
     }
-    return Index(name, FAMILIES[name], folder, components)
+    components = {part: (kind[0], kind[1]) for part, kind in listed.items() if kind[0] is not None}
+    return Index(name, FAMILIES[name], folder, components, listed.keys() - components.keys())
 
 
 def load_streams(
@@ -265,29 +263,27 @@ def load_streams(
     """
     index = index_of(model, revision=revision, s3_endpoint=s3_endpoint)
     tokenizers = {
-        reader.folder: _tokenizer(model, index, reader.folder)
+        reader.folder: _tokenizer(model, index, reader)
         for reader in index.family.readers
-        if reader.encoder in index.components
+        if reader.encoder not in index.left_out
     }
     return index.family.streams(tokenizers, max_sequence_length)
 
 
-def _tokenizer(model: str, index: Index, name: str) -> Tokenizer:
+def _tokenizer(model: str, index: Index, reader: Reader) -> Tokenizer:
     from transformers import CLIPTokenizer, T5Tokenizer
 
-    kind = CLIPTokenizer if index.components[name][1].startswith("CLIP") else T5Tokenizer
+    kind = {"CLIP": CLIPTokenizer, "T5": T5Tokenizer}[reader.name]
     with explained(model, str(index.folder)):
-        return kind.from_pretrained(index.folder, subfolder=name)
+        return kind.from_pretrained(index.folder, subfolder=reader.folder)
 
 
-def load_pixel_multiple(
-    model: str, *, revision: str | None = None, s3_endpoint: str | None = None
-) -> int:
-    """Return what height and width must be a multiple of: pixels per latent cell, from the VAE's
-    configuration (8 if it has none), times the network's patch."""
+def load_sizes(model: str, *, revision: str | None = None, s3_endpoint: str | None = None) -> Sizes:
+    """Return what height and width of an image may be, from the configurations of the VAE (a factor
+    of 8 if it has none) and of the network."""
     index = index_of(model, revision=revision, s3_endpoint=s3_endpoint)
     blocks = index.config_of("vae").get("block_out_channels", [0] * 4)
-    return 2 ** (len(blocks) - 1) * index.family.patch
+    return Sizes.of(index.family, 2 ** (len(blocks) - 1), index.config_of("transformer"))
 
 
 def _defaults(index: Index) -> dict[str, Any]:
@@ -338,8 +334,8 @@ def source_of(model: str, s3_endpoint: str | None = None, weights: bool = True) 
     Raises:
         ModelError: the object store has no such model or cannot be read.
     """
-    if model in EMBEDDED_MODELS:
-        return str(files("aae_batch.shapes") / EMBEDDED_MODELS[model])
+    if model == EMBEDDED:
+        return str(files("aae_batch.shapes") / "weights")
     if not is_url(model):
         return model
     try:
@@ -435,14 +431,15 @@ def explained(model: str, source: str, needs_quantizer: bool = False) -> Iterato
     """
     try:
         yield
-    except (ImportError, RuntimeError, NotImplementedError) as error:
-        if not needs_quantizer:
-            raise
-        raise ModelError(
-            f"Model {model!r} is quantised and cannot be loaded here: {first_line(str(error))}"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ModelError(_why_unloadable(model, source, error)) from error
+    except (ImportError, RuntimeError, NotImplementedError, OSError, ValueError) as error:
+        is_about_files = isinstance(error, (OSError, ValueError))
+        if needs_quantizer and (not is_about_files or "quantiz" in str(error)):
+            raise ModelError(
+                f"Model {model!r} is quantised and cannot be loaded here: {first_line(str(error))}"
+            ) from error
+        if is_about_files:
+            raise ModelError(_why_unloadable(model, source, error)) from error
+        raise
 
 
 def _why_unloadable(model: str, source: str, error: Exception) -> str:

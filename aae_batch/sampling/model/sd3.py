@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from aae_batch.errors import ModelError
 from aae_batch.sampling import families
 from aae_batch.sampling.model.family import TEXT, Bag
 from aae_batch.sampling.model.flow import FlowTransformer
@@ -17,6 +18,14 @@ class StableDiffusion3(FlowTransformer):
 
     facts = families.SD3
     max_shift = 1.16
+
+    def check(self, pipe) -> None:
+        super().check(pipe)
+        if pipe.text_encoder_3 is not None and pipe.tokenizer_3 is None:
+            raise ModelError(
+                "This pipeline has text_encoder_3 and no tokenizer_3; load the whole model, or both "
+                "as None to do without T5."
+            )
 
     @property
     def channels(self) -> int:

@@ -53,12 +53,11 @@ class StableDiffusion(Network):
         return super().trims_text(config) or (config.normalize_eot is None and of_version_2)
 
     def check(self, pipe) -> None:
-        name = type(pipe).__name__
-        parts = ("unet", "vae", "tokenizer", "text_encoder", "scheduler")
-        missing = [part for part in parts if getattr(pipe, part, None) is None]
-        if missing or (hasattr(pipe, "text_encoder_2") and self.facts is families.STABLE_DIFFUSION):
+        super().check(pipe)
+        if hasattr(pipe, "text_encoder_2") and self.facts is families.STABLE_DIFFUSION:
             raise ModelError(
-                f"A {name} cannot be guided as {self.facts.name}: load a text-to-image model of it."
+                f"A {type(pipe).__name__} with a second text encoder cannot be guided as "
+                f"{self.facts.name}; load a text-to-image model of it."
             )
         config = pipe.unet.config
         if config.in_channels != pipe.vae.config.latent_channels:
