@@ -54,7 +54,7 @@ def _generate(job: JobSettings) -> int:
     from aae_batch.generate.driver import run_job
     from aae_batch.sampling.model.loading import named
 
-    print(f"model: {named(job.model)}", flush=True)
+    print(f"model: {named(job.model, job.lora)}", flush=True)
     with progress_reporter() as on_progress:
         summary = run_job(job, on_progress)
     print(f"{summary['images']} images, {summary['failed']} failed rows in {job.output}")

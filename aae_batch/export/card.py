@@ -191,12 +191,11 @@ def _columns(facts: Facts, export_format: str) -> list[list[str]]:
 
 def _making(run: dict[str, Any]) -> list[list[str]]:
     settings = run["settings"]
-    model = settings["model"]
-    if Path(model).expanduser().is_absolute() or "://" in model:
-        model = f"{Path(model).name}, a folder"  # a local path means nothing to others
     facts = {
-        "model": model,
+        "model": _elsewhere(settings["model"]),
         "revision": settings["revision"],
+        "variant": settings.get("variant"),
+        "LoRA": ", ".join(map(_elsewhere, settings.get("lora", []))),
         "SHA-256 of the weights": settings["weights"],
         "precision": settings["dtype"],
         "device": settings["device"],
@@ -204,6 +203,13 @@ def _making(run: dict[str, Any]) -> list[list[str]]:
     }
     facts |= {f"version of {name}": version for name, version in run.get("versions", {}).items()}
     return [[name, _plain(value)] for name, value in facts.items() if value]
+
+
+def _elsewhere(model: str) -> str:
+    """Return a model's or LoRA's name for others, to whom a local path means nothing."""
+    if Path(model).expanduser().is_absolute() or "://" in model:
+        return f"{Path(model).name}, a folder or file"
+    return model
 
 
 def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -42,7 +42,7 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
             s3_endpoint=settings.s3_endpoint,
         )
         streams = judge.streams
-        write(f"model: {named(settings.model)}")
+        write(f"model: {named(settings.model, settings.lora)}")
         shards = -(-len(manifest) // plan.shard_size)
         left = plan.ledger()
         write(f"{len(manifest)} rows in {shards} shards of {plan.shard_size}")

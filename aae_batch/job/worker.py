@@ -138,13 +138,13 @@ class Worker(ABC, Generic[T]):
             torch.set_num_threads(self.context.threads)
 
     def refuse_other_weights(self, model: str, here: str | None, begun_with: str | None) -> None:
-        """Check a model's digest on this machine against the run's.
+        """Check the digest of a model, or of a LoRA, on this machine against the run's.
 
         Raises:
             ModelError: they differ.
         """
         if here != begun_with:
             raise ModelError(
-                f"The model {model} on this machine is not the one that the run was begun with; "
-                "use the same model on every machine, or name one in an object store."
+                f"{model} on this machine is not the one that the run was begun with; "
+                "use the same files on every machine, or name those in an object store."
             )

@@ -190,8 +190,10 @@ def _without_checker(pipeline: str) -> dict[str, Any]:
     return {"safety_checker": None, "requires_safety_checker": False}
 
 
-def named(model: str) -> str:
-    """Return a model's name for display; explains what `"shapes"` is."""
+def named(model: str, lora: Sequence[str] = ()) -> str:
+    """Return a model's name for display, with its LoRAs; explains what `"shapes"` is."""
+    if lora:
+        return f"{model} with LoRA {', '.join(lora)}"
     if model != EMBEDDED:
         return model
     return f"{model}, the small one in this package, which draws coloured shapes; --model names another"
