@@ -48,6 +48,8 @@ def fake_model(tmp_path_factory) -> Path:
     """What the fake engine is given for a model."""
     folder = tmp_path_factory.mktemp("fake-model")
     settings = {"num_inference_steps": 4, "thresholds": {"1": 0.3}}
+    index = {"_class_name": "StableDiffusionPipeline"}
+    (folder / "model_index.json").write_text(json.dumps(index))
     (folder / "guidance.json").write_text(json.dumps(settings))
     return folder
 

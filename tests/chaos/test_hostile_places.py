@@ -133,8 +133,7 @@ def test_another_user_makes_what_he_may_and_is_told_what_he_may_not(as_nobody, f
     manifest = home / "manifest.jsonl"
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     model = home / "model"
-    model.mkdir()
-    (model / "guidance.json").write_bytes((fake_model / "guidance.json").read_bytes())
+    shutil.copytree(fake_model, model)
     options = ["--model", str(model), "--device", "cpu", "--dtype", "float32", "--shard-size", "2"]
 
     def generate(output: Path) -> tuple[int, str]:

@@ -187,6 +187,7 @@ def test_given_settings_replace_the_model_s_own(tokenizer_folder):
         "manifest": "manifest.csv",
         "output": "out",
         "model": str(tokenizer_folder),
+        "revision": None,
         "s3_endpoint": None,
         "plugin": None,
         "num_inference_steps": 10,
