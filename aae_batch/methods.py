@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import math
 import os
 import pkgutil
 import sys
@@ -65,11 +64,11 @@ class Steering:
         two thresholds meet at a step, it has the higher."""
         if steps == OF_STEPS:
             return self
-        share, thresholds = steps / OF_STEPS, dict[int, float]()
+        thresholds: dict[int, float] = {}
         for step, threshold in self.thresholds.items():
-            place = min(int(step * share), steps - 1)
+            place = min(step * steps // OF_STEPS, steps - 1)
             thresholds[place] = max(threshold, thresholds.get(place, 0.0))
-        altered = math.ceil(self.max_iter_to_alter * share)
+        altered = -(-self.max_iter_to_alter * steps // OF_STEPS)
         return replace(self, max_iter_to_alter=altered, thresholds=thresholds)
 
 

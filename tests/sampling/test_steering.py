@@ -20,6 +20,7 @@ PROMPT = Request("a red circle and a blue square", subjects=["circle", "square"]
     ("steps", "altered", "thresholds"),
     [
         (50, 25, {0: 0.05, 10: 0.5, 20: 0.8}),
+        (28, 14, {0: 0.05, 5: 0.5, 11: 0.8}),
         (30, 15, {0: 0.05, 6: 0.5, 12: 0.8}),
         (100, 50, {0: 0.05, 20: 0.5, 40: 0.8}),
         (4, 2, {0: 0.5, 1: 0.8}),
