@@ -36,7 +36,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from aae_batch.manifest.price import count_flops, count_guided, count_sampling
+from aae_batch.manifest.price import SamplingPasses, count_flops, count_guided, count_sampling
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.families import FAMILIES
 from aae_batch.sampling.model.family import TEXT, Network, network_of
@@ -290,19 +290,19 @@ def on_meta(pipeline: str, network: Any, size: int = 128) -> Network:
     is_unet = isinstance(network, UNet2DConditionModel)
     schedulers = {"StableDiffusionXLPipeline": EulerDiscreteScheduler}
     own = schedulers.get(pipeline, DDIMScheduler if is_unet else FlowMatchEulerDiscreteScheduler)
-    parts = {name: SimpleNamespace(model_max_length=77) for name in ("tokenizer", "tokenizer_2")}
-    encoders = {name.replace("tokenizer", "text_encoder"): object() for name in parts}
-    if is_unet:
-        parts["vae"] = SimpleNamespace(config=SimpleNamespace(latent_channels=4))
-    else:
-        parts["vae"] = object()  # type: ignore[assignment]
-    if pipeline == "StableDiffusionPipeline":
-        del encoders["text_encoder_2"]
-    named = {"unet" if is_unet else "transformer": network, "scheduler": own()}
+    numbers = ("",) if pipeline == "StableDiffusionPipeline" else ("", "_2", "_3")
+    tokenizers = {f"tokenizer{i}": SimpleNamespace(model_max_length=77) for i in numbers}
     kind = type(pipeline, (SimpleNamespace,), {})
-    return network_of(
-        kind(**parts, **encoders, **named, vae_scale_factor=8, default_sample_size=size)
+    pipe = kind(
+        **{"unet" if is_unet else "transformer": network},
+        **tokenizers,
+        **{f"text_encoder{i}": object() for i in numbers},
+        vae=SimpleNamespace(config=SimpleNamespace(latent_channels=4)),
+        scheduler=own(),
+        vae_scale_factor=8,
+        default_sample_size=size,
     )
+    return network_of(pipe)
 
 
 @dataclass(frozen=True)
@@ -333,18 +333,17 @@ def plain_forward(model: Network, config: GuidanceConfig) -> int:
 
 
 def guided_cost(model: Network, config: GuidanceConfig) -> Guided:
-    latents = _row(model)[0]
-    plain, was = plain_forward(model, config), model.network.is_gradient_checkpointing
+    def counted(checkpoints: bool) -> tuple[SamplingPasses, int]:
+        model.checkpoints = checkpoints  # type: ignore[misc]
+        return count_sampling(model, _row(model)[0], config), _most_bytes(model, config)
+
+    own = model.checkpoints
     try:
-        model.network.disable_gradient_checkpointing()
-        once, memory = count_sampling(model, latents, config), _most_bytes(model, config)
-        model.network.enable_gradient_checkpointing()
-        again, checkpointed = count_sampling(model, latents, config), _most_bytes(model, config)
+        (once, memory), (again, checkpointed) = counted(False), counted(True)
     finally:
-        if not was:
-            model.network.disable_gradient_checkpointing()
+        model.checkpoints = own  # type: ignore[misc]
     recomputed = again.attend_backward - once.attend_backward
-    record = once.denoise - 2 * plain
+    record = once.denoise - 2 * plain_forward(model, config)
     return Guided(once.attend, once.attend_backward, recomputed, record, memory, checkpointed)
 
 
@@ -358,7 +357,7 @@ def per_image(
     count = sum(schedule.guides(step) for step in range(steps))
     rows = 2 if model.facts.classifier_free(config) > 1 else 1
     once = guided.forward + guided.backward
-    if model.network.is_gradient_checkpointing:
+    if model.checkpoints:
         once += guided.recomputed
     image = steps * rows * plain
     return image, image + count * once + (steps - count) * guided.record, count
@@ -377,7 +376,7 @@ def _most_bytes(model: Network, config: GuidanceConfig) -> int:
         with model.recording_maps(config):
             latents, timesteps, text = _row(model)
             latents.requires_grad_(True)
-            live = Live(model.network.parameters())
+            live = Live([*model.network.parameters(), *model.network.buffers()])
             with patch.object(F, "scaled_dot_product_attention", _fused), live:
                 maps, _ = model.attend(latents.view_as(latents), timesteps, text)
                 torch.autograd.grad(maps.sum(), latents)

@@ -17,14 +17,14 @@ from typing import Any
 from aae_batch import Engine, GuidanceConfig, Request, Result
 from aae_batch.manifest.build.benchmark import PAPER_SETS, benchmark
 from aae_batch.methods import BASELINE
-from aae_batch.sampling.model.loading import EMBEDDED_MODELS
+from aae_batch.sampling.model.loading import EMBEDDED
 from aae_batch.shapes.splits import SPLITS
 from aae_batch.shapes.world import caption
 
 
 def requests_of(model: str, count: int, seed: int) -> list[Request]:
     """Return prompts evenly spaced over the paper's benchmark, or over the embedded model's tuning prompts."""
-    if model in EMBEDDED_MODELS:
+    if model == EMBEDDED:
         pairs = SPLITS["tuning"].pairs
         prompts = [(caption(pair), tuple(map(str, pair))) for pair in pairs]
     else:
@@ -106,12 +106,18 @@ def main(arguments: list[str] | None = None) -> None:
     )
     common = {"num_inference_steps": options.steps, "max_iter_to_alter": options.max_iter_to_alter}
     common = {name: value for name, value in common.items() if value is not None}
+    cells = [
+        (labels, engine.defaults.updated(**{**common, **changes}))
+        for labels, changes in grid(options)
+    ]
+    for _, config in cells:
+        with engine.open(config):  # complains of layers that the model lacks before the first image
+            pass
     requests = requests_of(options.model, options.prompts, options.seed)
     print("| layers | factor | update | attention | neglected | refinements | s/image | failed |")
     print("|---|---|---|---|---|---|---|---|")
-    for labels, changes in grid(options):
+    for labels, config in cells:
         folder = options.images and options.images / "_".join(filter(None, labels))
-        config = engine.defaults.updated(**{**common, **changes})
         figures = measure(engine, config, requests, folder)
         print(f"| {' | '.join([*labels, *figures])} |", flush=True)
 

@@ -13,6 +13,7 @@ from diffusers import (
 )
 
 from aae_batch import Engine, GuidanceConfig, Request
+from aae_batch.manifest.price import count_sampling
 from aae_batch.sampling.steering import GuidanceSchedule
 from benchmarks.flops import (
     Guided,
@@ -105,12 +106,14 @@ def test_a_block_of_flux_costs_what_its_matrices_do():
     modulations = 2 * 2 * 6 * WIDTH**2  # of image and text
     assert block == by_hand + modulations
     # a guided forward that ends one block later has that block more
-    costs = [guided_cost(small_flux(3), flux_config(layer)) for layer in (0, 1)]
-    assert costs[1].forward - costs[0].forward == block
+    model = small_flux(3)
+    latents = torch.empty(1, *model.latent_shape(None, None), device="meta")
+    first, second = (count_sampling(model, latents, flux_config(layer)) for layer in (0, 1))
+    assert second.attend - first.attend == block
 
 
 def test_recording_costs_attention_to_one_hot_words():
-    cost = guided_cost(small_flux(3), flux_config(0, 2))
+    cost = guided_cost(small_flux(2), flux_config(0, 1))
     once = 2 * PLACES * (TOKENS + PLACES) * (WIDTH + 2 * TOKENS)  # two heads
     assert cost.record == 2 * once
     assert 0 < cost.recomputed < cost.forward
@@ -118,7 +121,7 @@ def test_recording_costs_attention_to_one_hot_words():
 
 
 def test_checkpointing_is_priced_where_the_family_has_it():
-    model, config = small_flux(3), flux_config(0).updated(num_inference_steps=4)
+    model, config = small_flux(1), flux_config(0).updated(num_inference_steps=4)
     guided = Guided(forward=100, backward=200, recomputed=50, record=7, memory=0, checkpointed=0)
     count = sum(GuidanceSchedule(config.steering(), 4).guides(step) for step in range(4))
     assert per_image(model, config, 1000, guided) == (
@@ -142,10 +145,7 @@ def test_reading_the_middle_of_sd3_ends_the_guided_forward_there():
         )
     model, config = on_meta("StableDiffusion3Pipeline", network), GuidanceConfig()
     plain, middle = plain_forward(model, config), guided_cost(model, config)
-    everything = guided_cost(model, config.updated(attn_layers=range(6)))
-    assert middle.forward - middle.record < plain
-    assert middle.forward < everything.forward
-    assert middle.memory < everything.memory
+    assert middle.forward - middle.record < plain * 4 / 6  # blocks 2 and 3 of 6
     guided = replace(middle, record=0)
     image, with_guidance, count = per_image(model, config, plain, guided)
     assert image == 50 * 2 * plain
