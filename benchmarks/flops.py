@@ -455,9 +455,9 @@ def family_tables(models: Iterable[Real] = REAL) -> str:
             passes.append(_line(*first, _where(changes), *numbers))
             if not changes:
                 image, with_guidance, count = per_image(model, config, plain, guided)
-                flops = (f"{one / TERA:,.0f}" for one in (image, with_guidance))
+                tera = (f"{one / TERA:,.0f}" for one in (image, with_guidance))
                 ratio = f"{with_guidance / image:.2f}"
-                images.append(_line(real.name, config.num_inference_steps, count, *flops, ratio))
+                images.append(_line(real.name, config.num_inference_steps, count, *tera, ratio))
     return "\n".join([*passes, "", *images])
 
 

@@ -165,7 +165,10 @@ def _picture_flops(
     flops = steps * passes.denoise * rows / 2 + rows * cost.encode + cost.decode
     method = METHODS[kind.method]
     if method.is_guided:
-        schedule = GuidanceSchedule(config.steering(kind.method), steps)
+        schedule = GuidanceSchedule(
+            config.updated(num_inference_steps=kind.num_inference_steps).steering(kind.method),
+            steps,
+        )
         guided = float(sum(schedule.guides(step) for step in range(steps)))
         guided += refinements if schedule.steering.thresholds else 0
         guided += method.start.steps if method.start else 0
@@ -206,14 +209,14 @@ def costs_of(pipe, work: Counter[Work], config: GuidanceConfig) -> ModelCosts:
             pixels=shape[1] * shape[2] * pipe.vae_scale_factor**2,
         )
     scheduler = model.scheduler(config.scheduler)
-    steps = {n: _steps(scheduler, n) for n in {kind.num_inference_steps for kind in work}}
+    steps = {n: _steps(model, scheduler, n) for n in {kind.num_inference_steps for kind in work}}
     return ModelCosts(pictures, steps)
 
 
-def _steps(scheduler, num_inference_steps: int) -> int:
+def _steps(model: Network, scheduler, num_inference_steps: int) -> int:
     """Return the number of scheduler steps: PNDM and second-order schedulers take more than requested."""
     try:
-        scheduler.set_timesteps(num_inference_steps)
+        model.set_timesteps(scheduler, num_inference_steps, model.latent_shape(None, None))
     except ValueError as error:
         raise SettingsError(
             f"num_inference_steps is {num_inference_steps}, which {type(scheduler).__name__} cannot "

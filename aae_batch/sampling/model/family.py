@@ -62,7 +62,7 @@ class Network(ABC):
         self.evicts_text_encoders = self._wants_eviction()
         self._recorder: AttentionRecorder | None = None
         self._encoded: OrderedDict[str, Bag] = OrderedDict()
-        self._expected: list[str] = []
+        self._expected: dict[str, None] = {}
 
     # --- what differs from family to family ---
 
@@ -194,19 +194,22 @@ class Network(ABC):
         """Announce texts that will be encoded: where text encoders leave the device after use, all
         that are known then are encoded in one go."""
         if self.evicts_text_encoders:
-            self._expected.extend(texts)
+            self._expected.update(dict.fromkeys(texts))
 
     @torch.no_grad()
     def _encode_expected(self, text: str) -> None:
         texts = [*self._expected, text]
         self._expected.clear()
+        for one in texts:  # what is there already must not make room for the others
+            if one in self._encoded:
+                self._encoded.move_to_end(one)
         wanted = [one for one in dict.fromkeys(texts) if one not in self._encoded]
         with self._text_encoders_here():
             for one in wanted:
                 bag = {name: part.to(self.dtype) for name, part in self._embed(one).items()}
                 self._encoded[one] = _on_cpu(bag) if self.evicts_text_encoders else bag
         most = KEPT_AHEAD if self.evicts_text_encoders else KEPT_TEXTS
-        while len(self._encoded) > max(most, len(wanted)):
+        while len(self._encoded) > max(most, len(set(texts))):
             self._encoded.popitem(last=False)
 
     @property

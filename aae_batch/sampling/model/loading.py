@@ -23,10 +23,10 @@ EMBEDDED = "shapes"
 GUIDANCE_FILE = "guidance.json"
 """File beside `model_index.json` with the `GuidanceConfig` values that suit the model best."""
 
-MODEL_FILES = (".json", ".safetensors", ".txt")
+MODEL_FILES = (".json", ".safetensors", ".txt", ".model")
 """Extensions of the files read from a model folder."""
 
-_SMALL_FILES = (".json", ".txt")
+_SMALL_FILES = (".json", ".txt", ".model")
 """Those of `MODEL_FILES` that are not weights."""
 
 QUANTIZERS = {
@@ -276,6 +276,11 @@ def _tokenizer(model: str, index: Index, reader: Reader) -> Tokenizer:
     from transformers import CLIPTokenizer, T5Tokenizer
 
     kind = {"CLIP": CLIPTokenizer, "T5": T5Tokenizer}[reader.name]
+    folder = index.folder / reader.folder
+    files = ("tokenizer.json", "spiece.model", "vocab.json")
+    if not any((folder / file).is_file() for file in files):
+        # transformers would make a tokenizer that knows no words
+        raise ModelError(f"Model {model!r} has no vocabulary in {reader.folder}; load it whole.")
     with explained(model, str(index.folder)):
         return kind.from_pretrained(index.folder, subfolder=reader.folder)
 

@@ -241,7 +241,7 @@ def _columns(query: Tensor, key: Tensor, keys: slice, **how: Any) -> Tensor:
     query, key = _precise(query, key)
     if how.get("attn_mask") is not None and how["attn_mask"].dtype != torch.bool:
         how["attn_mask"] = how["attn_mask"].to(query.dtype)
-    one_hot = torch.eye(key.shape[2], dtype=key.dtype, device=key.device)[:, keys]
+    one_hot = torch.eye(key.shape[2], dtype=key.dtype, device=key.device)[:, keys].clone()
     values = one_hot.expand(*key.shape[:2], *one_hot.shape)
     return F.scaled_dot_product_attention(query, key, values, **how)
 

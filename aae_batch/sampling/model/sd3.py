@@ -21,7 +21,10 @@ class StableDiffusion3(FlowTransformer):
 
     def check(self, pipe) -> None:
         super().check(pipe)
-        if pipe.text_encoder_3 is not None and pipe.tokenizer_3 is None:
+        encoder, tokenizer = (
+            getattr(pipe, f"{part}_3", None) for part in ("text_encoder", "tokenizer")
+        )
+        if encoder is not None and tokenizer is None:
             raise ModelError(
                 "This pipeline has text_encoder_3 and no tokenizer_3; load the whole model, or both "
                 "as None to do without T5."
