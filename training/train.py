@@ -273,6 +273,35 @@ class DenoisingLoss(nn.Module):
         }
 
 
+def _fit_to_captions(
+    stage: str,
+    loss_of: nn.Module,
+    steps: int,
+    settings: Settings,
+    place: Place,
+    examples: Examples,
+) -> None:
+    """Train a network and its text encoders on captioned latents, and leave averaged weights."""
+
+    def batch_loss(model: nn.Module, step: int) -> dict[str, Tensor]:
+        random = place.random(settings.seed, stage, step)
+        torch.manual_seed(random.getrandbits(62))
+        batch = examples.batch(settings.unet_batch // place.workers, settings.mix, random)
+        with half_precision(place):
+            return model(batch, place.device)
+
+    fit(
+        stage,
+        loss_of,
+        batch_loss,
+        steps,
+        settings.unet_lr,
+        decay=settings.unet_decay,
+        ema=settings.ema,
+        place=place,
+    )
+
+
 def train_unet(settings: Settings, place: Place, examples: Examples) -> tuple[nn.Module, nn.Module]:
     """The UNet and the text encoder, with the averaged weights."""
     torch.manual_seed(settings.seed)
@@ -281,23 +310,7 @@ def train_unet(settings: Settings, place: Place, examples: Examples) -> tuple[nn
     unet.set_attn_processor(AttnProcessor())  # at this size faster on a CPU than fused attention
     loss_of = DenoisingLoss(unet, text_encoder, words, settings.grounding_weight).to(place.device)
 
-    def batch_loss(model: nn.Module, step: int) -> dict[str, Tensor]:
-        random = place.random(settings.seed, "unet", step)
-        torch.manual_seed(random.getrandbits(62))
-        batch = examples.batch(settings.unet_batch // place.workers, settings.mix, random)
-        with half_precision(place):
-            return model(batch, place.device)
-
-    fit(
-        "unet",
-        loss_of,
-        batch_loss,
-        settings.unet_steps,
-        settings.unet_lr,
-        decay=settings.unet_decay,
-        ema=settings.ema,
-        place=place,
-    )
+    _fit_to_captions("unet", loss_of, settings.unet_steps, settings, place, examples)
     loss_of.recorder.close()
     return unet, text_encoder
 
@@ -309,24 +322,7 @@ def train_flow(settings: Settings, place: Place, examples: Examples, vae: Autoen
     """Return the pipeline of `shapes-flow`, with the averaged weights."""
     pipe = flow.pipeline(vae, settings.seed)
     loss_of = flow.FlowLoss(pipe, settings.grounding_weight).to(place.device)
-
-    def batch_loss(model: nn.Module, step: int) -> dict[str, Tensor]:
-        random = place.random(settings.seed, "flow", step)
-        torch.manual_seed(random.getrandbits(62))
-        batch = examples.batch(settings.unet_batch // place.workers, settings.mix, random)
-        with half_precision(place):
-            return model(batch, place.device)
-
-    fit(
-        "flow",
-        loss_of,
-        batch_loss,
-        settings.flow_steps,
-        settings.unet_lr,
-        decay=settings.unet_decay,
-        ema=settings.ema,
-        place=place,
-    )
+    _fit_to_captions("flow", loss_of, settings.flow_steps, settings, place, examples)
     loss_of.recorder.close()
     return pipe
 

@@ -23,8 +23,6 @@ class FlowTransformer(Network):
     Velocities point from image to noise, and `sigma` is the noise's share, as in diffusers.
     """
 
-    blocks = "transformer_blocks"
-
     @property
     def network(self) -> Any:
         return self.pipe.transformer
@@ -67,7 +65,7 @@ class FlowTransformer(Network):
                 f"attn_res is {config.attn_res[0]}x{config.attn_res[1]}, but the maps of "
                 f"{self.facts.name} have one size only, that of its tokens; choose attn_layers."
             )
-        blocks = getattr(self.network, self.blocks)
+        blocks = self.network.transformer_blocks
         numbers = config.attn_layers
         if numbers is None:
             numbers = tuple(self.default_layers(len(blocks)))
