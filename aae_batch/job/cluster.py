@@ -211,4 +211,4 @@ def stop_on_signals(grace: float) -> Iterator[Stop]:
 def in_words(error: BaseException) -> str:
     """Return an error's type and message in one line."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+    return f"{type(error).__name__}: {text[:400]}" if text else type(error).__name__

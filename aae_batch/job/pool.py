@@ -254,10 +254,12 @@ class Pool:
         """Yield the deaths whose cause is known by now."""
         if not self._lost:
             return
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        gone = {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
         for lost in list(self._lost):
             self._look_at(lost)
-            node_lost = lost.worker.node is not None and lost.worker.node not in alive
+            # An actor that never said where it is: Ray's words about its death name the node.
+            named = any(node in lost.words for node in gone)
+            node_lost = named if lost.worker.node is None else lost.worker.node in gone
             if node_lost or time.monotonic() > lost.deadline:
                 ray.kill(lost.worker.actor)
                 self._lost.remove(lost)

@@ -102,6 +102,19 @@ class Holding(Noting):
         super().admit(batch, request)
 
 
+class Unborn(Noting):
+    """On a node that is to be lost, its construction never ends, so that it cannot say where it is."""
+
+    def __init__(self, *given) -> None:
+        super().__init__(*given)
+        root = self.context.root
+        begun, lost, doomed = (Path(f"{root}-{name}") for name in ("begun", "lost", "doomed"))
+        begun.mkdir(exist_ok=True)
+        (begun / self.node()).touch()
+        while not lost.exists() or self.node() == doomed.read_text():
+            time.sleep(0.1)
+
+
 def pieces_by_node(root: str) -> dict[str, int]:
     folder = Path(f"{root}-nodes")
     return {node.name: len(list(node.iterdir())) for node in folder.glob("*")}
@@ -123,6 +136,27 @@ def test_a_lost_node_costs_its_pieces_and_is_held_against_none(
     with caplog.at_level(logging.WARNING, "aae_batch.job"):
         run_job(job, lose_a_node, worker_class=Holding)
     assert lost.exists()
+    assert "a node was lost" in caplog.text
+    assert "an actor died" not in caplog.text
+    assert_same_dataset(job.output, undisturbed)
+
+
+def test_a_lost_node_is_known_by_an_actor_that_never_said_where_it_was(
+    nodes, settings_on_gpus, undisturbed, caplog
+):
+    nodes.add_node(**GPU_NODE)
+    doomed = nodes.add_node(**GPU_NODE)
+    job = settings_on_gpus(actors=2)
+    begun, lost = Path(f"{job.output}-begun"), Path(f"{job.output}-lost")
+    Path(f"{job.output}-doomed").write_text(doomed.node_id)
+
+    def lose_a_node(progress) -> None:
+        if not lost.exists() and len(list(begun.glob("*"))) == 2:
+            nodes.remove_node(doomed, allow_graceful=False)
+            lost.touch()
+
+    with caplog.at_level(logging.WARNING, "aae_batch.job"):
+        run_job(job, lose_a_node, worker_class=Unborn)
     assert "a node was lost" in caplog.text
     assert "an actor died" not in caplog.text
     assert_same_dataset(job.output, undisturbed)
