@@ -77,6 +77,17 @@ OUTCOME_COLUMNS: tuple[pa.Field, ...] = (
 )
 """Columns that a run adds to each row."""
 
+TRIES_COLUMNS: tuple[pa.Field, ...] = (
+    column("tries", pa.int32(), "How often the row was tried."),
+    column("kept_try", pa.int32(), "The try, from 0, that made the image; null when failed."),
+    column(
+        "accepted",
+        pa.bool_(),
+        "Whether the judges accept the image; null if they cannot judge it, as without subjects.",
+    ),
+)
+"""Columns that a run with `--accept` or `--best-of` adds. `seed` and `method` are the kept try's."""
+
 IMAGE_COLUMN = column(
     "image",
     pa.struct([("bytes", pa.binary()), ("path", pa.string())]),

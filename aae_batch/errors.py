@@ -65,6 +65,18 @@ class NonFiniteError(RowError):
     """Sampling produced NaN or infinity for this row."""
 
 
+class GivenUpError(RowError):
+    """After the guided steps, the attention said that a subject would be missing."""
+
+
+class NotAcceptedError(RowError):
+    """No try of the row was accepted by the run's judges."""
+
+
+class DroppedError(NotAcceptedError):
+    """As `NotAcceptedError`, in a run that drops such rows."""
+
+
 def shown(value: object) -> str:
     """Return a value's `repr` for a message, with the middle left out if it is long."""
     text = repr(value)

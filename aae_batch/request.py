@@ -128,6 +128,8 @@ class Result:
         error: why there is no image.
         seconds: from the moment the request got a slot until its image was decoded. Requests in
             other slots share that time.
+        guided: guided forwards with their backwards.
+        denoised: texts that were denoised, over all steps: two a step with classifier-free guidance.
     """
 
     request: Request
@@ -136,3 +138,5 @@ class Result:
     attention: AttentionRecord | None = None
     error: RowError | None = None
     seconds: float = 0.0
+    guided: int = 0
+    denoised: int = 0

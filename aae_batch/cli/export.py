@@ -86,8 +86,8 @@ def export(
             f"--of {of} sets how many seeds to choose from: give --select {BEST}, too."
         )
     from aae_batch.cli.terminal import count_reporter
+    from aae_batch.dataset.condition import Condition
     from aae_batch.dataset.reader import Dataset
-    from aae_batch.export.condition import Condition
     from aae_batch.export.export import ExportSettings
     from aae_batch.export.export import export as write
     from aae_batch.export.selection import Best

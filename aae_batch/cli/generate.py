@@ -60,7 +60,25 @@ def _generate(job: JobSettings) -> int:
     print(f"{summary['images']} images, {summary['failed']} failed rows in {job.output}")
     for kind, count in summary["failures"].items():
         print(f"  {count} x {kind}: see the column error in {job.output}/metadata")
-    return WITH_FAILURES if summary["failed"] else COMPLETE
+    tried = summary.get("acceptance")
+    if tried:
+        _say_tries(tried, summary["rows"])
+    return WITH_FAILURES if summary["failed"] - (tried or {}).get("dropped", 0) else COMPLETE
+
+
+def _say_tries(tried: dict[str, Any], rows: int) -> None:
+    words = ("accepted", "unaccepted", "unjudged", "dropped")
+    counts = ", ".join(f"{tried[word]} {word}" for word in words if tried[word])
+    print(f"{counts or 'none accepted'}; {tried['tries'] / rows:.2f} tries a row")
+    for method, rung in tried["rungs"].items():
+        given_up = f", {rung['given_up']} given up early" if rung["given_up"] else ""
+        print(
+            f"  {method}: {rung['tries']} tries settled {rung['settled']} rows{given_up}; "
+            f"{rung['forwards']} forwards"
+        )
+    each = tried["forwards_nursing_each_row_once"]
+    once = "" if each is None else f"; nursing every row once would take about {each:g} each"
+    print(f"  {tried['forwards_an_image']:g} forwards an image{once}")
 
 
 def _dry_run(job: JobSettings) -> int:

@@ -64,6 +64,11 @@ class ImageFormat(Settings):
     def suffix(self) -> str:
         return _SUFFIXES[self.kind]
 
+    @property
+    def is_lossless(self) -> bool:
+        """Whether a stored image has the very pixels that were encoded."""
+        return self.kind == "png" or self.lossless is True
+
     def settings(self) -> dict[str, Any]:
         """Return the settings of this format, as in `run.json`: `ImageFormat(**settings)` restores it."""
         return self.model_dump(exclude_none=True)

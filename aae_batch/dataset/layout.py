@@ -5,6 +5,7 @@ images/00012/<id>.png        the images of shard 12, in the layout `files`; or
 images/00012.tar             in the layout `webdataset`, members <id>.png and <id>.json; or
                              in `parquet` none: the metadata table has them in a column `image`
 attention/00012.parquet      one row per image and subject
+tries/00012.parquet          one row per try, in a run with --accept or --best-of
 metadata/00012.parquet       one row per manifest row; written last: this file is the commit
 rewriting/00012.tar          while --retry-failed rewrites shard 12: its new objects, until all are written
 progress.json                the progress of the job, updated every 15 s
@@ -24,7 +25,13 @@ from typing import TypedDict
 
 import pyarrow as pa
 
-from aae_batch.columns import IMAGE_COLUMN, MANIFEST_COLUMNS, OUTCOME_COLUMNS, column
+from aae_batch.columns import (
+    IMAGE_COLUMN,
+    MANIFEST_COLUMNS,
+    OUTCOME_COLUMNS,
+    TRIES_COLUMNS,
+    column,
+)
 from aae_batch.dataset.image_format import Layout
 
 RUN = "run.json"
@@ -33,6 +40,7 @@ SUMMARY = "summary.json"
 REPORT = "report.html"
 METADATA = "metadata/"
 ATTENTION = "attention/"
+TRIES = "tries/"
 IMAGES = "images/"
 REWRITING = "rewriting/"
 METRICS = "metrics/"
@@ -62,6 +70,10 @@ def member_name(row_id: str, suffix: str) -> str:
 
 def attention_name(shard: int) -> str:
     return f"{ATTENTION}{shard:05d}.parquet"
+
+
+def tries_name(shard: int) -> str:
+    return f"{TRIES}{shard:05d}.parquet"
 
 
 def metadata_name(shard: int) -> str:
@@ -94,7 +106,7 @@ def shards_among(names: Iterable[str], named: Callable[[int], str]) -> list[int]
 
 def is_of_shard(name: str, shard: int) -> bool:
     """Return whether this is a name of one of the shard's images or tables."""
-    ours = (tar_name(shard), attention_name(shard), metadata_name(shard))
+    ours = (tar_name(shard), attention_name(shard), tries_name(shard), metadata_name(shard))
     return name in ours or name.startswith(images_of(shard))
 
 
@@ -125,6 +137,32 @@ conjunct's words. Its values are therefore larger than those of other methods an
 them. Its positions still refer to the whole prompt.
 """
 
+TRIES_SCHEMA = pa.schema(
+    [
+        column("id", pa.string(), "The row's id, as in the metadata table."),
+        column("try", pa.int32(), "Number of the try, from 0; a hopeless method's are left out."),
+        column("method", pa.string(), "Its method."),
+        column("seed", pa.int64(), "Its seed."),
+        column(
+            "verdict",
+            pa.string(),
+            "accepted, rejected, unjudged (the judges have nothing to go by), given up (before it was "
+            "finished) or failed.",
+        ),
+        column("kept", pa.bool_(), "Whether its picture is the row's image."),
+        column("error", pa.string(), "Why there is no picture; null otherwise."),
+        column("value", pa.float64(), "What the best picture is found by, the larger the better."),
+        column("scores", pa.string(), "JSON: the columns of every metric that judged it."),
+        column("num_refinements", pa.int32(), "As in the metadata."),
+        column("final_loss", pa.float32(), "As in the metadata."),
+        column("guided", pa.int32(), "Guided forwards, each with its backward."),
+        column("denoised", pa.int32(), "Texts denoised: two a step with classifier-free guidance."),
+        column("seconds", pa.float32(), "As in the metadata."),
+        column("picture", pa.binary(), "Its file's bytes, with --keep-rejected; null if kept."),
+    ]
+)
+"""One row per try of a row, in the order of the manifest and of the tries."""
+
 SCORED_COLUMNS: tuple[pa.Field, ...] = (
     column("id", pa.string(), "The row's id, as in the metadata table."),
     column("sha256", pa.string(), "SHA-256 of the scored image."),
@@ -142,10 +180,12 @@ HUGGING_FACE = {"huggingface": '{"info": {"features": {"image": {"_type": "Image
 """Schema metadata that tells Hugging Face's `datasets` that the column `image` holds images."""
 
 
-def metadata_schema(extras: pa.Schema, layout: Layout = "files") -> pa.Schema:
+def metadata_schema(
+    extras: pa.Schema, layout: Layout = "files", with_tries: bool = False
+) -> pa.Schema:
     """Return the metadata table's schema: the standard manifest columns, then the extra columns of the
     manifest, then the columns that the run adds."""
-    columns = [*MANIFEST_COLUMNS, *extras, *OUTCOME_COLUMNS]
+    columns = [*MANIFEST_COLUMNS, *extras, *OUTCOME_COLUMNS, *(TRIES_COLUMNS if with_tries else ())]
     if layout == "parquet":
         return pa.schema([*columns, IMAGE_COLUMN], metadata=HUGGING_FACE)
     return pa.schema(columns)

@@ -15,7 +15,8 @@ from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.outcome import Outcome, may_have_left_a_picture
 from aae_batch.dataset.problem import Problem, not_ours
 from aae_batch.dataset.reader import parquet_images
-from aae_batch.dataset.settle import is_picture, settle
+from aae_batch.dataset.run_record import tries_again
+from aae_batch.dataset.settle import alike, is_picture, settle
 from aae_batch.dataset.webdataset import tar_members, tar_of
 from aae_batch.dataset.writer import Shard
 from aae_batch.store.base import Storage
@@ -64,9 +65,26 @@ class Files(Shard):
         if store.create_bytes(name, outcome.image) if create else not store.exists(name):
             return outcome
         stored = store.read_bytes(name)
-        if stored == outcome.image or is_picture(stored, self.image_format, outcome.size):
+        if stored == outcome.image or self._is_of(stored, outcome):
             return outcome.with_image(stored)
+        if outcome.tries and is_picture(stored, self.image_format, outcome.size):
+            return self._replaced(outcome) if create else outcome
         return outcome.occupied(store.place(name))
+
+    def _is_of(self, stored: bytes, outcome: Outcome) -> bool:
+        """Return whether stored bytes are this outcome's picture, as another attempt made it. With several
+        tries it must look the same, since that attempt may have kept another one."""
+        assert outcome.image is not None
+        is_ours = is_picture(stored, self.image_format, outcome.size)
+        return is_ours and (not outcome.tries or alike(stored, outcome.image))
+
+    def _replaced(self, outcome: Outcome) -> Outcome:
+        """Replace another try's picture."""
+        assert outcome.image is not None
+        name, commit = outcome.metadata["file_name"], names.metadata_name(self.index)
+        is_ours = partial(self._is_of, outcome=outcome)
+        stored = settle(self.storage, name, outcome.image, is_ours, commit)
+        return outcome if stored is None else outcome.with_image(stored)
 
     def _settle(self, outcomes: list[Outcome], metadata: pa.Table) -> list[Outcome]:
         """Delete images that an earlier, unfinished attempt left for rows that failed this time."""
@@ -154,6 +172,8 @@ class Tar(Shard):
                     said = json.loads(members.pop(names.member_name(row_id, ".json")))
                     if not is_picture(image, self.image_format, outcome.size):
                         return None
+                    if said.get("kept_try") != outcome.metadata.get("kept_try"):
+                        return None
                     measured = {name: said[name] for name in _MEASURED}
                     outcome = outcome.with_image(image, **measured)
                 taken.append(outcome)
@@ -188,7 +208,9 @@ LAYOUTS: Mapping[str, type[Shard]] = {kind.layout: kind for kind in (Files, Tar,
 def shard_of(run: Mapping[str, Any], storage: Storage, index: int) -> Shard:
     """Return a shard of the run that the record `run` (`run.json`) describes."""
     image_format = ImageFormat(**run["image_format"])
-    return LAYOUTS[run["layout"]](storage, index, run["fingerprint"], image_format)
+    return LAYOUTS[run["layout"]](
+        storage, index, run["fingerprint"], image_format, tries_again(run)
+    )
 
 
 def _is_json_of(row_id: str, content: bytes) -> bool:

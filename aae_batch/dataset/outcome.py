@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aae_batch.dataset.layout import MANIFEST_COLUMNS
-from aae_batch.errors import OccupiedError, RowError
+from aae_batch.errors import DroppedError, OccupiedError, RowError
+
+VERDICTS = {"accepted": True, "rejected": False, "unjudged": None}
+"""Of tries with a picture, and whether the judges accept it."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Outcome:
         index: the row's position in the manifest.
         metadata: its row of the metadata table, without extra columns, shard and fingerprint.
         attention: its rows of the attention table.
+        tries: its rows of the table of tries, in a run that has one.
         image: the encoded image, in layouts that write images with the commit. All images of a shard,
             about 256 files, stay in memory until then.
     """
@@ -26,11 +30,17 @@ class Outcome:
     index: int
     metadata: dict[str, Any]
     attention: list[dict[str, Any]] = field(default_factory=list)
+    tries: list[dict[str, Any]] = field(default_factory=list)
     image: bytes | None = None
 
     @property
     def failed(self) -> bool:
         return self.metadata["status"] == "failed"
+
+    @property
+    def dropped(self) -> bool:
+        """Whether it failed as the user wished, so that it is no failure of the job."""
+        return self.metadata.get("error_type") == DroppedError.__name__
 
     @property
     def size(self) -> tuple[int, int]:
@@ -50,7 +60,21 @@ class Outcome:
             f"{place} exists and is not an image of this run: move it away, and run the same command "
             "again with --retry-failed.",
         )
-        return Outcome(self.index, row | reason(error))
+        failed = Outcome(self.index, row | reason(error))
+        return failed.after([made | {"kept": False} for made in self.tries])
+
+    def after(self, tries: Sequence[dict[str, Any]]) -> Outcome:
+        """Return a copy with the row's tries, rows of the table of tries, one of them kept if the row
+        has an image."""
+        if not tries:
+            return self
+        kept = next((made for made in tries if made["kept"]), None)
+        said = {
+            "tries": len(tries),
+            "kept_try": kept and kept["try"],
+            "accepted": VERDICTS.get(kept["verdict"]) if kept else False,
+        }
+        return replace(self, tries=list(tries), metadata=self.metadata | said)
 
 
 def reason(error: RowError, kind: str = "") -> dict[str, str]:

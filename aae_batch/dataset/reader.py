@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from aae_batch.dataset import layout
-from aae_batch.dataset.run_record import NotARun, check_record, courtesy
+from aae_batch.dataset.run_record import NotARun, check_record, courtesy, tries_again
 from aae_batch.dataset.webdataset import tar_members
-from aae_batch.errors import OutputError
+from aae_batch.errors import DroppedError, OutputError
 from aae_batch.store.base import Storage
 from aae_batch.store.open import open_storage
 from aae_batch.store.read_ahead import read_ahead
@@ -90,7 +90,7 @@ class Dataset:
         tables = list(self.tables(columns, shards))
         if tables:
             return pa.concat_tables(tables)
-        schema = layout.metadata_schema(pa.schema([]))
+        schema = layout.metadata_schema(pa.schema([]), with_tries=self._with_tries)
         wanted = [column for column in schema if columns is None or column.name in columns]
         return pa.schema(wanted).empty_table()
 
@@ -102,6 +102,19 @@ class Dataset:
     def attention_of(self, shard: int, columns: list[str] | None = None) -> pa.Table:
         """Return the attention rows of a committed shard."""
         return self._table(layout.attention_name(shard), columns)
+
+    def tries(self) -> pa.Table:
+        """Return the tries of all committed shards; none in a run that makes one picture a row."""
+        tables = read_ahead(self.tries_of, self.shards() if self._with_tries else [])
+        return pa.concat_tables([layout.TRIES_SCHEMA.empty_table(), *tables])
+
+    def tries_of(self, shard: int, columns: list[str] | None = None) -> pa.Table:
+        """Return the tries of a committed shard, of a run with `--accept` or `--best-of`."""
+        return self._table(layout.tries_name(shard), columns)
+
+    @property
+    def _with_tries(self) -> bool:
+        return self.run is not None and tries_again(self.run)
 
     def metrics(self) -> list[str]:
         """Return the names of the metrics with scores, e.g. `clip`, sorted."""
@@ -155,12 +168,13 @@ class Dataset:
         return (self.metric_run(metric) or {}).get("fingerprint")
 
     def failed_rows(self) -> dict[int, list[int]]:
-        """Return, for each committed shard with failed rows, their positions in the shard. Reads every
-        metadata table."""
+        """Return, for each committed shard with failed rows, their positions in the shard, without rows
+        that were dropped. Reads every metadata table."""
         found = {}
         shards = self.shards()
-        for shard, table in zip(shards, self.tables(["status"], shards), strict=True):
-            failed = pc.indices_nonzero(pc.equal(table["status"], "failed")).to_pylist()
+        for shard, table in zip(shards, self.tables(["error_type"], shards), strict=True):
+            kinds = pc.fill_null(table["error_type"], DroppedError.__name__)
+            failed = pc.indices_nonzero(pc.not_equal(kinds, DroppedError.__name__)).to_pylist()
             if failed:
                 found[shard] = failed
         return found

@@ -59,6 +59,11 @@ class Shards:
         return range(shard * self.size, min((shard + 1) * self.size, self.rows))
 
 
+def tries_again(run: Mapping[str, Any]) -> bool:
+    """Return whether rows of the run are tried several times, and it has tables of tries."""
+    return run["settings"].get("acceptance") is not None
+
+
 class _Courtesy(BaseModel):
     """A record that no row depends on."""
 

@@ -130,7 +130,8 @@ def to_delete(storage: Storage, found: Verification) -> list[str]:
     for shard in broken:
         pictures = LAYOUTS[found.layout].pictures_of(shard) if found.layout else None
         names += [pictures] if pictures else []
-        names += [layout.attention_name(shard), layout.metadata_name(shard)]
+        names += [layout.attention_name(shard), layout.tries_name(shard)]
+        names += [layout.metadata_name(shard)]
     if names or any(problem.kind == "summary" for problem in found.problems):
         names.insert(0, layout.SUMMARY)
     return [name for name in dict.fromkeys(names) if storage.exists(name)]

@@ -21,6 +21,7 @@ from aae_batch.dataset.problem import Problem
 from aae_batch.dataset.run_record import Shards
 from aae_batch.dataset.writer import Shard, as_used
 from aae_batch.errors import shown
+from aae_batch.ladder import Ladder
 from aae_batch.sampling.config import GuidanceConfig
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class ShardCheck:
             good = {row["id"]: row for row in rows if row["status"] == "ok" and row["id"]}
             self._check_pictures(good, data)
             self._check_attention(good)
+            if self.shard.with_tries:
+                self._check_tries(rows)
         return self
 
     def told(self) -> list[Problem]:
@@ -108,9 +111,12 @@ class ShardCheck:
 
     def _with_extras(self, found: pa.Schema) -> pa.Schema:
         """Return the metadata schema with those columns of `found` that are not standard as extras."""
-        own = layout.metadata_schema(pa.schema([]), self.shard.layout).names
-        extras = pa.schema([column for column in found if column.name not in own])
-        return layout.metadata_schema(extras, self.shard.layout)
+
+        def wanted(extras: pa.Schema) -> pa.Schema:
+            return layout.metadata_schema(extras, self.shard.layout, self.shard.with_tries)
+
+        own = wanted(pa.schema([])).names
+        return wanted(pa.schema([column for column in found if column.name not in own]))
 
     # --- metadata
 
@@ -128,7 +134,12 @@ class ShardCheck:
     def _check_against(self, part: Part, table: pa.Table) -> None:
         """Check that the rows are the manifest's, with the run's settings as defaults."""
         config = GuidanceConfig(**self.record["settings"]["guidance"])
-        expected = [as_used(row, config) for row in part.rows()]
+        ladder = ladder_of(self.record)
+        kept = table["kept_try"].to_pylist() if ladder else [None] * table.num_rows
+        expected = [
+            as_used(row if ladder is None else ladder.row(row, number), config)
+            for row, number in zip(part.rows(), kept, strict=True)
+        ]
         ids = table["id"].to_pylist()
         for column in layout.MANIFEST_COLUMNS:
             said = pa.array([row[column.name] for row in expected], column.type).to_pylist()
@@ -208,6 +219,31 @@ class ShardCheck:
         for row_id, row in good.items():
             self._check_subjects(row, subjects[row_id])
 
+    # --- tries
+
+    def _check_tries(self, rows: list[dict[str, Any]]) -> None:
+        name = layout.tries_name(self.shard.index)
+        read = self._table(name, lambda found: layout.TRIES_SCHEMA)
+        if read is None:
+            return
+        columns = ["id", "try", "method", "seed", "verdict", "kept"]
+        tries: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for made in read[1].select(columns).to_pylist():
+            tries[made["id"]].append(made)
+        tried = {row["id"]: row for row in rows if row["tries"] and row["id"]}
+        for row_id in tries.keys() - tried.keys():
+            self._broken(f"{name} has tries of it, and the metadata none.", row_id)
+        for row_id, row in tried.items():
+            made = tries[row_id]
+            kept = [one for one in made if one["kept"]]
+            if len(made) != row["tries"]:
+                text = f"its tries are {row['tries']}, and {name} has {len(made)}."
+                self._broken(text, row_id)
+            elif [one["try"] for one in kept] != [n for n in [row["kept_try"]] if n is not None]:
+                self._broken(f"its kept_try is {row['kept_try']}, and not so in {name}.", row_id)
+            elif kept and any(kept[0][column] != row[column] for column in ("method", "seed")):
+                self._broken(f"its method or seed is not that of its kept try in {name}.", row_id)
+
     def _check_subjects(self, row: dict[str, Any], seen: list[dict[str, Any]]) -> None:
         if row["subjects"]:
             wanted, found = row["subjects"], [subject["subject"] for subject in seen]
@@ -223,6 +259,12 @@ class ShardCheck:
             self._broken("its attention does not have an entry for every step.", row["id"])
         if any(s["map"] != s["map_height"] * s["map_width"] for s in seen):
             self._broken("an attention map has another size than it says.", row["id"])
+
+
+def ladder_of(record: Mapping[str, Any]) -> Ladder | None:
+    """Return a run's ladder of tries; None if it makes one picture a row."""
+    rule = record["settings"].get("acceptance")
+    return None if rule is None else Ladder.of(rule["ladder"], rule["tries"])
 
 
 def _what_is_wrong(row: Mapping[str, Any], picture: bytes) -> str | None:

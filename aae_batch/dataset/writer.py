@@ -42,12 +42,14 @@ class Shard(ABC):
     Attributes:
         fingerprint: of the run.
         at_once: whether each image is written as soon as it is generated instead of with the commit.
+        with_tries: whether rows are tried several times, so that the shard has a table of tries.
     """
 
     storage: Storage
     index: int
     fingerprint: str
     image_format: ImageFormat = PNG
+    with_tries: bool = False
     layout: ClassVar[Layout]
     at_once: ClassVar[bool] = False
 
@@ -82,6 +84,7 @@ class Shard(ABC):
         config: GuidanceConfig,
         keep: bool = False,
         spent: Callable[[str, float], None] = lambda phase, seconds: None,
+        tries: Sequence[dict[str, Any]] = (),
     ) -> Outcome:
         """Encode the image of a finished row, if it has one, and return the row's outcome. The layout
         `files` writes the image at once.
@@ -89,9 +92,10 @@ class Shard(ABC):
         Args:
             keep: in that layout too, keep the image for the commit.
             spent: called with each phase, `encode` or `upload`, and its seconds.
+            tries: the row's rows of the table of tries.
         """
         if result.error is not None:
-            return failed(row, config, result.error)
+            return failed(row, config, result.error).after(tries)
         assert result.image is not None
         start = time.perf_counter()
         data = self.image_format.encode(result.image)
@@ -109,8 +113,8 @@ class Shard(ABC):
             "neglected": seen.neglected if seen else None,
             "seconds": result.seconds,
         }
-        attention = _attention_rows(row, seen) if seen else []
-        outcome = Outcome(row.index, metadata, attention, data)
+        attention = attention_rows(row, seen) if seen else []
+        outcome = Outcome(row.index, metadata, attention, image=data).after(tries)
         if self.at_once and not keep:
             outcome = replace(self._settle_picture(outcome, create=True), image=None)
             spent("upload", time.perf_counter() - encoded)
@@ -134,10 +138,11 @@ class Shard(ABC):
             return
         if settled is not made:  # images of an earlier attempt are used
             metadata = self._metadata(settled, extras)
-        attention, name = _attention(settled), names.attention_name(self.index)
-        fits = partial(_same_subjects, attention)
-        if settle(self.storage, name, _parquet(attention), fits, committed) is not None:
-            self.storage.create_bytes(committed, _parquet(metadata))
+        for name, (table, columns) in self._tables(settled).items():
+            fits = partial(_same_in, columns, table)
+            if settle(self.storage, name, _parquet(table), fits, committed) is None:
+                return
+        self.storage.create_bytes(committed, _parquet(metadata))
 
     def recommit(self, outcomes: Sequence[Outcome], extras: pa.Table) -> None:
         """Rewrite the committed shard atomically; see `rewriting.py`.
@@ -149,7 +154,8 @@ class Shard(ABC):
         made = [self._settle_picture(outcome, create=False) for outcome in in_order]
         metadata = self._metadata(made, extras)
         objects = self._objects(made, metadata)
-        objects[names.attention_name(self.index)] = _parquet(_attention(made))
+        for name, (table, _) in self._tables(made).items():
+            objects[name] = _parquet(table)
         objects[names.metadata_name(self.index)] = _parquet(metadata)
         rewrite(self.storage, self.index, objects)
 
@@ -163,13 +169,18 @@ class Shard(ABC):
         attention: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in dataset.attention_of(self.index).to_pylist():
             attention[row["id"]].append(row)
+        tries: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in dataset.tries_of(self.index).to_pylist() if self.with_tries else ():
+            tries[row["id"]].append(row)
         found = []
-        for i, row in enumerate(dataset.table(self.index, _OWN_COLUMNS).to_pylist(), start):
+        own = [*_OWN_COLUMNS, *(column.name for column in names.TRIES_COLUMNS if self.with_tries)]
+        for i, row in enumerate(dataset.table(self.index, own).to_pylist(), start):
+            made = tries[row["id"]] if row.get("tries") else []
             if row["status"] == "ok":
                 image = None if self.at_once else dataset.image_bytes(row)
-                found.append(Outcome(i, row, attention[row["id"]], image))
+                found.append(Outcome(i, row, attention[row["id"]], image=image).after(made))
             else:
-                found.append(Outcome(i, row))
+                found.append(Outcome(i, row).after(made))
         return found
 
     def read(self, name: str) -> bytes | None:
@@ -208,11 +219,23 @@ class Shard(ABC):
         """Return the values of metadata columns that only this layout has."""
         return {}
 
+    def _tables(self, outcomes: list[Outcome]) -> dict[str, tuple[pa.Table, list[str]]]:
+        """Return the tables beside the metadata by name, each with the columns in which another attempt's
+        must be the same."""
+        seen = [row for outcome in outcomes for row in outcome.attention]
+        attention = pa.Table.from_pylist(seen, schema=names.ATTENTION_SCHEMA)
+        found = {names.attention_name(self.index): (attention, ["id", "subject", "token_indices"])}
+        if self.with_tries:
+            made = [row for outcome in outcomes for row in outcome.tries]
+            tries = pa.Table.from_pylist(made, schema=names.TRIES_SCHEMA)
+            found[names.tries_name(self.index)] = tries, ["id", "try", "seed", "verdict", "kept"]
+        return found
+
     def _metadata(self, outcomes: list[Outcome], extras: pa.Table) -> pa.Table:
         shared = {"shard": self.index, "fingerprint": self.fingerprint}
         records = [outcome.metadata | shared | self._cells(outcome) for outcome in outcomes]
         # Columns one by one: an extra column may hold values that Python cannot represent.
-        schema = names.metadata_schema(extras.schema, self.layout)
+        schema = names.metadata_schema(extras.schema, self.layout, self.with_tries)
         columns = [
             extras[column.name].combine_chunks()
             if column.name in extras.column_names
@@ -236,18 +259,12 @@ def failed(
     return Outcome(row.index, as_used(row, config) | reason(error, kind))
 
 
-def _attention(outcomes: Sequence[Outcome]) -> pa.Table:
-    seen = [row for outcome in outcomes for row in outcome.attention]
-    return pa.Table.from_pylist(seen, schema=names.ATTENTION_SCHEMA)
-
-
-def _same_subjects(attention: pa.Table, stored: bytes) -> bool:
-    """Return whether a stored attention table has the same images and subjects."""
-    columns = ["id", "subject", "token_indices"]
+def _same_in(columns: list[str], table: pa.Table, stored: bytes) -> bool:
+    """Return whether a stored table has the same values in some columns."""
     try:
         found = pq.read_table(pa.BufferReader(stored))
-        same_kind = found.schema.equals(attention.schema)
-        return same_kind and found.select(columns).equals(attention.select(columns))
+        same_kind = found.schema.equals(table.schema)
+        return same_kind and found.select(columns).equals(table.select(columns))
     except pa.ArrowException:
         return False
 
@@ -271,7 +288,7 @@ def _inner(entry: int | Sequence[int]) -> list[int]:
     return [entry] if isinstance(entry, int) else list(entry)
 
 
-def _attention_rows(row: Row, seen: AttentionRecord) -> list[dict[str, Any]]:
+def attention_rows(row: Row, seen: AttentionRecord) -> list[dict[str, Any]]:
     return [
         {name: getattr(subject, name, None) for name in names.ATTENTION_SCHEMA.names}
         | {

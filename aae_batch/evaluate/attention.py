@@ -50,6 +50,7 @@ class AttentionMetric(Metric):
         column("num_thresholds", pa.int32(), "Thresholds at steps that the row has."),
         column("num_refinements", pa.int32(), "As in the metadata."),
     )
+    best_by = "min_max_attention"
 
     def settings(self) -> dict[str, Any]:
         return {"thresholds": {str(step): value for step, value in self.thresholds.items()}}

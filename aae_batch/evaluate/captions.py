@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
@@ -51,6 +51,8 @@ class CaptionsMetric(Metric):
         column("caption", pa.string(), "Caption of the image."),
         column("clip_caption", pa.float32(), "Cosine similarity of the caption and the prompt."),
     )
+    short: ClassVar = {"similarity": "clip_caption"}
+    best_by = "similarity"
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
@@ -89,6 +89,8 @@ class ClipMetric(Metric):
             "Minimum over subjects of the cosine similarity with the image; null without subjects.",
         ),
     )
+    short: ClassVar = {"full": "clip_full", "min_subject": "clip_min_subject"}
+    best_by = "min_subject"
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -66,6 +66,7 @@ class ShapesDetector(Metric):
             "Number of objects in the image that no subject names, or that resemble no shape.",
         ),
     )
+    best_by = "subjects_found"
 
     def settings(self) -> dict[str, Any]:
         return {"detector": SHAPES, "version": 2}  # of its columns
@@ -144,6 +145,7 @@ class OpenVocabularyDetector(Metric):
 
     attention_columns = ("subject",)
     columns = COLUMNS
+    best_by = "subjects_found"
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -116,7 +116,7 @@ def _metric(settings: ScoreSettings, dataset: Dataset) -> Metric:
         raise OutputError(
             f"There is no dataset in {dataset.storage.root}: check the path, or generate it first."
         )
-    return settings.metric_for(run)
+    return settings.metric_of(run)
 
 
 def _score_here(job: ScoreJob, lock: Lock, on_progress: OnProgress) -> Tally:

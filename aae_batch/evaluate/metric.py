@@ -32,11 +32,16 @@ class Metric(ABC):
         columns: columns of its table, after `id` and `sha256`.
         sees_images: whether it needs the images, not only the tables.
         attention_columns: columns of the attention table that it needs, besides `id`.
+        short: other names of columns in expressions, where the metric's name stands before them:
+            `clip.min_subject`.
+        best_by: the column by which one picture is better than another.
     """
 
     columns: ClassVar[tuple[pa.Field, ...]]
     sees_images: ClassVar[bool] = True
     attention_columns: ClassVar[tuple[str, ...]] = ()
+    short: ClassVar[Mapping[str, str]] = {}
+    best_by: ClassVar[str]
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -1,9 +1,10 @@
-"""Settings of a scoring run, and those that scores depend on."""
+"""Settings of judges and of a scoring run, and those that scores depend on."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
@@ -21,20 +22,19 @@ OF_OUTPUT = "output"
 """Key of the dataset's fingerprint in `depends_on`; all other keys describe the judge."""
 
 MetricName = Literal["clip", "captions", "detector", "attention"]
+METRICS: tuple[str, ...] = get_args(MetricName)
 Place = Annotated[str, AfterValidator(os.path.expanduser)]
 """A folder (a leading ~ is expanded), a URL or a hub id."""
 
 
-class ScoreSettings(ActorSettings):
-    """Settings for scoring one dataset with one metric.
+class JudgeSettings(ActorSettings):
+    """Which models judge pictures.
 
     Raises:
         SettingsError: a value is unknown or out of range.
     """
 
-    output: Place = Field(description="Root of the dataset: folder or URL.")
-    metric: MetricName = Field(description="Metric to score with.")
-    model: Place = Field(
+    clip_model: Place = Field(
         CLIP, description="CLIP model for clip and captions: hub id, folder or URL."
     )
     caption_model: Place = Field(CAPTIONER, description="Captioning model: hub id, folder or URL.")
@@ -55,6 +55,44 @@ class ScoreSettings(ActorSettings):
         le=1,
         description="Minimum score at which an OWL-type detector finds a subject, 0 to 1.",
     )
+
+    def metric_for(self, name: str, model: str, thresholds: Mapping[int, float]) -> Metric:
+        """Return a metric by its name.
+
+        Args:
+            model: what made the pictures.
+            thresholds: of attention-and-excite in that run.
+        """
+        from aae_batch.evaluate.attention import AttentionMetric
+        from aae_batch.evaluate.captions import CaptionsMetric
+        from aae_batch.evaluate.clip import ClipMetric
+        from aae_batch.evaluate.detector import SHAPES, OpenVocabularyDetector, ShapesDetector
+        from aae_batch.sampling.model.loading import EMBEDDED
+
+        endpoint = self.actors_s3_endpoint
+        if name == "clip":
+            return ClipMetric(self.clip_model, endpoint)
+        if name == "captions":
+            return CaptionsMetric(
+                self.caption_model, self.clip_model, endpoint, self.caption_prefix
+            )
+        if name == "attention":
+            return AttentionMetric(thresholds)
+        detector = self.detector or (SHAPES if model == EMBEDDED else DETECTOR)
+        if detector == SHAPES:
+            return ShapesDetector()
+        return OpenVocabularyDetector(detector, self.detector_threshold, endpoint)
+
+
+class ScoreSettings(JudgeSettings):
+    """Settings for scoring one dataset with one metric.
+
+    Raises:
+        SettingsError: a value is unknown or out of range.
+    """
+
+    output: Place = Field(description="Root of the dataset: folder or URL.")
+    metric: MetricName = Field(description="Metric to score with.")
     batch_size: int = Field(16, ge=1, description="Images per batch.")
     dtype: Dtype = "float32"
     again: bool = Field(
@@ -64,25 +102,9 @@ class ScoreSettings(ActorSettings):
     )
     retry_failed: bool = Field(False, description="Retry images that could not be scored.")
 
-    def metric_for(self, run: dict[str, Any]) -> Metric:
+    def metric_of(self, run: dict[str, Any]) -> Metric:
         """Return the metric, for a dataset with the given `run.json`."""
-        from aae_batch.evaluate.attention import AttentionMetric
-        from aae_batch.evaluate.captions import CaptionsMetric
-        from aae_batch.evaluate.clip import ClipMetric
-        from aae_batch.evaluate.detector import SHAPES, OpenVocabularyDetector, ShapesDetector
-        from aae_batch.sampling.model.loading import EMBEDDED
-
-        endpoint, made_by = self.actors_s3_endpoint, run["settings"]
-        if self.metric == "clip":
-            return ClipMetric(self.model, endpoint)
-        if self.metric == "captions":
-            return CaptionsMetric(self.caption_model, self.model, endpoint, self.caption_prefix)
-        if self.metric == "attention":
-            return AttentionMetric(thresholds_of(run))
-        detector = self.detector or (SHAPES if made_by["model"] == EMBEDDED else DETECTOR)
-        if detector == SHAPES:
-            return ShapesDetector()
-        return OpenVocabularyDetector(detector, self.detector_threshold, endpoint)
+        return self.metric_for(self.metric, run["settings"]["model"], thresholds_of(run))
 
     def depends_on(self, metric: Metric, run: dict[str, Any]) -> dict[str, Any]:
         """Return everything that scores depend on, except the images, whose SHA-256 each score records.

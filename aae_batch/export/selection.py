@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from aae_batch.dataset.condition import Condition
 from aae_batch.errors import SettingsError, shown
-from aae_batch.export.condition import Condition
 from aae_batch.export.source import Source
 from aae_batch.store.read_ahead import read_ahead
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from aae_batch.dataset.condition import Condition
 from aae_batch.errors import SettingsError
-from aae_batch.export.condition import Condition
 from aae_batch.export.formats import FORMATS
 from aae_batch.export.selection import Best
 

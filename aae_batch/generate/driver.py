@@ -91,7 +91,7 @@ def refuse_unless_some_row_is_good(settings: JobSettings, manifest: Manifest) ->
     try:
         judge = Judge.load(
             settings.model,
-            settings.guidance,
+            settings.first_try,
             revision=settings.revision,
             s3_endpoint=settings.s3_endpoint,
         )

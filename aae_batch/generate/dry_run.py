@@ -37,12 +37,14 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
             plan = plan.retrying(Dataset(storage))
         judge = Judge.load(
             settings.model,
-            settings.guidance,
+            settings.first_try,
             revision=settings.revision,
             s3_endpoint=settings.s3_endpoint,
         )
         streams = judge.streams
         write(f"model: {named(settings.model, settings.lora)}")
+        if settings.acceptance is not None:
+            write(str(settings.acceptance))
         shards = -(-len(manifest) // plan.shard_size)
         left = plan.ledger()
         write(f"{len(manifest)} rows in {shards} shards of {plan.shard_size}")

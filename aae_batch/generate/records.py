@@ -12,11 +12,12 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from aae_batch.columns import TRIES_COLUMNS
 from aae_batch.dataset import layout
 from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
-from aae_batch.dataset.run_record import sealed
-from aae_batch.errors import OutputError, SettingsError
+from aae_batch.dataset.run_record import sealed, tries_again
+from aae_batch.errors import DroppedError, ManifestError, OutputError, SettingsError
 from aae_batch.generate.settings import JobSettings
 from aae_batch.job.plan import JobPlan, Ledger
 from aae_batch.job.progress import Progress
@@ -25,6 +26,9 @@ from aae_batch.manifest.reader import Manifest
 from aae_batch.methods import DEFAULT, Steering
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.store.base import Storage
+
+_WORDS = {True: "accepted", False: "unaccepted", None: "unjudged"}
+"""Of rows with an image, by the column `accepted`."""
 
 MAKERS = ("aae_batch", "torch", "diffusers", "transformers")
 """Packages whose versions affect the images."""
@@ -67,6 +71,8 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
     Raises:
         OutputError: the output belongs to another run, or was not made by a run.
     """
+    if settings.acceptance is not None:
+        _refuse_columns_of_tries(manifest)
     pixels = settings.pixels(manifest.digest)
     dataset = Dataset(storage)
     before = dataset.run
@@ -98,13 +104,24 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
     return Plan(before, begun=True, committed=frozenset(dataset.shards()))
 
 
+def _refuse_columns_of_tries(manifest: Manifest) -> None:
+    """Raise a ManifestError if the manifest has a column that this run adds."""
+    ours = {column.name for column in TRIES_COLUMNS}
+    for name in manifest.extras.names:
+        if name.lower() in ours:
+            raise ManifestError(
+                f"Manifest {manifest.path} has a column {name}, a name that a run with several tries a "
+                f"row adds; rename it, e.g. to my_{name}."
+            )
+
+
 def _comparable(
     found: Mapping[str, Any], now: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the settings of a run and of a job without what only one of two versions, or of two
     machines, can know: methods, and names of settings that the run's version did not have."""
-    # Earlier versions could neither choose a variant nor add a LoRA.
-    before = {"variant": None, "lora": [], "lora_weights": {}, **found}
+    # Earlier versions could neither choose a variant, add a LoRA, nor judge.
+    before = {"variant": None, "lora": [], "lora_weights": {}, "acceptance": None, **found}
     here = {**now, "guidance": dict(now["guidance"])}
     # A version with one guided method had its steering among the guidance.
     if "steering" not in before:
@@ -170,7 +187,49 @@ def summarize(dataset: Dataset, session: dict[str, Any] | None) -> dict[str, Any
             }
             for method, counts in sorted(methods.items())
         },
+        **({"acceptance": tried} if (tried := count_tries(dataset)) else {}),
         "last_session": session,
+    }
+
+
+def count_tries(dataset: Dataset) -> dict[str, Any] | None:
+    """Count what became of rows that were tried several times, and what it cost; None if they were not.
+
+    Costs are texts denoised and guided forwards, each with its backward, together.
+    """
+    if dataset.run is None or not tries_again(dataset.run):
+        return None
+    rows: Counter[str] = Counter()
+    for table in dataset.tables(["status", "error_type", "accepted"]):
+        for row in table.to_pylist():
+            dropped = row["error_type"] == DroppedError.__name__
+            word = "dropped" if dropped else _WORDS[row["accepted"]]
+            rows[word if row["status"] == "ok" or dropped else "failed"] += 1
+    rungs: dict[str, Counter[str]] = defaultdict(Counter)
+    columns = ["method", "verdict", "kept", "guided", "denoised"]
+    for shard in dataset.shards():
+        for made in dataset.tries_of(shard, columns).to_pylist():
+            rungs[made["method"]] += Counter(
+                tries=1,
+                nursed=made["guided"] > 0,
+                settled=made["kept"] and made["verdict"] == "accepted",
+                given_up=made["verdict"] == "given up",
+                guided=made["guided"],
+                forwards=made["guided"] + made["denoised"],
+            )
+    nursed = next((rung for rung in rungs.values() if rung["guided"]), None)
+    tries, forwards = (sum(r[name] for r in rungs.values()) for name in ("tries", "forwards"))
+    images = max(1, sum(rows[word] for word in _WORDS.values()))
+    of_all = nursed and nursed["forwards"] / nursed["nursed"]
+    return {
+        **{word: rows[word] for word in (*_WORDS.values(), "dropped")},
+        "tries": tries,
+        "forwards_an_image": round(forwards / images, 1),
+        "forwards_nursing_each_row_once": of_all and round(of_all, 1),
+        "rungs": {
+            method: {name: counts[name] for name in ("tries", "settled", "given_up", "forwards")}
+            for method, counts in rungs.items()
+        },
     }
 
 

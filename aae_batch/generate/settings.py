@@ -7,11 +7,14 @@ import os
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from aae_batch.dataset.image_format import ImageFormat, ImageKind, Layout
-from aae_batch.job.settings import ActorSettings
-from aae_batch.methods import METHODS, load_plugins
+from aae_batch.errors import SettingsError
+from aae_batch.evaluate.settings import JudgeSettings, weights_of
+from aae_batch.generate.acceptance import TRIES, Acceptance, Unaccepted, metrics_named
+from aae_batch.ladder import Ladder
+from aae_batch.methods import DEFAULT, METHODS, load_plugins
 from aae_batch.sampling.config import GuidanceConfig
 
 SHARD_SIZE = 256
@@ -52,7 +55,7 @@ def _loras(value: Any) -> tuple[str, ...]:
     return tuple(str(lora) for lora in parse_loras(given))
 
 
-class JobSettings(ActorSettings):
+class JobSettings(JudgeSettings):
     """One job: a manifest, an output, and how to generate the output from the manifest.
 
     Raises:
@@ -129,7 +132,105 @@ class JobSettings(ActorSettings):
         description="Modules that register your own methods, e.g. package.module, separated by commas. "
         "Default: none.",
     )
+    accept: str | None = Field(
+        None,
+        description="Judge every picture as it is made, and try again with other noise until this is "
+        'true: a SQL condition on scores of `evaluate`, e.g. "detector.all_found" or '
+        '"clip.min_subject >= 0.25 AND captions.similarity > 0.7". Default: every picture is accepted.',
+    )
+    tries: int | None = Field(
+        None, ge=1, le=1000, description=f"The most tries of a row. Default: {TRIES} with --accept."
+    )
+    ladder: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
+        (),
+        description="Methods for the tries of a row, cheap ones first, each with one try or "
+        "METHOD:TRIES, the last with all that are left, e.g. stable-diffusion,attend-and-excite. "
+        "Default: --method alone.",
+    )
+    unaccepted: Unaccepted = Field(
+        "keep",
+        description="What becomes of a row when no try was accepted: keep its best picture, with "
+        "accepted = false; fail; or drop, which is no failure.",
+    )
+    best_of: int | None = Field(
+        None,
+        ge=2,
+        le=1000,
+        description="Make this many pictures of every row, and keep the best by --by, one that is "
+        "accepted if there is one. Default: the first accepted picture is kept.",
+    )
+    by: str | None = Field(
+        None,
+        description="Which picture is the best: a score as in --accept; the largest wins. Default: the "
+        "main score of the first metric in --accept, else -final_loss.",
+    )
+    give_up_below: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Give a try up after the steps that are guided, before it is finished and decoded, if "
+        "the worst subject's attention is below this share; see docs/accept.md. Default: never.",
+    )
+    keep_rejected: bool = Field(
+        False, description="Keep the pictures of other tries, in the tables of tries/."
+    )
+    judge_device: str | None = Field(
+        None, description="Torch device of the judges, e.g. cpu. Default: the model's."
+    )
     guidance: GuidanceConfig = Field(description="How to sample.")
+
+    @model_validator(mode="after")
+    def _tries_need_a_judge(self) -> JobSettings:
+        given = self.accept is not None or self.best_of is not None
+        others = ("tries", "ladder", "by", "give_up_below", "keep_rejected", "judge_device")
+        if not given:
+            for name in others:
+                if getattr(self, name):
+                    raise SettingsError(
+                        f"--{name.replace('_', '-')} is for rows that are tried several times: add --accept "
+                        "or --best-of."
+                    )
+        if self.best_of is not None and self.tries is not None:
+            raise SettingsError("--best-of is the number of tries: leave out --tries.")
+        return self
+
+    @property
+    def acceptance(self) -> Acceptance | None:
+        """When a row is done; None if its first picture is the row's.
+
+        Raises:
+            SettingsError: an expression does not fit, or the ladder does not.
+        """
+        if self.accept is None and self.best_of is None:
+            return None
+        names = metrics_named(self.accept, self.by)
+        thresholds = self.guidance.steering(DEFAULT).thresholds
+        metrics = {name: self.metric_for(name, self.model, thresholds) for name in names}
+        by = self.by
+        if by is None:
+            by = f"{names[0]}.{metrics[names[0]].best_by}" if names else "-final_loss"
+        acceptance = Acceptance(
+            accept=self.accept,
+            by=by,
+            ladder=Ladder.of(
+                self.ladder or (self.guidance.method,), self.best_of or self.tries or TRIES
+            ),
+            all_tries=self.best_of is not None,
+            unaccepted=self.unaccepted,
+            give_up_below=self.give_up_below,
+            keep_rejected=self.keep_rejected,
+            metrics=metrics,
+        )
+        acceptance.check()
+        return acceptance
+
+    @property
+    def first_try(self) -> GuidanceConfig:
+        """How a row is sampled at first: by the ladder's first method."""
+        rule = self.acceptance
+        if rule is None:
+            return self.guidance
+        return self.guidance.updated(method=rule.ladder.rungs[0].method)
 
     def pixels(self, manifest_digest: str) -> dict[str, Any]:
         """Return everything that the images depend on, as JSON values."""
@@ -151,6 +252,27 @@ class JobSettings(ActorSettings):
             "plugin": list(self.plugin),
             "plugin_versions": plugins,
             "manifest": manifest_digest,
+            "acceptance": self._accepted(),
+        }
+
+    def _accepted(self) -> dict[str, Any] | None:
+        """Return what decides on the tries of a row, as JSON values."""
+        rule = self.acceptance
+        if rule is None:
+            return None
+        return {
+            "accept": rule.accept,
+            "by": rule.by,
+            "tries": rule.ladder.tries,
+            "ladder": [str(rung) for rung in rule.ladder.rungs],
+            "all_tries": rule.all_tries,
+            "unaccepted": rule.unaccepted,
+            "give_up_below": rule.give_up_below,
+            "keep_rejected": rule.keep_rejected,
+            "judges": {
+                name: {**metric.settings(), "weights": weights_of(metric, self.s3_endpoint)}
+                for name, metric in rule.metrics.items()
+            },
         }
 
     def form(self, begun: dict[str, Any]) -> dict[str, Any]:

@@ -8,17 +8,21 @@ import threading
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 
+from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.layout import metadata_name
 from aae_batch.dataset.layouts import shard_of
 from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.writer import Shard, failed
-from aae_batch.errors import RowError, SettingsError
+from aae_batch.errors import DroppedError, RowError, SettingsError
+from aae_batch.evaluate.settings import weights_of
+from aae_batch.generate.acceptance import Acceptance
+from aae_batch.generate.jury import AT_ONCE, Jury, Trial
 from aae_batch.generate.settings import JobSettings
 from aae_batch.job.metrics import WorkerMetrics
 from aae_batch.job.progress import Tally
@@ -54,11 +58,24 @@ class GenerateTask(Task):
 
 @dataclass(frozen=True, eq=False)
 class _Flight:
-    """A row in progress, and its future outcome."""
+    """A row in progress, and its future outcome.
+
+    Attributes:
+        trial: its tries, if the run has judges.
+    """
 
     task: GenerateTask
     row: Row
+    trial: Trial | None = None
     outcome: Future[Outcome] = field(default_factory=Future)
+
+    @property
+    def request(self) -> Request:
+        return self.row.request if self.trial is None else self.trial.request
+
+    @property
+    def how(self) -> dict[str, Any]:
+        return {} if self.trial is None else {"give_up_below": self.trial.give_up_below}
 
 
 def together(requests: Sequence[Request], config: GuidanceConfig) -> list[Request]:
@@ -78,10 +95,14 @@ class GenerateWorker(Worker[Outcome]):
         super().__init__(context)
         self._incoming: queue.SimpleQueue[_Flight] = queue.SimpleQueue()
         self._sampling: set[_Flight] = set()  # in `_incoming` or in the engine
-        # Images wait in memory until they are written; the engine blocks when too many wait.
-        self._unwritten: queue.Queue[tuple[_Flight, Result]]
+        # Images wait in memory until they are judged and written; the engine blocks when too many wait.
+        self._unjudged: queue.Queue[tuple[_Flight, Result]]
+        self._unwritten: queue.Queue[tuple[_Flight, Row, Result]]
         slots = 0 if self.settings.slots == "auto" else self.settings.slots
+        self._unjudged = queue.Queue(AT_ONCE + slots)
         self._unwritten = queue.Queue(3 * WRITERS + slots)
+        self._rule = self.settings.acceptance
+        self._image_format = ImageFormat(**context.run["image_format"])
         self._broken: BaseException | None = None
 
     def load(self) -> Loaded:
@@ -90,6 +111,11 @@ class GenerateWorker(Worker[Outcome]):
         self.set_torch_threads()
         self.metrics = WorkerMetrics()
         engine = self.load_engine()
+        if self._rule is not None:  # beside the model, before slots are measured
+            self._refuse_other_judges(self._rule)
+            device = self.settings.judge_device or str(engine.model.device)
+            jury = Jury(self._rule, self._image_format, device)
+            threading.Thread(target=self._judge, args=(jury,), name="judges", daemon=True).start()
         # Check the settings against this model now, not with the first row.
         with engine.open(self.settings.guidance):
             pass
@@ -106,6 +132,12 @@ class GenerateWorker(Worker[Outcome]):
                     f"The method {method} on this machine is not the one that the run was begun with; "
                     "install the same plugin on every machine."
                 )
+
+    def _refuse_other_judges(self, rule: Acceptance) -> None:
+        begun_with = self.context.run["settings"]["acceptance"]["judges"]
+        for name, metric in rule.metrics.items():
+            for model, digest in weights_of(metric, self.settings.s3_endpoint).items():
+                self.refuse_other_weights(model, digest, begun_with[name]["weights"][model])
 
     def load_engine(self) -> Engine:
         from aae_batch.sampling.engine import Engine
@@ -141,7 +173,7 @@ class GenerateWorker(Worker[Outcome]):
         self.count(task.piece, Tally(len(bad), failures=failures))
         good = {id(row.request): row for row in rows if row.error is None}
         requests = together([row.request for row in good.values()], self.settings.guidance)
-        flights = [_Flight(task, good[id(request)]) for request in requests]
+        flights = [self._flight(task, good[id(request)]) for request in requests]
         with self._lock:
             if self._broken is not None:
                 raise self._broken
@@ -154,9 +186,13 @@ class GenerateWorker(Worker[Outcome]):
             self._shard(task).commit(outcomes, task.part.extras)
         return outcomes
 
+    def _flight(self, task: GenerateTask, row: Row) -> _Flight:
+        return _Flight(task, row, None if self._rule is None else Trial(self._rule, row))
+
     def _committed(self, shard: int) -> Tally:
         table = Dataset(self.storage).table(shard, ["error_type", "num_refinements"])
         failures = Counter(table["error_type"].drop_null().to_pylist())
+        del failures[DroppedError.__name__]
         return Tally(len(table), pc.sum(table["num_refinements"]).as_py() or 0, failures)
 
     def _sample(self, engine: Engine) -> None:
@@ -166,14 +202,16 @@ class GenerateWorker(Worker[Outcome]):
                 ahead: deque[_Flight] = deque()
                 while True:
                     new = self._arrived(wait=not flying and not ahead)
-                    batch.expect(flight.row.request for flight in new)
-                    ahead.extend(new)
+                    batch.expect(flight.request for flight in new)
+                    for flight in new:  # a row that is tried again has the next free slot
+                        begun = flight.trial is not None and flight.trial.tries
+                        ahead.appendleft(flight) if begun else ahead.append(flight)
                     while batch.free and ahead:
                         flight = ahead.popleft()
                         try:
-                            self.admit(batch, flight.row.request)
+                            self.admit(batch, flight.request, **flight.how)
                         except RowError as error:
-                            self._finish(flight, Result(flight.row.request, error=error))
+                            self._finish(flight, Result(flight.request, error=error))
                         else:
                             flying[flight.row.id] = flight
                     for result in batch.step():
@@ -182,10 +220,15 @@ class GenerateWorker(Worker[Outcome]):
                     waiting = len(ahead) + self._incoming.qsize()
                     self.metrics.load(batch.slots, len(batch), waiting, self._unwritten.qsize())
         except BaseException as error:
-            with self._lock:
-                self._broken = error
-                for flight in self._sampling:
-                    flight.outcome.set_exception(error)
+            self._break(error)
+
+    def _break(self, error: BaseException) -> None:
+        """Fail every row in progress; the worker is of no use any more."""
+        with self._lock:
+            self._broken = error
+            for flight in self._sampling:
+                flight.outcome.set_exception(error)
+            self._sampling.clear()
 
     def _arrived(self, wait: bool) -> list[_Flight]:
         """Return the rows that have come in; waits for one if `wait`."""
@@ -194,38 +237,70 @@ class GenerateWorker(Worker[Outcome]):
             flights.append(self._incoming.get())
         return flights
 
-    def admit(self, batch: Batch, request: Request) -> None:
+    def admit(self, batch: Batch, request: Request, **how: Any) -> None:
         """Give `request` a slot.
+
+        Args:
+            how: as for `Batch.add`.
 
         Raises:
             RowError: it cannot be sampled.
         """
-        batch.add(request)
+        batch.add(request, **how)
 
     def _finish(self, flight: _Flight, result: Result) -> None:
-        self._unwritten.put((flight, result))
+        if flight.trial is None:
+            self._to_write(flight, flight.row, result)
+        else:
+            self._unjudged.put((flight, result))
+
+    def _to_write(self, flight: _Flight, row: Row, result: Result) -> None:
+        self._unwritten.put((flight, row, result))
         with self._lock:
-            self._sampling.remove(flight)
+            self._sampling.discard(flight)
+
+    def _judge(self, jury: Jury) -> None:
+        """Judge what is finished, all that waits together, and send rows back or on to be written."""
+        try:
+            while True:
+                waiting = [self._unjudged.get()]
+                while len(waiting) < AT_ONCE and not self._unjudged.empty():
+                    waiting.append(self._unjudged.get())
+                seen = [
+                    (replace(flight.row, request=result.request), result)
+                    for flight, result in waiting
+                    if result.image is not None
+                ]
+                verdicts = iter(jury.judge(seen) if seen else ())
+                for flight, result in waiting:
+                    assert flight.trial is not None
+                    verdict = next(verdicts) if result.image is not None else None
+                    if flight.trial.end(result, verdict, self._image_format):
+                        self._to_write(flight, *flight.trial.verdict())
+                    else:
+                        self._incoming.put(flight)
+        except BaseException as error:
+            self._break(error)
 
     def _write(self) -> None:
         while True:
-            flight, result = self._unwritten.get()
+            flight, row, result = self._unwritten.get()
             try:
-                flight.outcome.set_result(self._outcome(flight, result))
+                flight.outcome.set_result(self._outcome(flight, row, result))
             except BaseException as error:
                 flight.outcome.set_exception(error)
 
-    def _outcome(self, flight: _Flight, result: Result) -> Outcome:
-        task, row = flight.task, flight.row
+    def _outcome(self, flight: _Flight, row: Row, result: Result) -> Outcome:
+        task, tries = flight.task, flight.trial.tries if flight.trial else ()
         outcome = self._shard(task).write_image(
-            row, result, self.settings.guidance, task.keep, self.metrics.spent
+            row, result, self.settings.guidance, task.keep, self.metrics.spent, tries
         )
         said = outcome.metadata
         refinements = said.get("num_refinements", 0)
-        failures = Counter([said["error_type"]] if outcome.failed else [])
-        self.count(task.piece, Tally(1, refinements, failures))
+        failures = Counter([said["error_type"]] if outcome.failed and not outcome.dropped else [])
+        self.count(task.piece, Tally(1, refinements, failures, len(tries)))
         self.metrics.row(said["status"], refinements)
-        if outcome.failed:
+        if failures:
             shard, reason = task.piece.shard, said["error"]
             logger.warning("shard=%d row=%s failed %s: %s", shard, row.id, *failures, reason)
         return outcome

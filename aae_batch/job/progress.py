@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, fields
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts of finished rows. `failures` counts failed ones by `error_type`."""
+    """Counts of finished rows. `failures` counts failed ones by `error_type`, `tries` their tries if
+    rows are tried several times."""
 
     done: int = 0
     refinements: int = 0
     failures: Counter[str] = field(default_factory=Counter)
+    tries: int = 0
 
     @property
     def failed(self) -> int:
@@ -63,9 +65,10 @@ class Progress:
         return (self.total - self.done) * self.seconds / self.now.done
 
     def __str__(self) -> str:
+        tries = f"{self.now.tries / self.now.done:.1f} tries a row, " if self.now.tries else ""
         return (
             f"{self.done}/{self.total} rows, {self.images_per_second:.2f} images/s, "
-            f"{self.now.failed} failed, {self.mean_refinements:.1f} refinements an image, "
+            f"{self.now.failed} failed, {tries}{self.mean_refinements:.1f} refinements an image, "
             f"ETA {clock(self.eta)}"
         )
 

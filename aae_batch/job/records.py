@@ -18,7 +18,7 @@ AUTO = "auto"
 RESOLVED = ("device", "dtype")
 """Settings that may be `auto` until a worker has loaded the model."""
 
-_OF_SETTINGS = ("guidance", "image_format")
+_OF_SETTINGS = ("guidance", "image_format", "acceptance")
 
 PACKAGES = ("torch", "diffusers", "transformers", "ray")
 

@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from aae_batch.errors import NonFiniteError, RowError, SettingsError
+from aae_batch.errors import GivenUpError, NonFiniteError, RowError, SettingsError
 from aae_batch.methods import DEFAULT
 from aae_batch.request import Request, Result
 from aae_batch.sampling.config import GuidanceConfig
@@ -159,13 +159,17 @@ class Batch:
         """The number of requests that can be added."""
         return max(0, self.slots - len(self.samples))
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, give_up_below: float | None = None) -> None:
         """Give `request` a slot: check it, encode its prompt, draw its noise.
+
+        Args:
+            give_up_below: in the first step after those that Attend-and-Excite guides, the request
+                fails with a `GivenUpError` if its worst subject's largest attention is less.
 
         Raises:
             RowError: the request cannot be sampled.
         """
-        self.samples.append(admit(self.model, request, self.config))
+        self.samples.append(admit(self.model, request, self.config, give_up_below))
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Sample every request; a bad one becomes a result with an error."""
@@ -231,6 +235,10 @@ class Batch:
             for sample, noise in zip(some, noises, strict=True):
                 sample.take_step(noise)
             failed += self._drop_non_finite(some, "denoising")
+        for sample in [sample for sample in self.samples if sample.hopeless]:
+            self.samples.remove(sample)
+            reason = f"a subject is attended to less than {sample.give_up_below:g} after the guided steps"
+            failed.append(sample.fail(GivenUpError(sample.request.name, reason)))
         return failed
 
     # --- the two forwards, which do not change latents ---
@@ -368,12 +376,10 @@ class Batch:
             return sample.fail(NonFiniteError(sample.request.name, reason))
         thresholds = sample.config.steering(DEFAULT).thresholds  # the same measure for all methods
         last_threshold = thresholds[max(thresholds)] if thresholds else None
-        return Result(
-            sample.request,
+        return sample.result(
             image=image,
             latents=sample.latents.cpu(),
             attention=sample.trace.record(sample.num_refinements, last_threshold),
-            seconds=time.monotonic() - sample.started,
         )
 
     def _groups(self) -> list[list[Sample]]:

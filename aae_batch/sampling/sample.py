@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from aae_batch.errors import RequestError, RowError
-from aae_batch.methods import METHODS, Method
+from aae_batch.methods import DEFAULT, METHODS, Method
 from aae_batch.request import Request, Result
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.model import family
@@ -39,6 +39,8 @@ class Sample:
         progress: progress of the guidance within that step.
         memory: what the objective keeps between forwards.
         velocity: [channels, height, width], added to the prediction of the current step.
+        give_up_below: see `Batch.add`.
+        guided, denoised: as in `Result`.
     """
 
     request: Request
@@ -60,6 +62,9 @@ class Sample:
     progress: Progress = field(default_factory=Progress)
     memory: dict[str, Any] = field(default_factory=dict)
     velocity: Tensor | None = None
+    give_up_below: float | None = None
+    guided: int = 0
+    denoised: int = 0
 
     @property
     def timestep(self) -> Tensor:
@@ -107,6 +112,7 @@ class Sample:
             loss, reached: the objective's two values.
             slope: gradient of the loss with respect to the latents as the UNet sees them.
         """
+        self.guided += 1
         if self.search is not None and not self.search.done:
             sigma = family.noise_scale(self.scheduler)
             self.search.advance(reached, slope * self.input_scale * sigma)
@@ -135,17 +141,39 @@ class Sample:
             predicted[None], self.timestep, self.latents[None], **self.step_arguments
         ).prev_sample[0]
         self.step += 1
+        self.denoised += len(self.text.conditions) + (self.text.negative is not None)
         self.progress = Progress()
 
+    @property
+    def hopeless(self) -> bool:
+        """True if, in the first step after those that Attend-and-Excite guides, a subject was attended
+        to less than `give_up_below`."""
+        first = self.config.steering(DEFAULT).max_iter_to_alter
+        if self.give_up_below is None or self.step != first + 1 or self.method.texts == "conjuncts":
+            return False
+        return self.trace.worst(first) < self.give_up_below
+
+    def result(self, **made: Any) -> Result:
+        return Result(
+            self.request,
+            **made,
+            seconds=time.monotonic() - self.started,
+            guided=self.guided,
+            denoised=self.denoised,
+        )
+
     def fail(self, error: RowError) -> Result:
-        return Result(self.request, error=error, seconds=time.monotonic() - self.started)
+        return self.result(error=error)
 
 
-def admit(model: Network, request: Request, config: GuidanceConfig) -> Sample:
+def admit(
+    model: Network, request: Request, config: GuidanceConfig, give_up_below: float | None = None
+) -> Sample:
     """Check a request, encode its prompt and draw its noise.
 
     Args:
         config: the run's settings, some of which the request may override.
+        give_up_below: see `Batch.add`.
 
     Raises:
         RowError: the request cannot be sampled.
@@ -182,4 +210,5 @@ def admit(model: Network, request: Request, config: GuidanceConfig) -> Sample:
         schedule=GuidanceSchedule(config.steering(), steps),
         started=time.monotonic(),
         search=search,
+        give_up_below=give_up_below,
     )

@@ -59,6 +59,10 @@ class AttentionTrace:
         self._loss[step] = loss
         self._last_maps = maps
 
+    def worst(self, step: int) -> float:
+        """Return the largest attention of the worst subject at a step; 1 without subjects."""
+        return float(self._figures[step, :, 0].min(initial=1.0))
+
     def record(self, num_refinements: int, last_threshold: float | None) -> AttentionRecord:
         """Return the complete `AttentionRecord`."""
         if self._last_maps is None:

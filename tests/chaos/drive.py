@@ -50,12 +50,12 @@ def _hire_for_evaluate() -> None:
     from tests.chaos.fake_scorer import MinedScoreWorker, SeeingMetric
 
     score.score = partial(score.score, worker_class=MinedScoreWorker)
-    named = ScoreSettings.metric_for
+    named = ScoreSettings.metric_of
 
-    def metric_for(self, run):
+    def metric_of(self, run):
         return SeeingMetric(**vars(named(self, run)))
 
-    ScoreSettings.metric_for = metric_for  # type: ignore[method-assign]
+    ScoreSettings.metric_of = metric_of  # type: ignore[method-assign]
 
 
 def _spare_the_driver_models() -> None:

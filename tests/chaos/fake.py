@@ -75,7 +75,7 @@ class FakeBatch:
 
     def expect(self, requests: Iterable[Request]) -> None: ...
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, give_up_below: float | None = None) -> None:
         if is_unlucky(request.name):
             raise NonFiniteError(request.name, "out of luck")
         self._samples.append((request, random.randint(1, 3)))

@@ -117,7 +117,7 @@ def scored(tmp_path_factory, judges, ray_here):
     output = make_output(root / "out")
     result = run(
         *("evaluate", output, "--metric", "attention,detector", "--metric", "clip"),
-        *("--model", judges.clip, "--dtype", "auto"),
+        *("--clip-model", judges.clip, "--dtype", "auto"),
         *("--csv", root / "table.csv", "--latex", root / "table.tex", "--batch-size", 2),
     )
     assert result.exit_code == 0, result.output
@@ -139,7 +139,9 @@ def copied(scored, tmp_path) -> Dataset:
 @pytest.fixture
 def settings(judges) -> Callable[..., ScoreSettings]:
     def make(output: str, metric: str = "clip", **changes) -> ScoreSettings:
-        return ScoreSettings(**{"output": output, "metric": metric, "model": judges.clip} | changes)
+        return ScoreSettings(
+            **{"output": output, "metric": metric, "clip_model": judges.clip} | changes
+        )
 
     return make
 
@@ -275,7 +277,7 @@ def test_only_what_a_metric_needs_of_the_attention_table_is_read(
         "attention_of",
         lambda shard, columns: read.append(columns) or whole(shard, columns),
     )
-    judge = settings("out", metric).metric_for(dataset.run)
+    judge = settings("out", metric).metric_of(dataset.run)
     monkeypatch.setattr(judge, "score", lambda rows, images, attention: [{} for _ in rows])
     score_rows(dataset, 0, range(SHARD), judge, SHARD)
     assert read == ([needed] if needed else [])
@@ -342,7 +344,7 @@ def test_scoring_anew_loses_nothing_when_its_judge_cannot_be_loaded(copied, sett
     root = copied.storage.root
     before, run_before = all_scores(copied, "clip"), copied.metric_run("clip")
     with pytest.raises(ModelError, match="does not fit"):
-        score(settings(root, model=judges.captioner, again=True), worker_class=Unloadable)
+        score(settings(root, clip_model=judges.captioner, again=True), worker_class=Unloadable)
     assert all_scores(copied, "clip").equals(before)
     assert copied.metric_run("clip") == run_before
     assert score(settings(root)).kept == 3
@@ -403,7 +405,7 @@ def test_pickled_weights_count_among_a_judges(judges, tmp_path):
 def test_an_actor_refuses_another_model_than_the_run_was_begun_with(output, judges):
     metric = ClipMetric(judges.clip)
     run = {"settings": {f"weights of {judges.clip}": "0" * 64}}
-    job = ScoreSettings(output=output, metric="clip", model=judges.clip)
+    job = ScoreSettings(output=output, metric="clip", clip_model=judges.clip)
     told = ScoreContext(output, lease="", settings=job, run=run, threads=None, metric=metric)
     with pytest.raises(ModelError, match="on this machine is not the one"):
         ScoreWorker(told).load()
@@ -422,7 +424,7 @@ def test_automatic_precision_is_recorded_as_it_was_found(scored, settings):
 
 def test_actors_are_told_the_endpoint_of_this_machines_environment(monkeypatch, scored, settings):
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://store:9000")
-    metric = settings("out").metric_for(scored[0].run)
+    metric = settings("out").metric_of(scored[0].run)
     assert metric.s3_endpoint == "http://store:9000"
 
 
@@ -527,7 +529,7 @@ def test_a_damaged_picture_stops_the_job_and_is_named(output, ray_here, settings
 
 
 def test_a_model_that_cannot_be_had_stops_the_command_at_once(output):
-    result = run("evaluate", output, "--metric", "clip", "--model", "/no/such/folder")
+    result = run("evaluate", output, "--metric", "clip", "--clip-model", "/no/such/folder")
     assert result.exit_code == 2
     assert "does not exist" in result.stderr
 

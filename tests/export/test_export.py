@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from aae_batch import cli
 from aae_batch.dataset import layout
+from aae_batch.dataset.condition import Condition
 from aae_batch.dataset.reader import Dataset
 from aae_batch.errors import OutputError, SettingsError
-from aae_batch.export.condition import Condition
 from aae_batch.export.destination import MARKER, Marker, replaceable
 from aae_batch.export.export import ExportSettings, export
 from aae_batch.export.formats import FORMATS, Part, open_format
@@ -422,7 +422,7 @@ def test_shards_that_a_job_commits_meanwhile_are_not_counted(
             output.storage.write_bytes(layout.metadata_name(2), last)
             return super().admits(rows)
 
-    monkeypatch.setattr("aae_batch.export.condition.Condition", Slow)
+    monkeypatch.setattr("aae_batch.dataset.condition.Condition", Slow)
     assert run(output, "--partial", "--where", "true").exit_code == 0
     assert exported(tmp_path / "dest") == ["a", "b", "c"]
     assert "2 of its 3 shards" in (tmp_path / "dest" / "README.md").read_text()
