@@ -11,8 +11,8 @@ import pyarrow as pa
 from typer.models import OptionInfo
 
 from aae_batch import cli
-from aae_batch.columns import IMAGE_COLUMN, MANIFEST_COLUMNS, OUTCOME_COLUMNS
-from aae_batch.dataset.layout import ATTENTION_SCHEMA
+from aae_batch.columns import IMAGE_COLUMN, MANIFEST_COLUMNS, OUTCOME_COLUMNS, TRIES_COLUMNS
+from aae_batch.dataset.layout import ATTENTION_SCHEMA, TRIES_SCHEMA
 
 PAGE = Path(__file__).parent / "reference.md"
 OPTION = "| option | default | |"
@@ -36,6 +36,12 @@ def reference() -> str:
             *_section(
                 "Column of images, with `--layout parquet`", COLUMN, _columns([IMAGE_COLUMN])
             ),
+            *_section(
+                "Columns in `metadata`, with `--accept` or `--best-of`",
+                COLUMN,
+                _columns(TRIES_COLUMNS),
+            ),
+            *_section("Columns of `tries`", COLUMN, _columns(TRIES_SCHEMA)),
             *_section("Columns of `attention`", COLUMN, _columns(ATTENTION_SCHEMA)),
         ]
     )

@@ -35,7 +35,7 @@ see `layout.ATTENTION_SCHEMA`."""
 
 _DESCRIPTIONS = {
     column.name: (column.metadata or {}).get(b"description", b"").decode()
-    for column in (*layout.MANIFEST_COLUMNS, *layout.OUTCOME_COLUMNS)
+    for column in (*layout.MANIFEST_COLUMNS, *layout.OUTCOME_COLUMNS, *layout.TRIES_COLUMNS)
 } | {
     "image": "The image.",
     "file_name": "The image's file, relative to the table; readers show it as the column image.",

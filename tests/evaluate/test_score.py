@@ -385,12 +385,12 @@ def test_other_weights_under_the_same_name_are_refused(copied, settings, judges,
     shutil.copytree(judges.clip, model)
     run_file = Path(copied.storage.place(layout.metric_run_name("clip")))
     run_file.write_text(run_file.read_text().replace(judges.clip, str(model)))
-    assert score(settings(copied.storage.root, model=str(model))).kept == 3
+    assert score(settings(copied.storage.root, clip_model=str(model))).kept == 3
     weights = bytearray((model / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (model / "model.safetensors").write_bytes(weights)
     with pytest.raises(OutputError, match="weights"):
-        score(settings(copied.storage.root, model=str(model)))
+        score(settings(copied.storage.root, clip_model=str(model)))
 
 
 def test_pickled_weights_count_among_a_judges(judges, tmp_path):
