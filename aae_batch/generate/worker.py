@@ -275,6 +275,7 @@ class GenerateWorker(Worker[Outcome]):
                 for flight, result in waiting:
                     assert flight.trial is not None
                     verdict = next(verdicts) if result.image is not None else None
+                    self.count(flight.task.piece, Tally(tries=1))  # a sign of life
                     if flight.trial.end(result, verdict, self._image_format):
                         self._to_write(flight, *flight.trial.verdict())
                     else:
@@ -298,7 +299,7 @@ class GenerateWorker(Worker[Outcome]):
         said = outcome.metadata
         refinements = said.get("num_refinements", 0)
         failures = Counter([said["error_type"]] if outcome.failed and not outcome.dropped else [])
-        self.count(task.piece, Tally(1, refinements, failures, len(tries)))
+        self.count(task.piece, Tally(1, refinements, failures))
         self.metrics.row(said["status"], refinements)
         if failures:
             shard, reason = task.piece.shard, said["error"]

@@ -243,3 +243,44 @@ def test_a_record_of_a_rewriting_that_no_run_wrote_is_refused(make_output):
         with pytest.raises(OutputError, match="was not written by a run"), writing(storage):
             pass
         assert (everything(storage), storage.read_bytes("run.json")) == before
+
+
+def tried(storage, form: str, kept: int) -> list:
+    """What an attempt has made of shard 0 where rows are tried twice, and one of the tries is kept."""
+    into = LAYOUTS[form](storage, 0, "f", with_tries=True)
+    made = []
+    for row in ROWS:
+        tries = [
+            {
+                "id": row.id,
+                "try": n,
+                "method": "stable-diffusion",
+                "seed": n,
+                "verdict": "accepted" if n == kept else "rejected",
+                "kept": n == kept,
+            }
+            for n in range(2)
+        ]
+        image = Image.new("RGB", (16, 8), ("red", "blue")[kept])
+        request = replace(row.request, seed=kept, method="stable-diffusion")
+        result = Result(request, image=image, seconds=1.0)
+        made.append(into.write_image(replace(row, request=request), result, CONFIG, tries=tries))
+    into.commit(made, NO_EXTRAS)
+    return made
+
+
+@pytest.mark.parametrize("form", LAYOUTS)
+@pytest.mark.parametrize("objects", range(5))
+def test_a_row_has_picture_metadata_and_tries_of_one_attempt(form, objects, storage, monkeypatch):
+    with dying_after(objects, "create_bytes", type(storage), monkeypatch):
+        tried(storage, form, kept=0)
+    committed = storage.exists(layout.metadata_name(0))
+    tried(storage, form, kept=1)
+    dataset = Dataset(storage)
+    kept = 0 if committed else 1
+    for row in dataset.table(0).to_pylist():
+        assert (row["seed"], row["kept_try"], row["tries"]) == (kept, kept, 2)
+        levels = dataset.image(row).convert("RGB").getpixel((0, 0))
+        assert levels == ((255, 0, 0), (0, 0, 255))[kept]
+    made = dataset.tries_of(0).to_pylist()
+    assert [one["kept"] for one in made] == [n == kept for _ in ROWS for n in range(2)]
