@@ -125,7 +125,7 @@ class Trial:
             kind = DroppedError if rule.unaccepted == "drop" else NotAcceptedError
             reason = (
                 f"none of {len(self.tries)} tries meets {rule.accept}; the best, try {kept['try']}, has "
-                f"{rule.by} = {kept['value']}; give more --tries, or keep it with --unaccepted keep"
+                f"{rule.by} = {kept['value']}: with more --tries, or --unaccepted keep, another output would have it"
             )
             return self.row, Result(self.row.request, error=kind(self.row.id, reason))
         kept |= {"kept": True, "picture": None}
