@@ -355,7 +355,7 @@ def per_image(
     steps = config.num_inference_steps
     schedule = GuidanceSchedule(config.steering(), steps)
     count = sum(schedule.guides(step) for step in range(steps))
-    rows = 2 if model.facts.classifier_free(config) > 1 else 1
+    rows = model.facts.rows(config)
     once = guided.forward + guided.backward
     if model.checkpoints:
         once += guided.recomputed

@@ -60,6 +60,7 @@ class Engine:
         self.model = model
         self.slots = slots
         self.defaults = defaults or GuidanceConfig()
+        self._measured: tuple[GuidanceConfig, int] | None = None
 
     @classmethod
     def from_pretrained(
@@ -131,8 +132,15 @@ class Engine:
         self.model.scheduler(config.scheduler)
         check_settings(self.model.streams, config)
         with self.model.recording_maps(config):
-            slots = measured_slots(self.model) if self.slots == "auto" else self.slots
-            yield Batch(self.model, config, slots)
+            yield Batch(self.model, config, self._slots_for(config))
+
+    def _slots_for(self, config: GuidanceConfig) -> int:
+        """Return the number of slots; `"auto"` is measured once for the same settings."""
+        if self.slots != "auto":
+            return self.slots
+        if self._measured is None or self._measured[0] != config:
+            self._measured = config, measured_slots(self.model, self.model.facts.rows(config))
+        return self._measured[1]
 
 
 class Batch:
@@ -148,6 +156,7 @@ class Batch:
         self.model = model
         self.config = config
         self.slots = slots
+        self._rows = model.facts.rows(config)
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.samples: list[Sample] = []
 
@@ -279,8 +288,8 @@ class Batch:
     def _predict(self, samples: list[Sample]) -> list[Tensor]:
         """Return the combined prediction of all of each sample's texts, [channels, height, width].
 
-        A prompt with many conjuncts needs many rows, so the forward is split: none is larger than
-        with other methods.
+        A prompt with many conjuncts needs many rows, and one may have guidance that the run has not,
+        so the forward is split: none is larger than the run's settings need.
         """
         watched = [sample for sample in samples if _is_watched(sample)]  # sorted to the end
         rows = [(sample, sample.text.negative) for sample in samples if sample.text.negative]
@@ -290,8 +299,9 @@ class Batch:
         record_from = len(rows) - sum(counts[len(samples) - len(watched) :])
         affine_from = len(rows) - sum(sample.needs_affinity for sample in watched)
         predicted, maps, affinities = [], [], []
-        for start in range(0, len(rows), 2 * self.slots):
-            some = rows[start : start + 2 * self.slots]
+        most = self._rows * self.slots
+        for start in range(0, len(rows), most):
+            some = rows[start : start + most]
             noise, seen, affinity = self.model.denoise(
                 *_inputs(some),
                 _values(some),

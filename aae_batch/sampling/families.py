@@ -110,6 +110,11 @@ class Family:
         """Return the scale of classifier-free guidance; 1 or less is none."""
         return config.true_cfg_scale if self.is_guidance_embedded else config.guidance_scale
 
+    def rows(self, config: GuidanceConfig) -> int:
+        """Return how many rows of a denoising forward a prompt takes: two with classifier-free
+        guidance."""
+        return 2 if self.classifier_free(config) > 1 else 1
+
     def streams(
         self, tokenizers: Mapping[str, Tokenizer], max_sequence_length: int | None
     ) -> tuple[Stream, ...]:

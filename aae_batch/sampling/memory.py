@@ -20,28 +20,34 @@ Peak = Callable[[Callable[[], object]], int]
 """Returns how many bytes a function takes at most, beyond what is taken already."""
 
 
-def measured_slots(model: Network) -> int:
+def measured_slots(model: Network, rows: int) -> int:
     """Return how many samples fit in the device's free memory at the model's native size.
 
-    Runs a guided forward and backward, and a denoising forward, with one row and with two, as
+    Runs a guided forward and backward, and a denoising forward, with one sample and with two, as
     `recording_maps` set the model up. Larger images than native need fewer; the engine halves its
     slots when memory runs out.
+
+    Args:
+        rows: of the denoising forward, for each sample.
     """
     if model.device.type != "cuda":
         return ON_CPU
-    model.release_memory()
+    model.make_room()
     free, _ = torch.cuda.mem_get_info(model.device)
-    return slots_for(model, free, _cuda_peak(model.device))
+    try:
+        return slots_for(model, free, _cuda_peak(model.device), rows)
+    finally:
+        model.release_memory()
 
 
-def slots_for(model: Network, free: int, peak_of: Peak) -> int:
-    """Return how many samples fit in `free` bytes, at least 1.
-
-    Every sample is a row of the guided pass; with classifier-free guidance it is two of the
-    denoising pass.
-    """
-    guided = _line(lambda rows: peak_of(lambda: _guided(model, rows)))
-    denoised = _line(lambda rows: peak_of(lambda: _denoised(model, 2 * rows)))
+def slots_for(model: Network, free: int, peak_of: Peak, rows: int) -> int:
+    """Return how many samples fit in `free` bytes, at least 1: every sample is a row of the guided
+    pass, and `rows` of the denoising pass."""
+    try:
+        guided = _line(lambda count: peak_of(lambda: _guided(model, count)))
+        denoised = _line(lambda count: peak_of(lambda: _denoised(model, rows * count)))
+    except torch.OutOfMemoryError:  # two do not fit
+        return 1
     fits = [
         int((SHARE * free - fixed) // a_row) for fixed, a_row in (guided, denoised) if a_row > 0
     ]

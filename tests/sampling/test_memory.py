@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from aae_batch import Engine, GuidanceConfig, Request
-from aae_batch.sampling.memory import ON_CPU, slots_for
+from aae_batch.sampling import engine, memory
+from aae_batch.sampling.families import FLUX, STABLE_DIFFUSION
+from aae_batch.sampling.memory import ON_CPU, measured_slots, slots_for
 from aae_batch.sampling.model.family import network_of
 from tests.conftest import small_pipeline
 from tests.pipelines import T5_LENGTH, flux
@@ -34,11 +38,89 @@ def model():
 
 def test_slots_are_what_free_memory_holds_of_a_measured_row(model):
     with model.recording_maps():
-        few, more = (slots_for(model, mib * KIB**2, bytes_kept) for mib in (8, 16))
-        least, most = (slots_for(model, free, bytes_kept) for free in (1, 2**50))
+        few, more = (slots_for(model, mib * KIB**2, bytes_kept, 2) for mib in (8, 16))
+        least, most = (slots_for(model, free, bytes_kept, 2) for free in (1, 2**50))
     assert 1 < few < more
     assert more == pytest.approx(2 * few, abs=2)
     assert (least, most) == (1, 64)
+
+
+@pytest.mark.parametrize("fitting", [0, 1])
+def test_one_slot_is_left_where_two_samples_do_not_fit(model, fitting):
+    tried = []
+
+    def peak_of(run) -> int:
+        tried.append(run)
+        if len(tried) > fitting:
+            raise torch.OutOfMemoryError
+        return KIB
+
+    assert slots_for(model, 2**50, peak_of, 2) == 1
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "rows"),
+    [
+        (STABLE_DIFFUSION, {}, 2),
+        (STABLE_DIFFUSION, {"guidance_scale": 1.0}, 1),
+        (FLUX, {"guidance_scale": 3.5}, 1),
+        (FLUX, {"true_cfg_scale": 2.0}, 2),
+    ],
+)
+def test_a_sample_is_measured_with_the_rows_that_it_takes(model, family, settings, rows):
+    batches = []
+
+    def peak_of(run) -> int:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("_guided", "_denoised"):
+                patch.setattr(memory, name, lambda _, count: batches.append(count))
+            run()
+        return len(batches)
+
+    slots_for(model, 2**30, peak_of, family.rows(GuidanceConfig(**settings)))
+    assert batches == [1, 2, rows, 2 * rows]
+
+
+def test_text_encoders_leave_before_free_memory_is_measured(monkeypatch):
+    done = []
+    model = SimpleNamespace(
+        device=torch.device("cuda"),
+        make_room=lambda: done.append("room"),
+        release_memory=lambda: done.append("release"),
+    )
+    monkeypatch.setattr(
+        torch.cuda, "mem_get_info", lambda device: (done.append("free"), 2**30)[::-1]
+    )
+    monkeypatch.setattr(memory, "slots_for", lambda *_: 7)
+    assert measured_slots(model, 2) == 7
+    assert done == ["room", "free", "release"]
+
+
+def test_slots_are_measured_once_for_the_same_settings(monkeypatch):
+    measured = []
+    monkeypatch.setattr(engine, "measured_slots", lambda *_: measured.append(1) or 5)
+    one = Engine.from_pipeline(small_pipeline(), slots="auto")
+    plain = GuidanceConfig(guidance_scale=1.0)
+    for config in (None, None, plain, plain):
+        with one.open(config) as batch:
+            assert batch.slots == 5
+    assert len(measured) == 2
+
+
+def test_a_denoising_forward_has_no_more_rows_than_the_run_needs(monkeypatch):
+    """A row has guidance that the run has not."""
+    engine = Engine.from_pipeline(small_pipeline(), slots=2)
+    sizes = []
+    denoise = engine.model.denoise
+    monkeypatch.setattr(
+        engine.model, "denoise", lambda *given: (sizes.append(len(given[0])), denoise(*given))[1]
+    )
+    config = GuidanceConfig(
+        method="stable-diffusion", num_inference_steps=1, guidance_scale=1.0, height=64, width=64
+    )
+    rows = [Request("a star", guidance_scale=scale, id=str(scale)) for scale in (3.0, 4.0)]
+    assert all(result.image for result in engine.generate(rows, config))
+    assert sizes == [2, 2]
 
 
 def test_an_engine_takes_the_slots_that_were_measured():

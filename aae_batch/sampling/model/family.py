@@ -236,9 +236,7 @@ class Network(ABC):
         try:
             yield
         finally:
-            for encoder in self._text_encoders:
-                encoder.to("cpu")
-            self.release_memory()
+            self.make_room()
 
     def encode_negative(self, config: GuidanceConfig) -> Bag:
         """Encode what classifier-free guidance moves away from."""
@@ -339,6 +337,13 @@ class Network(ABC):
         return latents + (getattr(config, "shift_factor", None) or 0)
 
     # --- other methods for sampling ---
+
+    def make_room(self) -> None:
+        """Release all memory of the device that a forward does not need."""
+        if self.evicts_text_encoders:
+            for encoder in self._text_encoders:
+                encoder.to("cpu")
+        self.release_memory()
 
     def release_memory(self) -> None:
         """Release the unused memory that the device's allocator holds."""
