@@ -153,3 +153,18 @@ def test_text_encoders_come_once_for_a_window_of_prompts(monkeypatch):
     for result in engine.generate(requests, config):
         assert torch.equal(result.latents, together[result.request.id])
     assert moves == ["cpu"] * 4, "both encoders came once, and went"
+
+
+@pytest.mark.parametrize("mark", ["hf_quantizer", "hf_device_map"])
+def test_text_encoders_that_cannot_be_moved_stay(monkeypatch, mark):
+    pipe = flux()
+    moves: list[str] = []
+    for name in ("text_encoder", "text_encoder_2"):
+        encoder = getattr(pipe, name)
+        monkeypatch.setattr(encoder, "to", lambda where, name=name: moves.append(name))
+    setattr(pipe.text_encoder_2, mark, {})
+    model = network_of(pipe)
+    model.evicts_text_encoders = True
+    with model.recording_maps():
+        model.encode("a star", GuidanceConfig())
+    assert moves == ["text_encoder"] * 2

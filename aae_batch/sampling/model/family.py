@@ -19,6 +19,7 @@ from torch import Tensor
 from aae_batch.errors import ModelError, SettingsError
 from aae_batch.sampling import families
 from aae_batch.sampling.config import SCHEDULERS, GuidanceConfig
+from aae_batch.sampling.model.loading import is_quantized
 from aae_batch.sampling.model.recorder import NONE, AttentionRecorder, Layer
 from aae_batch.sampling.words import Stream
 
@@ -214,8 +215,15 @@ class Network(ABC):
 
     @property
     def _text_encoders(self) -> list[Any]:
+        """Those that can be moved: 8-bit weights of bitsandbytes cannot, and accelerate's hooks keep
+        what they placed."""
         names = (f"text_encoder{number}" for number in ("", "_2", "_3"))
-        return [one for name in names if (one := getattr(self.pipe, name, None)) is not None]
+        there = [one for name in names if (one := getattr(self.pipe, name, None)) is not None]
+        return [
+            one
+            for one in there
+            if not (is_quantized(one) or getattr(one, "hf_device_map", None) is not None)
+        ]
 
     def _wants_eviction(self) -> bool:
         """True if the text encoders take much of the device's memory, as T5's 9 GiB do."""
