@@ -200,13 +200,18 @@ class GenerateWorker(Worker[Outcome]):
             with engine.open(self.settings.guidance) as batch:
                 flying: dict[str, _Flight] = {}
                 ahead: deque[_Flight] = deque()
+                expected = 0  # how many of those ahead, from the first, have announced their texts
                 while True:
-                    new = self._arrived(wait=not flying and not ahead)
-                    batch.expect(flight.request for flight in new)
-                    for flight in new:  # a row that is tried again has the next free slot
-                        begun = flight.trial is not None and flight.trial.tries
-                        ahead.appendleft(flight) if begun else ahead.append(flight)
+                    for flight in self._arrived(wait=not flying and not ahead):
+                        if flight.trial is not None and flight.trial.tries:
+                            ahead.appendleft(flight)  # tried again: it has the next free slot
+                            expected += 1  # with the text that it had before
+                        else:
+                            ahead.append(flight)
                     while batch.free and ahead:
+                        if expected == 0:
+                            expected = batch.expect(flight.request for flight in ahead)
+                        expected -= 1
                         flight = ahead.popleft()
                         try:
                             self.admit(batch, flight.request, **flight.how)

@@ -23,7 +23,7 @@ from aae_batch.methods import DEFAULT
 from aae_batch.request import Request, Result
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.memory import measured_slots
-from aae_batch.sampling.model.family import TEXT, Bag, Network, network_of
+from aae_batch.sampling.model.family import TEXT, WINDOW, Bag, Network, network_of
 from aae_batch.sampling.model.loading import default_guidance, load_pipeline
 from aae_batch.sampling.model.recorder import NONE
 from aae_batch.sampling.objectives import Seen
@@ -35,9 +35,6 @@ from aae_batch.sampling.trace import describe
 
 Made = TypeVar("Made")
 Slots = int | Literal["auto"]
-
-WINDOW = 256
-"""Requests whose texts are encoded in one go where text encoders leave the device in between."""
 
 logger = logging.getLogger("aae_batch.sampling.engine")
 
@@ -198,19 +195,37 @@ class Batch:
 
     def expecting(self, requests: Iterator[Request]) -> Iterator[Request]:
         """Yield the requests, and tell the model of their texts some time ahead if its text encoders
-        leave the device in between."""
+        leave the device in between. The first step waits for no more than fill the slots."""
         if not self.model.evicts_text_encoders:
             yield from requests
             return
-        while window := list(islice(requests, WINDOW)):
-            self.expect(window)
-            yield from window
+        size = self.slots
+        while window := list(islice(requests, size)):
+            while window:
+                expected = self.expect(window)
+                yield from window[:expected]
+                window = window[expected:]
+            size = WINDOW
 
-    def expect(self, requests: Iterable[Request]) -> None:
-        """Tell the model what texts will be encoded: of requests that will be added."""
-        for request in requests if self.model.evicts_text_encoders else ():
+    def expect(self, requests: Iterable[Request]) -> int:
+        """Tell the model what texts will be encoded next: those of requests that will be added, in
+        this order, until they have `WINDOW` texts.
+
+        Returns:
+            The number of these requests. When they are added, call this again with those after them.
+        """
+        if not self.model.evicts_text_encoders:
+            return sum(1 for _ in requests)
+        texts: dict[str, None] = {}
+        count = 0
+        for request in requests:
+            count += 1
             with suppress(RowError):  # `add` will say so
-                self.model.expect(texts_of(self.model, request, self.config))
+                texts.update(dict.fromkeys(texts_of(self.model, request, self.config)))
+            if len(texts) >= WINDOW:
+                break
+        self.model.expect(texts)
+        return count
 
     @torch.no_grad()
     def step(self) -> list[Result]:

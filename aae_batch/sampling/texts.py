@@ -101,12 +101,10 @@ def condition(
         ]
         (one,) = conditions
         conditions = (replace(one, values=with_phrases(one.bag[TEXT], encoded)),)
-    scale = model.facts.classifier_free(config)
-    is_guided = scale > 1
     negative = None
-    if is_guided or len(conditions) > 1:
+    if _has_negative(model, config, len(conditions)):
         negative = Text(model.encode_negative(config))
-    return Conditioning(conditions, negative, scale if is_guided else 1.0)
+    return Conditioning(conditions, negative, max(1.0, model.facts.classifier_free(config)))
 
 
 def _phrases(
@@ -128,7 +126,14 @@ def texts_of(model: Network, request: Request, config: GuidanceConfig) -> list[s
     """
     config, subjects = resolve(request, config, model.streams, model.facts, model.sizes)
     phrases, nouns = _phrases(model, request.prompt, config, subjects)
-    return [*(phrase.text for phrase in (*phrases, *nouns)), config.negative_prompt or ""]
+    texts = [phrase.text for phrase in (*phrases, *nouns)]
+    has_negative = _has_negative(model, config, len(phrases))
+    return [*texts, config.negative_prompt or ""] if has_negative else texts
+
+
+def _has_negative(model: Network, config: GuidanceConfig, conditions: int) -> bool:
+    """True if a sample moves away from a text: composed conditions always do."""
+    return model.facts.rows(config) > 1 or conditions > 1
 
 
 def _alone(model: Network, phrase: Phrase, config: GuidanceConfig) -> Condition:

@@ -11,6 +11,7 @@ from aae_batch import Engine, GuidanceConfig, Request
 from aae_batch.sampling import engine, memory
 from aae_batch.sampling.families import FLUX, STABLE_DIFFUSION
 from aae_batch.sampling.memory import ON_CPU, measured_slots, slots_for
+from aae_batch.sampling.model import family
 from aae_batch.sampling.model.family import network_of
 from tests.conftest import small_pipeline
 from tests.pipelines import T5_LENGTH, flux
@@ -152,7 +153,47 @@ def test_text_encoders_come_once_for_a_window_of_prompts(monkeypatch):
     engine.model.evicts_text_encoders = True
     for result in engine.generate(requests, config):
         assert torch.equal(result.latents, together[result.request.id])
-    assert moves == ["cpu"] * 4, "both encoders came once, and went"
+    assert moves == ["cpu"] * 8, "both encoders came for the first step, and for all others"
+
+
+def test_no_more_than_a_window_of_announced_texts_is_encoded_at_a_time(monkeypatch):
+    """Rows of two methods come back to the same prompts."""
+    for module in (engine, family):
+        monkeypatch.setattr(module, "WINDOW", 3)
+    model = network_of(flux())
+    model.evicts_text_encoders = True
+    came: list[list[str]] = []
+    embed, here = model._embed, model._text_encoders_here
+    monkeypatch.setattr(model, "_embed", lambda text: (came[-1].append(text), embed(text))[1])
+    monkeypatch.setattr(model, "_text_encoders_here", lambda: (came.append([]), here())[1])
+    monkeypatch.setattr(family, "KEPT_TEXTS", 1)
+    config = GuidanceConfig(method="stable-diffusion", num_inference_steps=1, height=64, width=64)
+    words = ["circle", "square", "star", "cross", "circle", "square", "star", "cross"]
+    requests = [Request(word, id=str(number)) for number, word in enumerate(words)]
+    with Engine(model, slots=1).open(config) as batch:
+        while requests:
+            expected = batch.expect(requests)
+            for request in requests[:expected]:
+                batch.add(request)
+                assert len(model._encoded) <= 3
+            requests = requests[expected:]
+    assert came == [["circle", "square", "star"], ["cross"], ["star"]]
+
+
+def test_the_first_step_waits_for_no_more_requests_than_fill_the_slots():
+    asked = 0
+
+    def endless():
+        nonlocal asked
+        while True:
+            asked += 1
+            yield Request("a star", id=str(asked), method="stable-diffusion")
+
+    one = Engine.from_pipeline(flux(), slots=2)
+    one.model.evicts_text_encoders = True
+    config = GuidanceConfig(num_inference_steps=1, height=64, width=64)
+    assert next(one.generate(endless(), config)).image
+    assert asked == 2
 
 
 @pytest.mark.parametrize("mark", ["hf_quantizer", "hf_device_map"])

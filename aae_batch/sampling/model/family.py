@@ -30,8 +30,9 @@ batch stacks them."""
 TEXT = "encoder_hidden_states"
 """The part of a bag that a network attends to: [tokens, width]."""
 
-KEPT_TEXTS, KEPT_AHEAD = 64, 1024
-"""Encoded texts that are kept, the last ones used; and where text encoders are evicted."""
+KEPT_TEXTS, WINDOW = 64, 256
+"""Encoded texts that are kept, the last ones used; and where text encoders leave the device in between,
+where so many are encoded in one go. 256 texts of 512 tokens of T5 are 1 GiB."""
 
 EVICTED_ABOVE = 0.1
 """Share of the device's memory above which text encoders are there only while they encode."""
@@ -192,10 +193,10 @@ class Network(ABC):
         return {**kept, **self._extras(config)}
 
     def expect(self, texts: Iterable[str]) -> None:
-        """Announce texts that will be encoded: where text encoders leave the device after use, all
-        that are known then are encoded in one go."""
+        """Announce the texts that will be encoded next, in place of earlier ones: where text encoders
+        leave the device after use, all are encoded in one go."""
         if self.evicts_text_encoders:
-            self._expected.update(dict.fromkeys(texts))
+            self._expected = dict.fromkeys(texts)
 
     @torch.no_grad()
     def _encode_expected(self, text: str) -> None:
@@ -209,7 +210,7 @@ class Network(ABC):
             for one in wanted:
                 bag = {name: part.to(self.dtype) for name, part in self._embed(one).items()}
                 self._encoded[one] = _on_cpu(bag) if self.evicts_text_encoders else bag
-        most = KEPT_AHEAD if self.evicts_text_encoders else KEPT_TEXTS
+        most = WINDOW if self.evicts_text_encoders else KEPT_TEXTS
         while len(self._encoded) > max(most, len(set(texts))):
             self._encoded.popitem(last=False)
 
