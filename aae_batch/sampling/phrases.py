@@ -218,6 +218,6 @@ def _phrase(tables: Sequence[TokenTable], words: list[_Word]) -> Phrase:
     start, stop = words[0].start, words[-1].stop
     positions = []
     for table in tables:
-        indices = [token.index for token in table.between(start, stop)] or [table.end]
+        indices = [token.index for token in table.spanning(start, stop)] or [table.end]
         positions.append(range(min(indices[0], table.end), min(indices[-1] + 1, table.end)))
     return Phrase(tables[0].prompt[start:stop], tuple(positions))

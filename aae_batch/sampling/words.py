@@ -23,6 +23,9 @@ _HYPHENS = "-\u2010\u2011"
 _IN_NUMBERS = ".,:/'\u2019\u00a0"
 """Characters that may stand between two digits of one number."""
 
+_SPACE = "\u2581"
+"""SentencePiece's piece of a word's first space, where the vocabulary has none for space and letter."""
+
 CONJUNCTIONS = {"with": 1, ",": 1, "and": 2, "&": 2, "|": 3}
 """Where a prompt can be cut into conjuncts. Of several between two subjects, the strongest is
 cut."""
@@ -99,7 +102,7 @@ class Token:
         index: the position; 0 is the start token, if there is one.
         token: its spelling in the vocabulary, e.g. `"frog</w>"`.
         kind: `"truncated"` tokens are beyond what the text encoder sees.
-        text: its part of the prompt. If several tokens spell one character, as may be for "猫", each
+        text: its part of the prompt, which a space before a word has not. If several tokens spell one character, as may be for "猫", each
             has the whole character.
         start, stop: that part's character offsets in the prompt.
     """
@@ -158,7 +161,15 @@ class TokenTable:
     def between(self, start: int, stop: int) -> list[Token]:
         """Return the prompt's tokens, including truncated ones, that have a character in [start,
         stop)."""
-        return [token for token in self.spoken if token.start < stop and token.stop > start]
+        return [token for token in self.spanning(start, stop) if token.start < token.stop]
+
+    def spanning(self, start: int, stop: int) -> list[Token]:
+        """Return the same, and the spaces that are tokens before their words."""
+        return [
+            token
+            for token in self.spoken
+            if token.start < stop and max(token.stop, token.start + 1) > start
+        ]
 
     def text(self, tokens: Iterable[Token]) -> str:
         """Return the prompt's text at `tokens`, with a space wherever tokens are skipped."""
@@ -198,7 +209,7 @@ def _table(stream: Stream, prompt: str) -> TokenTable:
     encoded = stream.tokenizer(prompt, verbose=False, return_offsets_mapping=True)
     names = stream.tokenizer.convert_ids_to_tokens(encoded.input_ids)
     pieces = [
-        (name, *_without_spaces(prompt, start, _after_marks(prompt, stop)))
+        (name, *_span(prompt, name, start, stop))
         for name, (start, stop) in zip(names, encoded.offset_mapping, strict=True)
     ]
     first = stream.first - stream.offset
@@ -218,8 +229,12 @@ def _table(stream: Stream, prompt: str) -> TokenTable:
     return TokenTable(prompt, tokens, stream.first, stream.offset + end, stop, stream.name)
 
 
-def _without_spaces(prompt: str, start: int, stop: int) -> tuple[int, int]:
-    """Return a token's offsets without spaces at its ends, which some tokenizers include."""
+def _span(prompt: str, name: str, start: int, stop: int) -> tuple[int, int]:
+    """Return a token's offsets without spaces at its ends, which some tokenizers include. A piece for
+    a space alone has the offsets of the letter after it, and stands before that."""
+    if name == _SPACE:
+        return start, start
+    stop = _after_marks(prompt, stop)
     text = prompt[start:stop]
     if not text or text.isspace():
         return start, stop
@@ -499,7 +514,12 @@ def _at(table: TokenTable, row: str, entry: int | Sequence[int]) -> Subject:
         raise SubjectError(row, "token_indices has an empty subject; remove it")
     for index in indices:
         _check_index(table, row, index)
-    tokens = [table.tokens[index] for index in indices]
+    tokens = [token for index in indices if (token := table.tokens[index]).start < token.stop]
+    if not tokens:
+        raise SubjectError(
+            row,
+            f"token index {indices[0]} is the space before a word; name the word's own tokens of {table}",
+        )
     return _subject(table.text(tokens), [tokens])
 
 

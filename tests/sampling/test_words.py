@@ -6,7 +6,9 @@ import pytest
 
 from aae_batch import Request
 from aae_batch.errors import PromptError, SubjectError
-from aae_batch.sampling.words import resolve_subjects, token_table
+from aae_batch.sampling.phrases import conjuncts
+from aae_batch.sampling.words import Stream, resolve_subjects, token_table, token_tables
+from training.flow import t5_tokenizer
 from training.networks import tokenizer
 
 TOKENIZER = tokenizer()  # 16 positions; the world's words are one token each, others several
@@ -120,3 +122,38 @@ def test_a_subject_has_a_noun_and_what_modifies_it(prompt, subject, modifiers, h
     table = token_table(TOKENIZER, prompt)
     assert [table.text(table.tokens[i] for i in one) for one in found.modifiers] == modifiers
     assert table.text(table.tokens[i] for i in found.head) == head
+
+
+# --- T5, which has a token for the space before a word that it spells ---
+
+T5 = (Stream(t5_tokenizer(), 32),)
+
+
+def test_a_space_of_its_own_is_no_part_of_the_word_after_it():
+    """Of "a frog and the cat", T5 has "a", " ", "f", "r", "o", "g", "and", " ", "t", "h", "e", " ", ..."""
+    prompt = "a frog and the red cat"
+    table = token_table(T5, prompt)
+    assert [token.text for token in table.words[:5]] == ["a", "\u2581", "f", "r", "o"]
+    request = Request(prompt, subjects=["a frog", "the red cat"])
+    frog, cat = resolve_subjects(T5, request)
+    assert (frog.tokens, frog.head, frog.modifiers) == (("a", *"frog"), (2, 3, 4, 5), ())
+    assert (cat.tokens, cat.modifiers) == ((*"the", "red", *"cat"), ((11,),))
+    assert cat.head == (13, 14, 15)
+
+
+def test_a_position_that_is_a_space_belongs_to_no_subject():
+    by_index = Request("a frog", token_indices=[[0, 1, 2, 3, 4, 5]])
+    by_words = Request("a frog", subjects=["a frog"])
+    assert resolve_subjects(T5, by_index) == resolve_subjects(T5, by_words)
+    with pytest.raises(SubjectError, match="token index 1 is the space before a word"):
+        resolve_subjects(T5, Request("a frog", token_indices=[1]))
+
+
+def test_a_phrase_begins_at_the_space_before_it():
+    """It is encoded alone with that space."""
+    prompt = "the frog and the cat"
+    for phrase in conjuncts(T5, prompt):
+        (place,) = phrase.positions
+        alone, whole = (token_tables(T5, text)[0] for text in (phrase.text, prompt))
+        own = [token.text for token in alone.words]
+        assert [token.text for token in whole.tokens[place.start : place.stop]] == own
