@@ -26,6 +26,9 @@ _IN_NUMBERS = ".,:/'\u2019\u00a0"
 _SPACE = "\u2581"
 """SentencePiece's piece of a word's first space, where the vocabulary has none for space and letter."""
 
+_UNKNOWN = "<unk>"
+"""T5's token for any letters that its vocabulary lacks, however many."""
+
 CONJUNCTIONS = {"with": 1, ",": 1, "and": 2, "&": 2, "|": 3}
 """Where a prompt can be cut into conjuncts. Of several between two subjects, the strongest is
 cut."""
@@ -272,13 +275,15 @@ def _after_marks(prompt: str, stop: int) -> int:
 def resolve_subjects(reads: Reads, request: Request) -> tuple[Subject, ...]:
     """Return the subjects of `request` with their token positions; empty if it names none.
 
-    A subject that a stream truncates has its positions in the other streams only.
+    A subject that a stream truncates, or has no letters for, has its positions in the other streams
+    only.
 
     Raises:
         PromptError: the prompt is empty, or has words that the model does not know.
         RequestError: the negative prompt has such words.
-        SubjectError: a subject is not in the prompt, an index does not point at a word, or indices
-            are given for a network with several streams.
+        SubjectError: a subject is not in the prompt, no stream has letters for it, it shares a token
+            with another, an index does not point at a word, or indices are given for a network with
+            several streams.
     """
     row, prompt = request.name, request.prompt
     if not prompt.strip():
@@ -337,16 +342,41 @@ def _find_phrases(
         if place is None:
             raise SubjectError(row, _why_missing(tables[0], phrases, i, wanted, places[i]))
         seen = [table.between(*place) for table in tables]
-        whole = [
-            tokens
+        known = [
+            (tokens, table)
             for tokens, table in zip(seen, tables, strict=True)
-            if tokens and tokens[-1].index < table.end
+            if _are_known(tokens)
         ]
+        if not known:
+            raise SubjectError(row, _why_unread(phrases[i]))
+        whole = [tokens for tokens, table in known if tokens and tokens[-1].index < table.end]
         if not whole:
             raise SubjectError(row, _why_cut(tables, phrases[i]))
         found[i] = _subject(phrases[i], whole)
         taken.append(place)
-    return tuple(found[i] for i in range(len(phrases)))
+    subjects = tuple(found[i] for i in range(len(phrases)))
+    owner: dict[int, Subject] = {}
+    for index, subject in ((index, one) for one in subjects for index in one.token_indices):
+        other = owner.setdefault(index, subject)
+        if other is not subject:
+            raise SubjectError(
+                row,
+                f"subjects {shown(other.name)} and {shown(subject.name)} share a token of the text "
+                "encoder; put a space between them in the prompt, or name both as one subject",
+            )
+    return subjects
+
+
+def _are_known(tokens: Sequence[Token]) -> bool:
+    """False if the tokens do not tell what they stand for."""
+    return not tokens or any(token.token != _UNKNOWN for token in tokens)
+
+
+def _why_unread(subject: str) -> str:
+    return (
+        f"subject {shown(subject)} has only letters or signs that the text encoder does not know; "
+        "write it as words in Latin letters, in the prompt too"
+    )
 
 
 @dataclass(frozen=True)
@@ -520,7 +550,10 @@ def _at(table: TokenTable, row: str, entry: int | Sequence[int]) -> Subject:
             row,
             f"token index {indices[0]} is the space before a word; name the word's own tokens of {table}",
         )
-    return _subject(table.text(tokens), [tokens])
+    name = table.text(tokens)
+    if not _are_known(tokens):
+        raise SubjectError(row, _why_unread(name))
+    return _subject(name, [tokens])
 
 
 def _check_index(table: TokenTable, row: str, index: int) -> None:

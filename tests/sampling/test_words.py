@@ -157,3 +157,26 @@ def test_a_phrase_begins_at_the_space_before_it():
         alone, whole = (token_tables(T5, text)[0] for text in (phrase.text, prompt))
         own = [token.text for token in alone.words]
         assert [token.text for token in whole.tokens[place.start : place.stop]] == own
+
+
+@pytest.mark.parametrize("named", [{"subjects": ["\u732b"]}, {"token_indices": [2]}])
+def test_a_subject_whose_letters_t5_does_not_know_is_refused(named):
+    with pytest.raises(SubjectError, match=r"subject '\u732b' has only letters .* Latin letters"):
+        resolve_subjects(T5, Request("a \u732b", **named))
+    assert resolve_subjects(T5, Request("a \u732b-cat", subjects=["\u732b-cat"]))
+
+
+def test_a_subject_whose_letters_t5_does_not_know_has_clips_tokens():
+    both = (Stream(TOKENIZER, 16, 0, "CLIP"), Stream(T5[0].tokenizer, 32, 16, "T5"))
+    (cat,) = resolve_subjects(both, Request("a \u732b", subjects=["\u732b"]))
+    assert max(cat.token_indices) < 16
+
+
+def test_subjects_that_share_a_token_are_refused():
+    """T5 has one token for the two characters in the middle."""
+    prompt, named = "a red\u732b\U0001f438blue", ["red\u732b", "\U0001f438blue"]
+    with pytest.raises(
+        SubjectError, match=r"'red\u732b' and '\U0001f438blue' share a token .* space"
+    ):
+        resolve_subjects(T5, Request(prompt, subjects=named))
+    assert len(resolve_subjects(TOKENIZER, Request(prompt, subjects=named))) == 2
