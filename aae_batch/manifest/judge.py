@@ -71,7 +71,8 @@ class Judge:
 
         Raises:
             ModelError: the model does not exist, cannot be guided, or lacks a tokenizer.
-            SettingsError: the run's negative prompt has words that the model does not know.
+            SettingsError: the run's negative prompt has words that the model does not know, or its
+                prompts have a fixed length.
         """
         from aae_batch.sampling.model import loading
 

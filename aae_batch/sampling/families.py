@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from aae_batch.errors import SettingsError
 from aae_batch.sampling.words import Stream, Tokenizer
 
 if TYPE_CHECKING:
@@ -115,6 +116,19 @@ class Family:
         guidance."""
         return 2 if self.classifier_free(config) > 1 else 1
 
+    def sequence_length(self, wanted: int | None) -> int | None:
+        """Return the number of positions of a bounded reader; None if the family has no such reader.
+
+        Raises:
+            SettingsError: a number is wanted of a family that has none.
+        """
+        if wanted is not None and self.max_sequence_length is None:
+            raise SettingsError(
+                f"max_sequence_length is {wanted}, but {self.name} reads prompts of a fixed length; "
+                "leave it out."
+            )
+        return wanted or self.max_sequence_length
+
     def streams(
         self, tokenizers: Mapping[str, Tokenizer], max_sequence_length: int | None
     ) -> tuple[Stream, ...]:
@@ -123,7 +137,11 @@ class Family:
         Args:
             tokenizers: by their folders; readers without one are left out.
             max_sequence_length: None for the family's own.
+
+        Raises:
+            SettingsError: see `sequence_length`.
         """
+        bounded = self.sequence_length(max_sequence_length)
         streams: list[Stream] = []
         offset = 0
         for reader in self.readers:
@@ -132,7 +150,7 @@ class Family:
                 continue
             length = tokenizer.model_max_length
             if reader.is_bounded:
-                length = max_sequence_length or self.max_sequence_length or length
+                length = bounded or length
             streams.append(Stream(tokenizer, length, offset, reader.name))
             offset += length
         return tuple(streams)

@@ -250,3 +250,15 @@ def test_a_run_s_setting_that_no_row_could_use_is_refused_by_both(models):
     with pytest.raises(SettingsError) as by_judge:
         Judge.load("shapes", config)
     assert str(by_engine.value) == str(by_judge.value)
+
+
+def test_a_sequence_length_is_refused_by_both_where_prompts_have_a_fixed_length(models):
+    config = GuidanceConfig(max_sequence_length=12)
+    engine = Engine.from_pretrained("shapes", slots=1, device="cpu")
+    with pytest.raises(
+        SettingsError, match=r"max_sequence_length is 12, .* leave it out"
+    ) as by_engine:
+        list(engine.generate([], config))
+    with pytest.raises(SettingsError) as by_judge:
+        Judge.load("shapes", config)
+    assert str(by_engine.value) == str(by_judge.value)

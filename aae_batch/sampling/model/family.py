@@ -401,12 +401,7 @@ class Network(ABC):
             self._set_sequence_length(before)
 
     def _set_sequence_length(self, length: int | None) -> None:
-        if length is not None and self.facts.max_sequence_length is None:
-            raise SettingsError(
-                f"max_sequence_length is {length}, but {self.facts.name} reads prompts of a fixed "
-                "length; leave it out."
-            )
-        wanted = length or self.facts.max_sequence_length
+        wanted = self.facts.sequence_length(length)
         if wanted != self.max_sequence_length:
             self.max_sequence_length = wanted
             self._encoded.clear()

@@ -262,6 +262,7 @@ def load_streams(
 
     Raises:
         ModelError: the model does not exist, cannot be guided, or lacks a tokenizer.
+        SettingsError: its prompts have a fixed length.
     """
     index = index_of(model, revision=revision, s3_endpoint=s3_endpoint)
     tokenizers = {
