@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aae_batch.cli.options import settings_command
+
+if TYPE_CHECKING:
+    from aae_batch.sampling.words import Token
 
 
 @settings_command()
@@ -29,11 +32,20 @@ def tokens(
     for stream in tables:
         table = Table("index", "token", "can be guided", box=None, pad_edge=False)
         for token in stream.tokens:
-            guidable = "yes" if token.kind == "word" else f"no: {_KINDS[token.kind]}"
-            table.add_row(str(token.index), token.text, guidable)
+            why = _why_not(token)
+            table.add_row(str(token.index), token.text, f"no: {why}" if why else "yes")
         if len(tables) > 1:
             print(f"{stream.name}:")
         Console(highlight=False, markup=False).print(table)
+
+
+def _why_not(token: Token) -> str | None:
+    """Return why a token alone is no subject, else None."""
+    if token.kind != "word":
+        return _KINDS[token.kind]
+    if token.is_unknown:
+        return "the model does not know these letters"
+    return "the space before a word" if token.start == token.stop else None
 
 
 _KINDS = {

@@ -117,6 +117,11 @@ class Token:
     start: int
     stop: int
 
+    @property
+    def is_unknown(self) -> bool:
+        """True if it stands for letters that the vocabulary lacks."""
+        return self.token == _UNKNOWN
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -369,7 +374,7 @@ def _find_phrases(
 
 def _are_known(tokens: Sequence[Token]) -> bool:
     """False if the tokens do not tell what they stand for."""
-    return not tokens or any(token.token != _UNKNOWN for token in tokens)
+    return not tokens or not all(token.is_unknown for token in tokens)
 
 
 def _why_unread(subject: str) -> str:

@@ -62,3 +62,17 @@ def test_a_prompt_that_one_encoder_cuts_off_is_told_by_its_name(two_streams, tmp
     )
     assert "has 7 tokens and the text encoder T5 sees 3" in done.stdout + done.stderr
     assert "CLIP" not in done.stdout
+
+
+def test_tokens_that_tell_no_subject_are_shown_as_such(two_streams):
+    command = ["tokens", "frog \u732b", "--model", two_streams]
+    done = subprocess.run(
+        [sys.executable, "-m", "aae_batch.cli", *map(str, command)], capture_output=True, text=True
+    )
+    lines = [line.split(maxsplit=2) for line in done.stdout.partition("T5:")[2].splitlines()]
+    assert [line[2].strip() for line in lines[2:9]] == [
+        "no: the space before a word",
+        *["yes"] * 4,
+        "no: the space before a word",
+        "no: the model does not know these letters",
+    ]
