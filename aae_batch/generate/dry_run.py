@@ -14,6 +14,7 @@ from aae_batch.manifest.reader import open_manifest
 from aae_batch.methods import METHODS
 from aae_batch.sampling.model.loading import named
 from aae_batch.sampling.phrases import conjuncts, noun_phrases
+from aae_batch.sampling.resolve import why_ignored
 from aae_batch.sampling.words import resolve_subjects, token_tables
 from aae_batch.store.open import open_storage
 
@@ -52,6 +53,7 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
             f"{shards - len(left.todo)} shards done, {len(left.todo)} left ({left.rows_left} rows)"
         )
         failures: Counter[str] = Counter()
+        ignored: Counter[str] = Counter()
         for row in manifest.rows():
             prompt, is_shown = row.request.prompt, row.index < PROMPTS_SHOWN
             if is_shown:
@@ -67,11 +69,15 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
                 if failures.total() <= FAILURES_SHOWN:
                     write(f"would fail: {error}")
                 continue
+            if why := why_ignored(own, judge.family):
+                ignored[why] += 1
             texts = METHODS[own.method].texts
             if is_shown and texts in PHRASES:
                 name, find = PHRASES[texts]
                 phrases = find(streams, prompt, resolve_subjects(streams, row.request))
                 write(f"  {name}: {', '.join(repr(phrase.text) for phrase in phrases)}")
+        for why, count in ignored.items():
+            write(f"warning: the negative_prompt of {count} rows {why}")
         if not failures:
             write("no row would fail")
         for kind, count in failures.most_common():

@@ -29,6 +29,7 @@ from aae_batch.methods import BASELINE, METHODS, load_plugins
 from aae_batch.request import Request
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.phrases import conjuncts
+from aae_batch.sampling.resolve import why_ignored
 from aae_batch.sampling.words import Stream, resolve_subjects
 
 PART_ROWS = 2_000
@@ -36,6 +37,7 @@ _ALONE = 4 * PART_ROWS
 """Manifests of up to this many rows are checked in this process, as starting others takes a while."""
 
 TRUNCATED, TRUNCATED_NEGATIVE, REPEATED = "TruncatedPrompt", "TruncatedNegative", "RepeatedRow"
+IGNORED_NEGATIVE = "IgnoredNegative"
 _COLUMN = re.compile(r"column (\w+): ")
 
 
@@ -193,8 +195,9 @@ def _look_at(part: Part, judge: Judge | None = None) -> _Findings:
             problems.append(_problem(row, type(error).__name__, error.reason))
             digests.append(_digest(("row", row.index)))
             continue
-        problems += _warnings(row, judge.streams)
-        digests.append(_digest(_picture(row.request, settings)))
+        ignored = why_ignored(settings, judge.family)
+        problems += _warnings(row, judge.streams, ignored)
+        digests.append(_digest(_picture(row.request, settings, ignored is None)))
         work[_work(row.request, settings, subjects, judge)] += 1
     return _Findings(len(rows), problems, b"".join(digests), work)
 
@@ -215,7 +218,10 @@ def _problem(row: Row, kind: str, reason: str) -> Problem:
     return Problem(row.index + 1, row.id, column, kind, True, reason)
 
 
-def _warnings(row: Row, streams: Sequence[Stream]) -> Iterator[Problem]:
+def _warnings(row: Row, streams: Sequence[Stream], ignored: str | None) -> Iterator[Problem]:
+    if ignored and row.request.negative_prompt:
+        column = "negative_prompt"
+        yield Problem(row.index + 1, row.id, column, IGNORED_NEGATIVE, False, ignored)
     for kind, column in ((TRUNCATED, "prompt"), (TRUNCATED_NEGATIVE, "negative_prompt")):
         text = getattr(row.request, column)
         for stream in streams if text else ():
@@ -237,7 +243,7 @@ def _work(request: Request, settings: GuidanceConfig, subjects: int, judge: Judg
     return Work(
         settings.method,
         settings.num_inference_steps,
-        judge.family.classifier_free(settings) > 1,
+        judge.family.rows(settings) > 1,
         settings.height,
         settings.width,
         subjects,
@@ -248,7 +254,7 @@ def _work(request: Request, settings: GuidanceConfig, subjects: int, judge: Judg
 # --- rows that repeat another --------------------------------------------------------------------
 
 
-def _picture(request: Request, settings: GuidanceConfig) -> tuple[object, ...]:
+def _picture(request: Request, settings: GuidanceConfig, has_negative: bool) -> tuple[object, ...]:
     """Return everything that a row's image depends on. A missing size is the same model default for all rows,
     and plain sampling ignores subjects."""
     named = settings.method != BASELINE
@@ -258,7 +264,7 @@ def _picture(request: Request, settings: GuidanceConfig) -> tuple[object, ...]:
         settings.method,
         tuple(request.subjects or ()) if named else (),
         tuple(request.token_indices or ()) if named else (),
-        settings.negative_prompt or "",
+        (settings.negative_prompt or "") if has_negative else "",
         settings.guidance_scale,
         settings.true_cfg_scale,
         settings.num_inference_steps,

@@ -118,6 +118,17 @@ def subjects_of(request: Request, method: str, reads: Reads) -> tuple[Subject, .
     return subjects
 
 
+def why_ignored(settings: GuidanceConfig, family: Family) -> str | None:
+    """Return why a row's negative prompt has no effect, else None. Composed conjuncts have one
+    always."""
+    if not settings.negative_prompt or family.rows(settings) > 1:
+        return None
+    if METHODS[settings.method].texts == "conjuncts":
+        return None
+    scale = "true_cfg_scale" if family.is_guidance_embedded else "guidance_scale"
+    return f"is ignored without classifier-free guidance; set {scale} above 1, or leave it out"
+
+
 def check_settings(reads: Reads, config: GuidanceConfig) -> None:
     """Check the run's negative prompt.
 

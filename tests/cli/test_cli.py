@@ -102,6 +102,16 @@ def test_a_dry_run_tells_the_phrases_that_a_method_takes_a_prompt_apart_into(
     assert "  noun phrases: 'a red circle', 'a blue square'" in structured.output
 
 
+def test_a_dry_run_warns_once_of_a_negative_prompt_that_is_ignored(
+    run, manifest, tokenizer_folder, tmp_path
+):
+    options = ["generate", manifest, tmp_path / "out", "--model", tokenizer_folder, "--dry-run"]
+    options += ["--negative-prompt", "blue"]
+    ignored = "warning: the negative_prompt of 1 rows is ignored"
+    assert ignored in run(*options, "--guidance-scale", "1").output
+    assert "ignored" not in run(*options).output
+
+
 def test_the_token_table_tells_what_can_be_guided(run, tokenizer_folder):
     result = run("tokens", "a red circle", "--model", tokenizer_folder)
     assert result.exit_code == 0

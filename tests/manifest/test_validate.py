@@ -13,6 +13,7 @@ from aae_batch.manifest.reader import open_manifest
 from aae_batch.manifest.row import Row
 from aae_batch.manifest.validate import Problem, Summary, Work, validate
 from aae_batch.sampling.config import GuidanceConfig
+from aae_batch.sampling.families import FLUX, STABLE_DIFFUSION, Family
 from aae_batch.sampling.model.unet import StableDiffusion
 from aae_batch.sampling.sample import admit
 from tests.manifest.test_hostile_manifests import (
@@ -60,8 +61,10 @@ TROUBLED = [
 ]
 
 
-def judged(path, processes: int = 1, **settings) -> tuple[list[Problem], Summary]:
-    judge = Judge(TOKENIZER, CONFIG.updated(**settings))
+def judged(
+    path, processes: int = 1, family: Family = STABLE_DIFFUSION, **settings
+) -> tuple[list[Problem], Summary]:
+    judge = Judge(TOKENIZER, CONFIG.updated(**settings), family=family)
     problems: list[Problem] = []
     with open_manifest(path) as manifest:
         return problems, validate(manifest, judge, problems.append, processes=processes)
@@ -136,6 +139,36 @@ def test_prompts_that_are_cut_off_are_warnings(tmp_path):
     ]
     assert "and the text encoder sees 14; shorten it" in problems[0].problem
     assert summary.failing == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "says"),
+    [
+        (FLUX, {}, "set true_cfg_scale above 1"),
+        (FLUX, {"true_cfg_scale": 2.0}, None),
+        (STABLE_DIFFUSION, {"guidance_scale": 1.0}, "set guidance_scale above 1"),
+        (STABLE_DIFFUSION, {}, None),
+    ],
+)
+def test_a_negative_prompt_that_is_ignored_is_a_warning(tmp_path, family, settings, says):
+    """And tells no pictures apart."""
+    base = {"prompt": "a circle and a star", "method": "stable-diffusion", "seed": 1}
+    composed = {"method": "composable-diffusion"}
+    path = jsonl(
+        tmp_path,
+        base,
+        base | {"negative_prompt": "red"},
+        base | composed,
+        base | composed | {"negative_prompt": "red"},
+    )
+    problems, _ = judged(path, family=family, **settings)
+    if says is None:
+        assert problems == []
+        return
+    ignored, repeated = problems
+    assert (ignored.row, ignored.column, ignored.fails) == (2, "negative_prompt", False)
+    assert says in ignored.problem
+    assert (repeated.row, repeated.kind) == (2, "RepeatedRow")
 
 
 def test_rows_that_ask_for_the_same_picture_are_warnings(tmp_path):

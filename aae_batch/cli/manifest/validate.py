@@ -65,7 +65,8 @@ def validate(
 ) -> int:
     """Find every row of MANIFEST that would fail, and why, loading only the model's tokenizers.
 
-    Prompts that are cut off, and rows that ask for the same image, are warnings and do not fail.
+    Prompts that are cut off, negative prompts that have no effect, and rows that ask for the same image, are
+    warnings and do not fail.
     Exit codes: 0 no row would fail, 1 some would, 2 the manifest cannot be read or the command is wrong.
     """
     from aae_batch.generate.settings import listed
