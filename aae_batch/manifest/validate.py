@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from aae_batch.columns import NAMES
 from aae_batch.errors import JobError, RowError
 from aae_batch.manifest.judge import Judge
 from aae_batch.manifest.reader import Manifest, Part
@@ -39,6 +40,11 @@ _ALONE = 4 * PART_ROWS
 TRUNCATED, TRUNCATED_NEGATIVE, REPEATED = "TruncatedPrompt", "TruncatedNegative", "RepeatedRow"
 IGNORED_NEGATIVE = "IgnoredNegative"
 _COLUMN = re.compile(r"column (\w+): ")
+_FIRST = re.compile(r"(?:Invalid setting: )?(\w*)")
+_SETTINGS = {*NAMES, *GuidanceConfig.model_fields}
+_BEGINNINGS = {"token": "token_indices", "the": "prompt"}
+"""What reasons begin with: the column or setting that they are about, or these; others are about
+subjects."""
 
 
 class Problem(NamedTuple):
@@ -209,12 +215,9 @@ def _problem(row: Row, kind: str, reason: str) -> Problem:
     match = _COLUMN.match(reason)
     if match:
         column, reason = match[1], reason[match.end() :]
-    elif reason.startswith(("height is", "width is", "negative_prompt has")):
-        column = reason.split()[0]
-    elif reason.startswith("token"):
-        column = "token_indices"
     else:
-        column = "prompt" if reason.startswith("the prompt") else "subjects"
+        (first,) = _FIRST.match(reason).groups()  # type: ignore[union-attr]
+        column = first if first in _SETTINGS else _BEGINNINGS.get(first, "subjects")
     return Problem(row.index + 1, row.id, column, kind, True, reason)
 
 

@@ -126,6 +126,21 @@ def test_a_problem_says_in_which_column_it_is(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("settings", "values", "column"),
+    [
+        ({}, {"method": "conform"}, "method"),
+        ({}, {"token_indices": [2]}, "subjects"),
+        ({"update": "velocity"}, {}, "update"),
+        ({"negative_prompt": "red"}, {"width": 24}, "width"),
+    ],
+)
+def test_a_problem_of_a_setting_is_no_problem_of_the_subjects(tmp_path, settings, values, column):
+    path = jsonl(tmp_path, {"prompt": "a red circle", "subjects": ["circle"]} | values)
+    (problem,) = judged(path, **settings)[0]
+    assert problem.column == column
+
+
 def test_prompts_that_are_cut_off_are_warnings(tmp_path):
     path = jsonl(
         tmp_path,
