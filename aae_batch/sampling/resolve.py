@@ -72,12 +72,13 @@ def settings_of(
     for name, pixels in {"height": settings.height, "width": settings.width}.items():
         if pixels is not None and (wrong := sizes.why_not(name, pixels)):
             raise RequestError(request.name, wrong)
-    if settings.steering().update == "velocity" and not family.is_flow:
+    method = METHODS[settings.method]
+    if method.is_guided and settings.steering().update == "velocity" and not family.is_flow:
         raise RequestError(
             request.name,
             f"update is velocity, which {family.name} does not predict; set it to latents",
         )
-    if METHODS[settings.method].texts == "phrases" and not family.has_cross_attention:
+    if method.texts == "phrases" and not family.has_cross_attention:
         raise RequestError(
             request.name,
             f"method {settings.method} needs cross-attention with values of its own, which "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -91,3 +93,5 @@ def test_a_model_without_velocities_refuses_them():
     engine = Engine.from_pipeline(small_pipeline())
     with pytest.raises(RequestError, match="update is velocity, which Stable Diffusion 1 and 2"):
         admit(engine.model, PROMPT, GuidanceConfig(update="velocity"))
+    plain = replace(PROMPT, method="stable-diffusion")
+    assert admit(engine.model, plain, GuidanceConfig(update="velocity"))
