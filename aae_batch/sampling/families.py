@@ -213,6 +213,17 @@ FAMILIES: dict[str, Family] = {
 """Families by the class of a pipeline, `_class_name` in its `model_index.json`."""
 
 
+def family_of(kind: type) -> Family | None:
+    """Return the family of a pipeline's class: its own, or that of the class that it was made from. A
+    class of diffusers made from another does something else than text-to-image."""
+    for one in kind.__mro__:
+        if one.__name__ in FAMILIES:
+            return FAMILIES[one.__name__]
+        if one.__module__.startswith("diffusers."):
+            return None
+    return None
+
+
 def why_not_guidable(pipeline: str) -> str:
     """Return one sentence's end about a pipeline class that is in no family."""
     names = ", ".join(dict.fromkeys(family.name for family in FAMILIES.values()))

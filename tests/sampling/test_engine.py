@@ -18,6 +18,7 @@ from aae_batch.errors import (
     SettingsError,
     SubjectError,
 )
+from aae_batch.sampling.families import STABLE_DIFFUSION
 from tests.conftest import small_pipeline
 
 CONFIG = GuidanceConfig(num_inference_steps=4, max_iter_to_alter=2, thresholds={0: 0.3, 1: 0.5})
@@ -266,6 +267,19 @@ def test_a_pipeline_of_another_kind_is_refused():
     pipe = small_pipeline()
     pipe.text_encoder_2 = pipe.text_encoder
     with pytest.raises(ModelError, match="cannot be guided as Stable Diffusion 1 and 2"):
+        Engine.from_pipeline(pipe)
+
+
+def test_a_class_made_from_a_pipeline_is_of_its_family_unless_it_is_diffusers_own():
+    pipe = small_pipeline()
+
+    class Mine(type(pipe)):
+        pass
+
+    pipe.__class__ = Mine
+    assert Engine.from_pipeline(pipe).model.facts is STABLE_DIFFUSION
+    Mine.__module__ = "diffusers.pipelines.new"
+    with pytest.raises(ModelError, match="a Mine, which cannot be guided"):
         Engine.from_pipeline(pipe)
 
 

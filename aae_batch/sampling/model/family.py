@@ -423,10 +423,9 @@ def network_of(pipe) -> Network:
     """
     from pkgutil import resolve_name
 
-    name = type(pipe).__name__
-    family = families.FAMILIES.get(name)
+    family = families.family_of(type(pipe))
     if family is None:
-        raise ModelError(f"This is {families.why_not_guidable(name)}.")
+        raise ModelError(f"This is {families.why_not_guidable(type(pipe).__name__)}.")
     return resolve_name(family.network)(pipe)
 
 
