@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
@@ -22,22 +23,29 @@ SHARD_SIZE = 256
 
 def _failures(value: Any) -> Any:
     """Parse a count as int, or a share as float up to 1."""
+    wrong = "give a number of rows, or a share such as 5%"
     if isinstance(value, str):
-        value = float(value[:-1]) / 100 if value.endswith("%") else int(value)
-    if isinstance(value, (int, float)) and (value < 0 or (isinstance(value, float) and value > 1)):
-        raise ValueError("give a number of rows, or a share such as 5%")
+        try:
+            value = float(value[:-1]) / 100 if value.endswith("%") else int(value)
+        except ValueError:
+            raise ValueError(wrong) from None
+    most = 1.0 if isinstance(value, float) else math.inf
+    if isinstance(value, (int, float)) and not 0 <= value <= most:
+        raise ValueError(wrong)  # NaN too
     return value
 
 
 def _slots(value: Any) -> Any:
     """Parse a positive number or `auto`."""
+    if value == "auto":
+        return value
     try:
-        value = value if value == "auto" else int(value)
-    except (TypeError, ValueError):
-        raise ValueError("give a number from 1, or auto") from None
-    if value != "auto" and value < 1:
+        number = 0 if isinstance(value, bool) else int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = 0
+    if number < 1 or (isinstance(value, float) and number != value):
         raise ValueError("give a number from 1, or auto")
-    return value
+    return number
 
 
 def listed(value: Any) -> Any:

@@ -51,8 +51,11 @@ def _scale_range(text: str) -> tuple[float, float]:
 def _numbers(text: str) -> tuple[int, ...]:
     numbers: list[int] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        numbers += range(int(first), int(last or first) + 1)
+        first, dash, last = part.partition("-")
+        some = range(int(first), int(last if dash else first) + 1)
+        if not some:
+            raise ValueError(f"{part} counts backwards")
+        numbers += some
     return tuple(numbers)
 
 

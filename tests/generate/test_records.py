@@ -201,3 +201,18 @@ def test_other_versions_are_refused_unless_they_are_accepted(plan, storage):
     with pytest.raises(OutputError, match=r'torch: "1.0" -> .* --other-versions'):
         plan()
     assert plan(other_versions=True).begun
+
+
+@pytest.mark.parametrize(
+    ("slots", "read"),
+    [("auto", "auto"), ("3", 3), (3.0, 3), (2.7, None), (True, None), ("2.7", None), ("", None)],
+)
+def test_slots_are_a_whole_number_or_measured(slots, read):
+    def given() -> JobSettings:
+        return JobSettings(manifest="m", output="o", guidance=GuidanceConfig(), slots=slots)
+
+    if read is None:
+        with pytest.raises(SettingsError, match="give a number from 1, or auto"):
+            given()
+    else:
+        assert given().slots == read

@@ -677,7 +677,14 @@ def test_rows_that_do_not_fit_the_family_are_errors_beside_good_ones(family):
 
 @pytest.mark.parametrize(
     ("layers", "says"),
-    [((-1,), "by numbers from 0"), ((), "name at least one"), ("5-3", "name at least one")],
+    [
+        ((-1,), "by numbers from 0"),
+        ((), "name at least one"),
+        *(
+            (text, f"--attn-layers '{text}' is not")
+            for text in ("5-3", "1-", "-1", "2.7", "1-2-3", "1,")
+        ),
+    ],
 )
 def test_layers_that_are_none_are_refused(layers, says):
     with pytest.raises(SettingsError, match=says):
