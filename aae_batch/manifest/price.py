@@ -72,7 +72,7 @@ class Quote:
 
 @dataclass(frozen=True)
 class SamplingPasses:
-    """FLOPs of the UNet's passes for one image.
+    """FLOPs of the network's passes for one image.
 
     Attributes:
         attend: a guided forward, which stops at the last attention map, and Attend-and-Excite's objective.
@@ -87,7 +87,7 @@ class SamplingPasses:
 
 @dataclass(frozen=True)
 class PictureCosts:
-    """FLOPs of one image: UNet passes, encoding of one prompt and VAE decoding; and its pixels."""
+    """FLOPs of one image: passes of the network, encoding of one prompt and VAE decoding; and its pixels."""
 
     sampling: SamplingPasses
     encode: int

@@ -289,7 +289,7 @@ class Batch:
 
     def _guide(self, samples: list[Sample]) -> tuple[list[list[float]], Tensor]:
         """Return each sample's loss and `reached` value, and the loss's gradient with respect to
-        the latents as the UNet sees them, [batch, channels, height, width]."""
+        the latents as the network sees them, [batch, channels, height, width]."""
         latents, timesteps, keys = _inputs([(one, one.text.conditions[0]) for one in samples])
         latents.requires_grad_(True)
         with torch.enable_grad():

@@ -90,7 +90,8 @@ class Sample:
         return self.step == len(self.timesteps)
 
     def scaled(self, latents: Tensor) -> Tensor:
-        """Scale `latents` as the UNet expects at this step (the identity for DDIM and PNDM)."""
+        """Scale `latents` as the network expects at this step: the identity for DDIM, PNDM and flow
+        matching."""
         return family.scaled(self.scheduler, latents, self.timestep)
 
     @property
@@ -105,12 +106,12 @@ class Sample:
     def advance(self, loss: float, reached: float, slope: Tensor) -> None:
         """Process a guided forward: move the latents, or the noise during the noise search.
 
-        The update applies to the latents as the UNet sees them, so that schedulers that scale their
-        latents (Euler and related, by `1 / sqrt(sigma^2 + 1)`) guide as far as those that do not.
+        The update applies to the latents as the network sees them, so that schedulers that scale
+        their latents (Euler and related, by `1 / sqrt(sigma^2 + 1)`) guide as far as those that do not.
 
         Args:
             loss, reached: the objective's two values.
-            slope: gradient of the loss with respect to the latents as the UNet sees them.
+            slope: gradient of the loss with respect to the latents as the network sees them.
         """
         self.guided += 1
         if self.search is not None and not self.search.done:
