@@ -727,8 +727,9 @@ def test_a_pipeline_without_a_part_is_refused_by_its_name(family, part):
         Engine.from_pipeline(pipe)
 
 
-def test_a_network_is_left_as_it_was():
-    pipe = PIPELINES["FLUX-dev"]()
-    with Engine.from_pipeline(pipe).open(GuidanceConfig(**sequence("FLUX-dev"))):
+@transformers
+def test_a_network_is_checkpointed_while_it_is_guided_and_left_as_it_was(family):
+    pipe = PIPELINES[family]()
+    with Engine.from_pipeline(pipe).open(GuidanceConfig(**sequence(family))):
         assert pipe.transformer.is_gradient_checkpointing
     assert not pipe.transformer.is_gradient_checkpointing

@@ -17,6 +17,7 @@ class StableDiffusion3(FlowTransformer):
     3.5-medium's dual blocks is not read."""
 
     facts = families.SD3
+    checkpoints = True
     max_shift = 1.16
 
     def check(self, pipe) -> None:
