@@ -36,7 +36,13 @@ from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from aae_batch.manifest.price import SamplingPasses, count_flops, count_guided, count_sampling
+from aae_batch.manifest.price import (
+    SamplingPasses,
+    count_flops,
+    count_guided,
+    count_sampling,
+    words_of,
+)
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.families import FAMILIES
 from aae_batch.sampling.model.family import TEXT, Network, network_of
@@ -378,7 +384,8 @@ def _most_bytes(model: Network, config: GuidanceConfig) -> int:
             latents.requires_grad_(True)
             live = Live([*model.network.parameters(), *model.network.buffers()])
             with patch.object(F, "scaled_dot_product_attention", _fused), live:
-                maps, _ = model.attend(latents.view_as(latents), timesteps, text)
+                moving, words = latents.view_as(latents), words_of(model)
+                maps, _ = model.attend(moving, timesteps, text, columns=words)
                 torch.autograd.grad(maps.sum(), latents)
         return live.most
     finally:

@@ -7,7 +7,7 @@ multiplied by the number of passes per image. Bytes are estimates from the const
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,9 @@ FIGURES_PER_STEP = 6
 MAP_BYTES = 600
 """Approximate table sizes: bytes of a metadata row, float32 figures per subject and step, and bytes of a
 subject's last map with its labels."""
+
+WORDS = range(32)
+"""Assumed tokens of a prompt's words: with joint attention, recording costs by their number."""
 
 _PLACES = ((2,), (5,))
 """Token positions of the two subjects with which the objective is counted; its FLOPs are negligible."""
@@ -247,18 +250,28 @@ def count_sampling(
         return {name: torch.stack([one] * count) for name, one in model.blank().items()}
 
     def loss(moving: Tensor) -> Tensor:
-        maps, _ = model.attend(moving, timesteps, rows(1))
+        maps, _ = model.attend(moving, timesteps, rows(1), columns=words)
         prompt = torch.ones(1, maps.shape[-1], dtype=torch.bool, device="meta")
-        words = normalize_over_words(maps, prompt)
+        shares = normalize_over_words(maps, prompt)
         named = [Subject("", place, ("",), place, ()) for place in _PLACES]
-        seen = Seen(maps, words, prompt, [named], "sum", [0], [{}])
+        seen = Seen(maps, shares, prompt, [named], "sum", [0], [{}])
         return attend_and_excite(seen)[0].sum()
 
     with model.recording_maps(config):
+        words = words_of(model)
         forward, backward = count_guided(loss, latents)
         two, times = (torch.cat([tensor, tensor]) for tensor in (latents, timesteps))
-        denoise = count_flops(lambda: model.denoise(two, times, rows(2), record=slice(1, None)))
+        denoise = count_flops(
+            lambda: model.denoise(two, times, rows(2), record=slice(1, None), columns=words)
+        )
     return SamplingPasses(forward, backward, denoise)
+
+
+def words_of(model: Network) -> Sequence[int]:
+    """Return the tokens whose maps a prompt of `WORDS` needs."""
+    from aae_batch.sampling.model.family import TEXT
+
+    return WORDS[: len(model.blank()[TEXT])]
 
 
 def count_guided(loss: Callable[[Tensor], Tensor], latents: Tensor) -> tuple[int, int]:

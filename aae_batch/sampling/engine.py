@@ -30,7 +30,7 @@ from aae_batch.sampling.objectives import Seen
 from aae_batch.sampling.objectives.maps import normalize_over_words, pool
 from aae_batch.sampling.resolve import check_settings
 from aae_batch.sampling.sample import Sample, admit
-from aae_batch.sampling.texts import Text, as_mask, over_prompt, texts_of
+from aae_batch.sampling.texts import Text, as_mask, columns, over_prompt, texts_of
 from aae_batch.sampling.trace import describe
 
 Made = TypeVar("Made")
@@ -295,7 +295,9 @@ class Batch:
         with torch.enable_grad():
             # A view, because torch's FLOP counter hooks module inputs and cannot hook a leaf.
             affine = _last(len(samples), sum(sample.needs_affinity for sample in samples))
-            maps, affinity = self.model.attend(latents.view_as(latents), timesteps, keys, affine)
+            needed = columns(sample.text.conditions[0] for sample in samples)
+            moving = latents.view_as(latents)
+            maps, affinity = self.model.attend(moving, timesteps, keys, affine, needed)
             losses, told = self._observe(samples, maps, affinity)
             (gradient,) = torch.autograd.grad(losses.sum(), latents)
         return told, gradient
@@ -313,6 +315,7 @@ class Batch:
         counts = [len(sample.text.conditions) for sample in samples]
         record_from = len(rows) - sum(counts[len(samples) - len(watched) :])
         affine_from = len(rows) - sum(sample.needs_affinity for sample in watched)
+        needed = columns(one for sample in watched for one in sample.text.conditions)
         predicted, maps, affinities = [], [], []
         most = self._rows * self.slots
         for start in range(0, len(rows), most):
@@ -322,6 +325,7 @@ class Batch:
                 _values(some),
                 _last(len(some), start + len(some) - record_from),
                 _last(len(some), start + len(some) - affine_from),
+                needed,
             )
             predicted.append(noise)
             maps += [] if seen is None else [seen]

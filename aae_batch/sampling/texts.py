@@ -11,7 +11,7 @@ The engine does the rest of a method. `Method.texts` is one of:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -151,6 +151,11 @@ def _last(table: TokenTable) -> int:
     """Return where the positions end that compete as in diffusers: before the last, if there is a
     start token."""
     return table.stop - (table.tokens[0].kind == "start")
+
+
+def columns(conditions: Iterable[Condition]) -> list[int]:
+    """Return the positions whose maps count for some of these texts."""
+    return sorted({i for one in conditions for words in one.words for i in words})
 
 
 def as_mask(ranges: Sequence[Sequence[range]], tokens: int, device: torch.device) -> Tensor:

@@ -13,7 +13,7 @@ from diffusers import (
 )
 
 from aae_batch import Engine, GuidanceConfig, Request
-from aae_batch.manifest.price import count_sampling
+from aae_batch.manifest.price import WORDS, count_sampling
 from aae_batch.sampling.steering import GuidanceSchedule
 from benchmarks.flops import (
     Guided,
@@ -118,6 +118,15 @@ def test_recording_costs_attention_to_one_hot_words():
     assert cost.record == 2 * once
     assert 0 < cost.recomputed < cost.forward
     assert cost.checkpointed < cost.memory
+
+
+def test_recording_does_not_pay_for_padding():
+    def record(tokens: int) -> int:
+        config = GuidanceConfig(max_sequence_length=tokens, attn_layers=(0,))
+        return guided_cost(small_flux(1), config).record
+
+    tokens, width = 4 * len(WORDS), WIDTH + 2 * len(WORDS)
+    assert record(tokens) == 2 * PLACES * (tokens + PLACES) * width
 
 
 def test_checkpointing_is_priced_where_the_family_has_it():

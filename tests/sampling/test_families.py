@@ -517,6 +517,33 @@ def test_without_t5_guidance_reads_clips_tokens():
     agrees(case, ["attend-and-excite", "syngen", "conform"])
 
 
+@pytest.mark.parametrize(
+    ("family", "words"), [("FLUX-dev", [*range(7)]), ("SD3", [*range(1, 8), *range(16, 23)])]
+)
+def test_only_the_words_of_some_row_are_recorded(family, words, monkeypatch):
+    """Of "a star" and of a longer prompt, in guided forwards and in others."""
+    engine = Engine.from_pipeline(PIPELINES[family](), slots=2)
+    asked: list[tuple[str, list[int]]] = []
+    for name in ("attend", "denoise"):
+        forward = getattr(engine.model, name)
+        monkeypatch.setattr(
+            engine.model,
+            name,
+            lambda *given, forward=forward, name=name: (
+                asked.append((name, given[-1])),
+                forward(*given),
+            )[1],
+        )
+    config = GuidanceConfig(
+        **sequence(family), num_inference_steps=2, max_iter_to_alter=1, thresholds={}
+    )
+    rows = [
+        Request(text, subjects=[text.split()[-1]], height=64, width=64) for text in ("a star", PAIR)
+    ]
+    assert all(result.image for result in engine.generate(rows, config))
+    assert asked == [("attend", words), ("denoise", []), ("denoise", words)]
+
+
 # --- subjects ---
 
 

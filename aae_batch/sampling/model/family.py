@@ -20,7 +20,7 @@ from aae_batch.errors import ModelError, SettingsError
 from aae_batch.sampling import families
 from aae_batch.sampling.config import SCHEDULERS, GuidanceConfig
 from aae_batch.sampling.model.loading import is_quantized
-from aae_batch.sampling.model.recorder import NONE, AttentionRecorder, Layer
+from aae_batch.sampling.model.recorder import ALL, NONE, AttentionRecorder, Layer
 from aae_batch.sampling.words import Stream
 
 Bag = dict[str, Tensor]
@@ -252,7 +252,12 @@ class Network(ABC):
         return self.encode(config.negative_prompt or "", config)
 
     def attend(
-        self, latents: Tensor, timesteps: Tensor, text: Bag, affinity_rows: slice = NONE
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        text: Bag,
+        affinity_rows: slice = NONE,
+        columns: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return attention maps, differentiable in the latents. The forward ends at the last map.
 
@@ -262,13 +267,14 @@ class Network(ABC):
             timesteps: [batch].
             text: encoded texts, stacked.
             affinity_rows: batch rows whose affinity to record.
+            columns: tokens whose maps are needed, all if None. Others may be 0.
 
         Returns:
             Attention to the text [batch, map height, map width, tokens], and the affinity
             [affinity rows, places, places] or None; float32 or better.
         """
         recorder = self._require_recorder()
-        with recorder.recording(affinity_rows=affinity_rows, stop_early=True):
+        with recorder.recording(ALL, affinity_rows, stop_early=True, columns=columns):
             self._forward(latents.to(self.dtype), timesteps, text)
         return self._recorded(recorder, latents, affinity_rows)
 
@@ -281,6 +287,7 @@ class Network(ABC):
         values: Tensor | None = None,
         record: slice = NONE,
         affinity_rows: slice = NONE,
+        columns: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the network's prediction, [batch, channels, height, width] in the latents' dtype,
         and the maps and affinity of some rows, shaped as in `attend`.
@@ -291,13 +298,14 @@ class Network(ABC):
                 Keys, and so the maps, still come from `text`.
             record: batch rows whose maps to record.
             affinity_rows: those rows of `record` whose affinity to record.
+            columns: as in `attend`.
         """
         with ExitStack() as stack:
             if values is not None:
                 stack.enter_context(self._values_from(values))
             if record != NONE:
                 recorder = self._require_recorder()
-                stack.enter_context(recorder.recording(record, affinity_rows))
+                stack.enter_context(recorder.recording(record, affinity_rows, columns=columns))
             predicted = self._forward(latents.to(self.dtype), timesteps, text)
         predicted = predicted.to(self.latents_dtype)
         if record == NONE:

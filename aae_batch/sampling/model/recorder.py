@@ -16,6 +16,9 @@ from aae_batch.errors import ModelError
 
 ALL, NONE = slice(None), slice(0)
 
+_WIDTHS = 8
+"""Fused attention takes values of a multiple of this width."""
+
 
 class Complete(Exception):
     """Raised inside a network's forward once the last map is recorded; the rest need not be
@@ -59,6 +62,7 @@ class AttentionRecorder:
         self._recording = self._stop_early = False
         self._rows = self._affinity_rows = ALL
         self._maps, self._affinity = _Mean(), _Mean()
+        self._columns = _Columns()
         self._texts = sum(layer.keys is not None for layer in layers)
         for layer in layers:
             layer.module.processor = _Watched(self, layer)
@@ -66,8 +70,8 @@ class AttentionRecorder:
     @property
     def maps(self) -> Tensor:
         """Maps of the last recorded forward, [rows, queries, text keys], float32 or better. If
-        all keys are text, rows sum to 1 over them."""
-        return self._maps.value()
+        all keys are text, rows sum to 1 over them, and all are recorded."""
+        return self._columns.whole(self._maps.value())
 
     @property
     def affinity(self) -> Tensor:
@@ -77,7 +81,11 @@ class AttentionRecorder:
 
     @contextmanager
     def recording(
-        self, rows: slice = ALL, affinity_rows: slice = NONE, stop_early: bool = False
+        self,
+        rows: slice = ALL,
+        affinity_rows: slice = NONE,
+        stop_early: bool = False,
+        columns: Sequence[int] | None = None,
     ) -> Iterator[None]:
         """Record the forward run inside the block.
 
@@ -85,6 +93,8 @@ class AttentionRecorder:
             rows: batch rows whose maps to record, e.g. the conditional half.
             affinity_rows: batch rows whose affinity to record.
             stop_early: end the forward, and with it the block, at the last map.
+            columns: which of the text's keys to record, all if None; others cost less and have maps
+                of 0. A layer whose keys are all text records all.
 
         Raises:
             ModelError: a layer's attention cannot be intercepted.
@@ -92,6 +102,7 @@ class AttentionRecorder:
         self._recording, self._stop_early = True, stop_early
         self._rows, self._affinity_rows = rows, affinity_rows
         self._maps, self._affinity = _Mean(), _Mean()
+        self._columns = _Columns(columns)
         try:
             yield
         except Complete:
@@ -137,8 +148,8 @@ class AttentionRecorder:
                 self._add(self._affinity, whole / whole.sum(dim=-1, keepdim=True))
             rows, queries = self._rows, layer.queries
             how_some = _of(how, rows, queries)
-            columns = _columns(query[rows, :, queries], key[rows], layer.keys, **how_some)
-            self._add(self._maps, columns)
+            seen = self._columns.of(query[rows, :, queries], key[rows], layer.keys, **how_some)
+            self._add(self._maps, seen)
         return F.scaled_dot_product_attention(query, key, value, **how)
 
     def _add(self, mean: _Mean, probabilities: Tensor) -> None:
@@ -166,6 +177,44 @@ class _Mean:
         if self._sum is None:
             raise RuntimeError("nothing was recorded: run the network inside recording() first")
         return self._sum / self.heads
+
+
+class _Columns:
+    """Some columns of a softmax without forming the rest: attention over one-hot values.
+
+    Args:
+        chosen: which of the text's keys; all if None.
+    """
+
+    def __init__(self, chosen: Sequence[int] | None = None) -> None:
+        self._chosen = chosen
+        self._keys = 0
+        self._one_hot: Tensor | None = None
+
+    def of(self, query: Tensor, key: Tensor, keys: slice, **how: Any) -> Tensor:
+        """Return the chosen ones of the columns `keys`, [batch, heads, queries, chosen]. All layers
+        have the same keys."""
+        query, key = _precise(query, key)
+        if how.get("attn_mask") is not None and how["attn_mask"].dtype != torch.bool:
+            how["attn_mask"] = how["attn_mask"].to(query.dtype)
+        places = range(key.shape[2])[keys]
+        if self._one_hot is None:
+            self._keys = len(places)
+            some = places if self._chosen is None else [places[one] for one in self._chosen]
+            width = -(-len(some) // _WIDTHS) * _WIDTHS
+            self._one_hot = key.new_zeros(key.shape[2], width)
+            self._one_hot[list(some), range(len(some))] = 1
+        values = self._one_hot.expand(*key.shape[:2], *self._one_hot.shape)
+        seen = F.scaled_dot_product_attention(query, key, values, **how)
+        return seen[..., : self._keys if self._chosen is None else len(self._chosen)]
+
+    def whole(self, maps: Tensor) -> Tensor:
+        """Put the columns in their places among all of the text's, and 0 in the others."""
+        if self._chosen is None or self._one_hot is None:
+            return maps
+        index = torch.tensor(self._chosen, device=maps.device, dtype=torch.long)
+        zeros = maps.new_zeros(*maps.shape[:-1], self._keys)
+        return zeros.index_copy(-1, index, maps)
 
 
 class _Watched:
@@ -233,17 +282,6 @@ def _flat_mask(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
     shape = (*query.shape[:3], key.shape[2])
     return mask.to(query.dtype).expand(shape).flatten(0, 1)
-
-
-def _columns(query: Tensor, key: Tensor, keys: slice, **how: Any) -> Tensor:
-    """Return the columns `keys` of the softmax without forming the rest: attention over one-hot
-    values."""
-    query, key = _precise(query, key)
-    if how.get("attn_mask") is not None and how["attn_mask"].dtype != torch.bool:
-        how["attn_mask"] = how["attn_mask"].to(query.dtype)
-    one_hot = torch.eye(key.shape[2], dtype=key.dtype, device=key.device)[:, keys].clone()
-    values = one_hot.expand(*key.shape[:2], *one_hot.shape)
-    return F.scaled_dot_product_attention(query, key, values, **how)
 
 
 def _of(how: dict[str, Any], rows: slice, queries: slice = ALL) -> dict[str, Any]:

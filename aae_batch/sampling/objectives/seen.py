@@ -22,7 +22,8 @@ class Seen:
     are False for padding, whose maps are 0.
 
     Attributes:
-        maps: [rows, height, width, tokens], raw cross-attention, the mean over heads and layers.
+        maps: [rows, height, width, tokens], raw cross-attention, the mean over heads and layers. With
+            joint attention, 0 at tokens that compete in no row.
         words: `maps` after the softmax over words, as in Attend-and-Excite.
         prompt: [rows, tokens], True at the positions of the prompt's words.
         subjects: per row, its subjects, each with its head and its modifiers.

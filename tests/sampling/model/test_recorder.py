@@ -21,7 +21,7 @@ from aae_batch.sampling.model.attention_layers import (
     self_attention_layers,
     values_from,
 )
-from aae_batch.sampling.model.recorder import AttentionRecorder, Layer
+from aae_batch.sampling.model.recorder import ALL, AttentionRecorder, Layer
 from tests.conftest import small_pipeline
 
 
@@ -287,6 +287,7 @@ def joint(make):
     return network, layers, latents, forward
 
 
+@pytest.mark.parametrize("columns", [None, (1, 3)], ids=["", "columns"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
 @pytest.mark.parametrize(
     "made",
@@ -300,7 +301,8 @@ def joint(make):
     ],
     ids=["sd", "sd3", "flux", "chroma", "sd3-affinity", "flux-affinity"],
 )
-def test_maps_and_gradients_are_those_of_a_dense_softmax(made, checkpointing):
+def test_maps_and_gradients_are_those_of_a_dense_softmax(made, checkpointing, columns):
+    """And of chosen tokens alone, over all keys too."""
     torch.manual_seed(0)
     network, layers, latents, forward = made()
     network.requires_grad_(False)
@@ -310,6 +312,9 @@ def test_maps_and_gradients_are_those_of_a_dense_softmax(made, checkpointing):
     text = [layer for layer in layers if layer.keys is not None]
     maps = [dense.seen[one.module][:, :, one.queries, one.keys].mean(1) for one in text]
     expected = [torch.stack(maps).mean(0)]
+    if columns is not None and text[0].keys != ALL:
+        others = [i for i in range(TEXT) if i not in columns]
+        expected[0] = expected[0].index_fill(-1, torch.tensor(others), 0)
     own = [dense.seen[one.module] for one in layers if one.keys is None]
     for one in layers:
         if one.with_affinity:
@@ -323,7 +328,7 @@ def test_maps_and_gradients_are_those_of_a_dense_softmax(made, checkpointing):
         network.train()  # diffusers checkpoints in no other mode
     recorder = AttentionRecorder(layers)
     again = latents.clone().requires_grad_(True)
-    with recorder.recording(affinity_rows=slice(1, None), stop_early=True):
+    with recorder.recording(affinity_rows=slice(1, None), stop_early=True, columns=columns):
         forward(again)
     recorded = [recorder.maps] if len(expected) == 1 else [recorder.maps, recorder.affinity]
     weights = [normal(*map.shape) for map in expected]
