@@ -76,11 +76,10 @@ class Judge:
         """
         from aae_batch.sampling.model import loading
 
-        there: dict[str, Any] = {"revision": revision, "s3_endpoint": s3_endpoint}
-        streams = loading.load_streams(model, config.max_sequence_length, **there)
+        index = loading.index_of(model, revision=revision, s3_endpoint=s3_endpoint)
+        streams = loading.load_streams(model, config.max_sequence_length, index=index)
         check_settings(streams, config)
-        sizes = loading.load_sizes(model, **there)
-        return cls(streams, config, sizes, plugin, loading.index_of(model, **there).family)
+        return cls(streams, config, loading.sizes_of(index), plugin, index.family)
 
     def resolve(self, row: Row) -> tuple[GuidanceConfig, int]:
         """Return the settings of a row and its number of subjects.

@@ -256,15 +256,19 @@ def load_streams(
     *,
     revision: str | None = None,
     s3_endpoint: str | None = None,
+    index: Index | None = None,
 ) -> tuple[Stream, ...]:
     """Load only a model's tokenizers, which suffice to check prompts and subjects: how its network
     reads them. Does not need torch.
+
+    Args:
+        index: the model's, if it has been read.
 
     Raises:
         ModelError: the model does not exist, cannot be guided, or lacks a tokenizer.
         SettingsError: its prompts have a fixed length.
     """
-    index = index_of(model, revision=revision, s3_endpoint=s3_endpoint)
+    index = index or index_of(model, revision=revision, s3_endpoint=s3_endpoint)
     tokenizers = {
         reader.folder: _tokenizer(model, index, reader)
         for reader in index.family.readers
@@ -286,10 +290,9 @@ def _tokenizer(model: str, index: Index, reader: Reader) -> Tokenizer:
         return kind.from_pretrained(index.folder, subfolder=reader.folder)
 
 
-def load_sizes(model: str, *, revision: str | None = None, s3_endpoint: str | None = None) -> Sizes:
+def sizes_of(index: Index) -> Sizes:
     """Return what height and width of an image may be, from the configurations of the VAE (a factor
     of 8 if it has none) and of the network."""
-    index = index_of(model, revision=revision, s3_endpoint=s3_endpoint)
     blocks = index.config_of("vae").get("block_out_channels", [0] * 4)
     return Sizes.of(index.family, 2 ** (len(blocks) - 1), index.config_of("transformer"))
 
