@@ -17,7 +17,8 @@ from aae_batch.dataset import layout
 from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.run_record import sealed, tries_again
-from aae_batch.errors import DroppedError, ManifestError, OutputError, SettingsError
+from aae_batch.dataset.tries import OF_ROWS, OF_TRIES, WORDS, Tally
+from aae_batch.errors import ManifestError, OutputError, SettingsError
 from aae_batch.generate.settings import JobSettings
 from aae_batch.job.plan import JobPlan, Ledger
 from aae_batch.job.progress import Progress
@@ -26,9 +27,6 @@ from aae_batch.manifest.reader import Manifest
 from aae_batch.methods import DEFAULT, Steering
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.store.base import Storage
-
-_WORDS = {True: "accepted", False: "unaccepted", None: "unjudged"}
-"""Of rows with an image, by the column `accepted`."""
 
 MAKERS = ("aae_batch", "torch", "diffusers", "transformers")
 """Packages whose versions affect the images."""
@@ -199,31 +197,18 @@ def count_tries(dataset: Dataset) -> dict[str, Any] | None:
     """
     if dataset.run is None or not tries_again(dataset.run):
         return None
-    rows: Counter[str] = Counter()
-    for table in dataset.tables(["status", "error_type", "accepted"]):
-        for row in table.to_pylist():
-            dropped = row["error_type"] == DroppedError.__name__
-            word = "dropped" if dropped else _WORDS[row["accepted"]]
-            rows[word if row["status"] == "ok" or dropped else "failed"] += 1
-    rungs: dict[str, Counter[str]] = defaultdict(Counter)
-    columns = ["method", "verdict", "kept", "guided", "denoised"]
-    for shard in dataset.shards():
-        for made in dataset.tries_of(shard, columns).to_pylist():
-            rungs[made["method"]] += Counter(
-                tries=1,
-                nursed=made["guided"] > 0,
-                settled=made["kept"] and made["verdict"] == "accepted",
-                given_up=made["verdict"] == "given up",
-                guided=made["guided"],
-                forwards=made["guided"] + made["denoised"],
-            )
+    tally = Tally()
+    shards = dataset.shards()
+    for shard, table in zip(shards, dataset.tables(OF_ROWS, shards), strict=True):
+        tally.add(table, dataset.tries_of(shard, OF_TRIES))
+    rows, rungs = tally.rows, tally.rungs
     nursed = next((rung for rung in rungs.values() if rung["guided"]), None)
-    tries, forwards = (sum(r[name] for r in rungs.values()) for name in ("tries", "forwards"))
-    images = max(1, sum(rows[word] for word in _WORDS.values()))
+    forwards = sum(rung["forwards"] for rung in rungs.values())
+    images = max(1, sum(rows[word] for word in WORDS.values()))
     of_all = nursed and nursed["forwards"] / nursed["nursed"]
     return {
-        **{word: rows[word] for word in (*_WORDS.values(), "dropped")},
-        "tries": tries,
+        **{word: rows[word] for word in (*WORDS.values(), "dropped")},
+        "tries": tally.tries,
         "forwards_an_image": round(forwards / images, 1),
         "forwards_nursing_each_row_once": of_all and round(of_all, 1),
         "rungs": {
