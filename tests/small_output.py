@@ -80,8 +80,10 @@ def write_dataset(
     drawn: Callable[[Shard, Row], Outcome],
     layout: str = "files",
     shard_size: int = 2,
+    **more: Any,
 ) -> Storage:
-    """Write a manifest and the dataset of it, as a job would; `drawn` says what becomes of each row."""
+    """Write a manifest and the dataset of it, as a job would; `drawn` says what becomes of each row, and
+    `more` has other settings of the job."""
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     storage = open_storage(root)
     settings = JobSettings(
@@ -90,6 +92,7 @@ def write_dataset(
         guidance=guidance,
         layout=layout,
         shard_size=shard_size,
+        **more,
     )
     with open_manifest(manifest) as opened:
         plan = make_plan(settings, opened, storage)

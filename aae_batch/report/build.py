@@ -20,12 +20,14 @@ from markupsafe import Markup
 from aae_batch.dataset.heatmap import colour_map
 from aae_batch.dataset.methods import method_order, shown_settings, thresholds_of
 from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.run_record import tries_again
 from aae_batch.dataset.scores import Scores
 from aae_batch.errors import OutputError
 from aae_batch.report.figures import Figures
 from aae_batch.report.metrics import judged
 from aae_batch.report.rows import COLUMNS, Rows, linked
 from aae_batch.report.thumbnails import Thumbnails
+from aae_batch.report.tries import OF_ROWS, TRIES, TryFigures
 
 LIMIT_LINKED, LIMIT_EMBEDDED = 10_000, 2_000
 """Rows shown by default. An embedded image takes 5 to 20 KB of the page."""
@@ -81,15 +83,17 @@ def collect(
             f"There is no run in {dataset.storage.root}: check the path, or wait until it begins."
         )
     embed = embed or run["layout"] != "files"
+    rule = run["settings"]["acceptance"] if tries_again(run) else None
     limit = limit if limit is not None else (LIMIT_EMBEDDED if embed else LIMIT_LINKED)
-    page = Page(run)
+    page = Page(run, Figures(tries=rule and TryFigures(rule)))
     thumbnails = Thumbnails(dataset, side)
     scores = Scores(dataset)
     shards = dataset.shards()
     for done, shard in enumerate(shards, 1):
-        table = dataset.table(shard, COLUMNS)
+        table = dataset.table(shard, [*COLUMNS, *(OF_ROWS if rule else ())])
+        tries = dataset.tries_of(shard, TRIES) if rule else None
         verdicts = judged(scores, shard, table)
-        page.figures.add(table, verdicts)
+        page.figures.add(table, verdicts, tries)
         shown = table.slice(0, limit - len(page.rows))
         if shown.num_rows:
             attention = dataset.attention_of(shard)

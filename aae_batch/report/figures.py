@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from aae_batch.dataset.methods import method_order
 from aae_batch.report.metrics import Judged, Score
+from aae_batch.report.tries import TryFigures
 
 _OWN = ("final_loss", "neglected", "num_refinements", "seconds")
 
@@ -32,6 +33,7 @@ class Figures:
         failures: by `error_type`.
         scores: all scores seen, in order.
         stale: number of scores left out; see `dataset.scores.ShardScores`.
+        tries: None in a run that makes one picture a row.
     """
 
     rows: int = 0
@@ -39,16 +41,20 @@ class Figures:
     failures: dict[str, Failures] = field(default_factory=dict)
     scores: dict[Score, None] = field(default_factory=dict)
     stale: int = 0
+    tries: TryFigures | None = None
     _totals: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     """Per method: `method_count`, and `<name>_sum` and `<name>_count` of each column."""
 
-    def add(self, table: pa.Table, judged: Judged) -> None:
+    def add(self, table: pa.Table, judged: Judged, tries: pa.Table | None = None) -> None:
         """Add a shard.
 
         Args:
             table: its metadata.
             judged: the scores of its rows.
+            tries: as for `TryFigures.add`, in a run with several tries a row.
         """
+        if self.tries is not None and tries is not None:
+            self.tries.add(table, tries)
         self.rows += table.num_rows
         self.stale += judged.stale
         self.scores.update(dict.fromkeys(judged.columns))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +15,10 @@ from PIL import Image
 
 from aae_batch.dataset import layout
 from aae_batch.dataset.image_format import PNG
-from aae_batch.dataset.outcome import Outcome
+from aae_batch.dataset.outcome import VERDICTS, Outcome
 from aae_batch.dataset.writer import Shard, failed
+from aae_batch.errors import GivenUpError
+from aae_batch.ladder import Ladder
 from aae_batch.manifest.row import Row
 from aae_batch.request import AttentionRecord, Result, SubjectAttention
 from aae_batch.sampling.config import GuidanceConfig
@@ -50,10 +54,14 @@ def write_dataset(
     drawn: Callable[[Shard, Row], Outcome],
     form: str = "files",
     shard_size: int = 4,
+    **more: Any,
 ) -> Storage:
-    """Write the dataset of a manifest of `rows`; `drawn` says what becomes of each."""
+    """Write the dataset of a manifest of `rows`; `drawn` says what becomes of each, and `more` has other
+    settings of the job."""
     manifest = root.with_suffix(".jsonl")
-    return small_output.write_dataset(manifest, rows, root, GUIDANCE, drawn, form, shard_size)
+    return small_output.write_dataset(
+        manifest, rows, root, GUIDANCE, drawn, form, shard_size, **more
+    )
 
 
 def drawn(into: Shard, row: Row) -> Outcome:
@@ -63,6 +71,90 @@ def drawn(into: Shard, row: Row) -> Outcome:
     image = Image.new("RGB", (SIDE, SIDE), COLOUR)
     result = Result(row.request, image=image, attention=record(row), seconds=2.0)
     return into.write_image(row, result, GUIDANCE)
+
+
+LADDER = ("stable-diffusion", "attend-and-excite:2")
+ACCEPTANCE = {
+    "accept": "detector.all_bound AND seed < 100",
+    "ladder": LADDER,
+    "tries": 4,
+    "give_up_below": 0.1,
+    "keep_rejected": True,
+    "model": "shapes",
+}
+"""Settings of a run that tries rows several times."""
+
+TRIED_ROWS = [
+    {"id": "climbs", "prompt": "a cat and a frog", "subjects": ["cat", "frog"], "seed": 4},
+    {"id": "never", "prompt": HOSTILE, "subjects": ["cat", "<b>owl"], "seed": 10},
+    {"id": "never", "prompt": "the same id", "subjects": ["cat"], "seed": 1},
+    {"id": "at-once", "prompt": "a cat and a frog", "subjects": ["cat", "frog"], "seed": 5},
+    {"id": "nothing", "prompt": "a cat", "seed": 6},
+    {"id": "indices", "prompt": "a cat", "token_indices": [2], "seed": 7},
+    {"id": "lost", "prompt": "a frog", "subjects": ["frog"], "seed": 20},
+]
+SEEN: dict[str, list[tuple[str, list[bool], list[bool | None]]]] = {
+    "climbs": [
+        ("rejected", [True, False], [None, False]),
+        ("rejected", [True, True], [None, False]),
+        ("accepted", [True, True], [None, True]),
+    ],
+    "never": [
+        ("given up", [], []),
+        ("rejected", [True, False], [None, None]),
+        ("failed", [], []),
+        ("rejected", [False, False], [None, None]),
+    ],
+    "at-once": [("accepted", [True, True], [True, True])],
+    "nothing": [("unjudged", [], [])],
+    "indices": [("accepted", [True], [None])],
+    "lost": [("given up", [], [])] * 4,
+}
+"""What judges say of each try of `TRIED_ROWS`: the verdict, and a detector's `found` and `bound`."""
+
+KEPT = {"climbs": 2, "never": 1, "at-once": 0, "nothing": 0, "indices": 0}
+REJECTED = (200, 60, 40)
+"""Of the pictures of the tries that were not kept."""
+
+
+def tried(into: Shard, row: Row) -> Outcome:
+    """A row as the tries of `SEEN` leave it."""
+    if row.error is not None:
+        return failed(row, GUIDANCE)
+    ladder = Ladder.of(LADDER, ACCEPTANCE["tries"])
+    kept = KEPT.get(row.id)
+    tries = [
+        _try(ladder.row(row, number), number, number == kept) for number in range(len(SEEN[row.id]))
+    ]
+    row = ladder.row(row, kept)
+    if kept is None:
+        error = GivenUpError(row.id, "its noise is <i>hopeless</i>")
+        return into.write_image(row, Result(row.request, error=error), GUIDANCE, tries=tries)
+    image = Image.new("RGB", (SIDE, SIDE), COLOUR)
+    seen = None if row.id == "nothing" else record(row)
+    result = Result(row.request, image=image, attention=seen, seconds=2.0)
+    return into.write_image(row, result, GUIDANCE, tries=tries)
+
+
+def _try(row: Row, number: int, kept: bool) -> dict[str, Any]:
+    verdict, found, bound = SEEN[row.id][number]
+    has_picture = verdict in VERDICTS
+    picture = PNG.encode(Image.new("RGB", (300, 150), REJECTED))
+    scores = {"detector": {"found": found, "bound": bound}, "clip": {"clip_full": 0.3}}
+    return {
+        "id": row.id,
+        "try": number,
+        "method": row.request.method,
+        "seed": row.request.seed,
+        "verdict": verdict,
+        "kept": kept,
+        "error": None if has_picture else "its noise is <i>hopeless</i>",
+        "value": sum(found) / 2 if has_picture else None,
+        "scores": json.dumps(scores) if has_picture else None,
+        "guided": 5 * number,
+        "denoised": 8,
+        "picture": picture if has_picture and not kept else None,
+    }
 
 
 def record(row: Row) -> AttentionRecord:
