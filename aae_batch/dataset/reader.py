@@ -112,6 +112,14 @@ class Dataset:
         """Return the tries of a committed shard, of a run with `--accept` or `--best-of`."""
         return self._table(layout.tries_name(shard), columns)
 
+    def pictures_of_tries(self, shard: int) -> Iterator[tuple[str, int, bytes]]:
+        """Yield row id, number and encoded image of the tries whose pictures `--keep-rejected` kept."""
+        with self._parquet(layout.tries_name(shard)) as file:
+            for batch in file.iter_batches(_PICTURES_AT_ONCE, columns=["id", "try", "picture"]):
+                for made in batch.to_pylist():
+                    if made["picture"] is not None:
+                        yield made["id"], made["try"], made["picture"]
+
     @property
     def _with_tries(self) -> bool:
         return self.run is not None and tries_again(self.run)

@@ -27,7 +27,7 @@ from aae_batch.report.figures import Figures
 from aae_batch.report.metrics import judged
 from aae_batch.report.rows import COLUMNS, Rows, linked
 from aae_batch.report.thumbnails import Thumbnails
-from aae_batch.report.tries import OF_ROWS, TRIES, TryFigures
+from aae_batch.report.tries import OF_ROWS, TRIES, TryFigures, tries_by_row
 
 LIMIT_LINKED, LIMIT_EMBEDDED = 10_000, 2_000
 """Rows shown by default. An embedded image takes 5 to 20 KB of the page."""
@@ -67,7 +67,7 @@ def collect(
 
     Args:
         limit: number of rows to show, from the start of the manifest; default: `LIMIT_LINKED`, or
-            `LIMIT_EMBEDDED` with embedded images.
+            `LIMIT_EMBEDDED` with embedded images, as those of rejected tries always are.
         embed: embed images instead of linking to them. Layouts other than `files` have no image files
             to link to, and always embed.
         side: pixels of an embedded image's longer side.
@@ -84,7 +84,9 @@ def collect(
         )
     embed = embed or run["layout"] != "files"
     rule = run["settings"]["acceptance"] if tries_again(run) else None
-    limit = limit if limit is not None else (LIMIT_EMBEDDED if embed else LIMIT_LINKED)
+    if limit is None:
+        embeds = embed or (rule is not None and rule["keep_rejected"])
+        limit = LIMIT_EMBEDDED if embeds else LIMIT_LINKED
     page = Page(run, Figures(tries=rule and TryFigures(rule)))
     thumbnails = Thumbnails(dataset, side)
     scores = Scores(dataset)
@@ -97,7 +99,9 @@ def collect(
         shown = table.slice(0, limit - len(page.rows))
         if shown.num_rows:
             attention = dataset.attention_of(shard)
-            page.rows.add(shown, attention, verdicts, thumbnails if embed else linked(prefix))
+            by_row = {} if tries is None else tries_by_row(dataset, shard, shown, tries, thumbnails)
+            locate = thumbnails if embed else linked(prefix)
+            page.rows.add(shown, attention, verdicts, locate, by_row)
         on_progress(done, len(shards))
     page.pictures, page.unreadable = thumbnails.held, thumbnails.unreadable
     return page
@@ -149,6 +153,8 @@ def _data(page: Page) -> dict[str, Any]:
     return {
         "rows": rows.columns,
         "attention": rows.attention,
+        "tries": rows.tries,
+        "by": page.figures.tries.rule["by"] if page.figures.tries else None,
         "scores": [
             {"name": score.name, "label": score.label, "text": score.is_text, "values": values}
             for score, values in rows.scores.items()

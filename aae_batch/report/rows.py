@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 from urllib.parse import quote
@@ -29,6 +29,8 @@ _AS_TEXT = ("seed", "set")
 """Shown as text: a seed may exceed JavaScript's integers, and `set` may have any type."""
 _DIGITS = {"seconds": 2}
 _ATTENTION = ["id", "subject", "max_attention", "map", "map_height", "map_width", "map_scale"]
+_OWN = ("accepted", "card", "picture", "first", "attended", "first_try", "tried")
+_OF_TRY = ("try", "method", "seed", "verdict", "kept", "error", "value", "guided", "denoised")
 _OF_SUBJECT = ("subject", "steps", "height", "width", "scale", "found", "bound")
 UNIT = 65535
 """The value of an attention of 1 in a curve."""
@@ -47,23 +49,25 @@ class Rows:
     """Rows as columns, accumulated shard by shard.
 
     A card of the page holds the rows of one prompt, seed and set, each from another method. A second
-    row of the same method starts another card.
+    row of the same method starts another card. Rows that were tried several times go by the seed and
+    method of their first try: those of the kept ones meet by chance.
 
     Attributes:
         columns: one value per row, by name. `card` numbers the cards, `picture` is None without an
-            image, `first` and `attended` are the start and number of the row's entries in `attention`.
+            image, `first` and `attended` are the start and number of the row's entries in `attention`,
+            `first_try` and `tried` those in `tries`.
         attention: one value per row and subject, by name: `subject`, `steps` of its curve, `height`,
             `width` and `scale` of its map, and a detector's `found` and `bound`.
+        tries: one value per try, by name; `picture` is as of a row.
         scores: one value per row, by score.
         curves: max attention per step, uint16, little-endian, 65535 for 1, concatenated.
         maps: uint8, row-major, concatenated.
     """
 
     def __init__(self) -> None:
-        self.columns: dict[str, list] = {
-            name: [] for name in (*_AS_THEY_ARE, "card", "picture", "first", "attended")
-        }
+        self.columns: dict[str, list] = {name: [] for name in (*_AS_THEY_ARE, *_OWN)}
         self.attention: dict[str, list] = {name: [] for name in _OF_SUBJECT}
+        self.tries: dict[str, list] = {name: [] for name in (*_OF_TRY, "picture")}
         self.scores: dict[Score, list] = {}
         self.curves = bytearray()
         self.maps = bytearray()
@@ -73,13 +77,21 @@ class Rows:
     def __len__(self) -> int:
         return len(self.columns["id"])
 
-    def add(self, table: pa.Table, attention: pa.Table, judged: Judged, locate: Locate) -> None:
+    def add(
+        self,
+        table: pa.Table,
+        attention: pa.Table,
+        judged: Judged,
+        locate: Locate,
+        tries: Mapping[str, Sequence[dict[str, Any]]],
+    ) -> None:
         """Add a shard, or its first rows.
 
         Args:
             table: metadata of the rows to add, with the columns of `COLUMNS`.
             attention: attention table of the whole shard.
             judged: scores of the whole shard.
+            tries: row id -> its tries, in a run with several tries a row.
         """
         before = len(self)
         rows = table.to_pylist()
@@ -90,7 +102,8 @@ class Rows:
             values.slice(0, len(rows)).to_pylist() for values in (judged.found, judged.bound)
         )
         for row, found, bound in zip(rows, *verdicts, strict=True):
-            self._add_row(row, locate)
+            # A row without tries may have the id of another: for that it failed.
+            self._add_row(row, locate, tries.get(row["id"], ()) if row.get("tries") else ())
             attended = of_row[row["id"]] if row["status"] == "ok" else []
             self._add_attention(attended, found or (), bound or ())
         for score, values in judged.columns.items():
@@ -99,20 +112,27 @@ class Rows:
         for column in self.scores.values():
             column.extend([None] * (len(self) - len(column)))
 
-    def _add_row(self, row: dict[str, Any], locate: Locate) -> None:
-        for name in _AS_TEXT:
-            row[name] = None if row.get(name) is None else str(row[name])
-        for name in _AS_THEY_ARE:
+    def _add_row(self, row: dict[str, Any], locate: Locate, tries: Sequence[dict]) -> None:
+        for one in (row, *tries):
+            for name in _AS_TEXT:
+                one[name] = None if one.get(name) is None else str(one[name])
+        for name in (*_AS_THEY_ARE, "accepted"):
             self.columns[name].append(_short(row.get(name), _DIGITS.get(name, 4)))
-        self.columns["card"].append(self._card(row))
+        self.columns["card"].append(self._card(row, tries[0] if tries else row))
         self.columns["picture"].append(locate(row) if row["status"] == "ok" else None)
+        self.columns["first_try"].append(len(self.tries["try"]))
+        self.columns["tried"].append(len(tries))
+        for made in tries:
+            for name, column in self.tries.items():
+                column.append(_short(made[name]))
 
-    def _card(self, row: dict[str, Any]) -> int:
-        key = (row["prompt"], row["seed"], row.get("set"))
-        if row["prompt"] is None or row["seed"] is None or row["method"] is None:
+    def _card(self, row: dict[str, Any], first: dict[str, Any]) -> int:
+        """Return the number of a row's card. `first` is its first try, or the row."""
+        key = (row["prompt"], first["seed"], row.get("set"))
+        if row["prompt"] is None or first["seed"] is None or first["method"] is None:
             key = (row["id"], len(self._cards), None)
-        nth = self._seen[(*key, row["method"])]
-        self._seen[(*key, row["method"])] += 1
+        nth = self._seen[(*key, first["method"])]
+        self._seen[(*key, first["method"])] += 1
         return self._cards.setdefault((*key, nth), len(self._cards))
 
     def _add_attention(

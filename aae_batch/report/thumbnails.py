@@ -7,6 +7,8 @@ import io
 import tarfile
 from typing import Any
 
+from PIL import Image
+
 from aae_batch.dataset.reader import Dataset
 from aae_batch.errors import OutputError
 
@@ -37,7 +39,19 @@ class Thumbnails:
         except (OutputError, OSError, tarfile.TarError):
             self.unreadable += 1
             return None
-        image.thumbnail((self._side, self._side))
+        return self._hold(image, self._side)
+
+    def of_bytes(self, data: bytes, side: int) -> int | None:
+        """Add an encoded image, as `__call__` does, no larger than `side`."""
+        try:
+            image = Image.open(io.BytesIO(data)).convert("RGB")
+        except (OSError, SyntaxError, ValueError):  # Pillow's errors for damaged files
+            self.unreadable += 1
+            return None
+        return self._hold(image, min(side, self._side))
+
+    def _hold(self, image: Image.Image, side: int) -> int:
+        image.thumbnail((side, side))
         buffer = io.BytesIO()
         image.save(buffer, "WEBP", quality=QUALITY)
         self.held.append(base64.b64encode(buffer.getvalue()).decode())

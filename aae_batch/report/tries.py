@@ -1,4 +1,4 @@
-"""The tries of rows: what they add up to, and which subjects they miss."""
+"""The tries of rows: what they add up to, which subjects they miss, and those of the rows shown."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from typing import Any
 import pyarrow as pa
 
 from aae_batch.dataset.methods import method_order
+from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.tries import OF_TRIES, WORDS, Tally
 from aae_batch.report.metrics import BOUND, FOUND
+from aae_batch.report.thumbnails import Thumbnails
 
 OF_ROWS = ["tries", "accepted"]
 """Metadata columns to read beside the page's others, in a run with several tries a row."""
 
-TRIES = [*OF_TRIES, "id", "scores"]
+TRIES = [*OF_TRIES, "id", "try", "seed", "error", "value", "scores"]
 HARDEST = 20
+SIDE = 128
+"""Longer side of the picture of a try in pixels: a row may have many."""
 
 
 @dataclass
@@ -86,3 +90,24 @@ class TryFigures:
             return -counts["missed"] / counts["tries"], -counts["tries"], subject
 
         return sorted(self.subjects.items(), key=order)[:HARDEST]
+
+
+def tries_by_row(
+    dataset: Dataset, shard: int, shown: pa.Table, tries: pa.Table, thumbnails: Thumbnails
+) -> dict[str, list[dict[str, Any]]]:
+    """Return row id -> its tries, each with the index of its `picture` among the embedded images, or None.
+
+    Args:
+        shown: metadata of the shard's rows that are shown.
+        tries: of the whole shard, with the columns of `TRIES`.
+    """
+    pictures = {}
+    shown_ids = set(shown["id"].to_pylist())
+    for row_id, number, data in dataset.pictures_of_tries(shard):
+        if row_id in shown_ids:
+            pictures[row_id, number] = thumbnails.of_bytes(data, SIDE)
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for made in tries.to_pylist():
+        made["picture"] = pictures.get((made["id"], made["try"]))
+        found[made["id"]].append(made)
+    return found

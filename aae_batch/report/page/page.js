@@ -2,13 +2,14 @@
 //
 // `data` contains the rows as columns, and `data.attention` columns with one value per row and subject.
 // `maps` contains the curves of all subjects as uint16, then their maps as uint8, in the order of
-// `data.attention`. `ramp` contains the 256 colours of an attention map, sRGB bytes.
+// `data.attention`. `ramp` contains the 256 colours of an attention map, sRGB bytes. `data.tries` has
+// one value per row and try, in a run with several tries a row, which finds the best of them `by`.
 
 const CARDS_A_PAGE = 48;
 const UNIT = 65535; // the value of an attention of 1 in a curve
 const HUES = 6; // --subject-0 ... in page.css
 
-const { rows, attention, scores, methods, thresholds, embedded, picturesABlock, ramp } = JSON.parse(
+const { rows, attention, tries, by, scores, methods, thresholds, picturesABlock, ramp } = JSON.parse(
   new TextDecoder().decode(await unpacked("data")),
 );
 const [curves, maps] = parted(await unpacked("maps"));
@@ -62,6 +63,11 @@ function attendedOf(row) {
   return Array.from({ length: rows.attended[row] }, (_, i) => rows.first[row] + i);
 }
 
+/** Return the indices in `tries` of a dataset row. */
+function triesOf(row) {
+  return Array.from({ length: rows.tried[row] }, (_, i) => rows.first_try[row] + i);
+}
+
 /** Make names unique: cat, cat (2). */
 function numbered(names) {
   const seen = new Map();
@@ -92,9 +98,8 @@ function searchable(row) {
 const blocks = document.querySelectorAll("script[data-pictures]");
 const opened = new Map();
 
-/** Return the URL of a row's image: relative to the page, or a data URL. */
-function pictureOf(row) {
-  const picture = rows.picture[row];
+/** Return the URL of an image, relative to the page or a data URL; null without one. */
+function urlOf(picture) {
   if (typeof picture !== "number") return picture;
   const block = Math.floor(picture / picturesABlock);
   if (!opened.has(block)) opened.set(block, JSON.parse(blocks[block].textContent));
@@ -192,6 +197,8 @@ const SHOWS = {
   failed: (row) => rows.error_type[row] !== null,
   neglected: (row) => rows.neglected[row] === true,
   attended: (row) => rows.neglected[row] === false,
+  accepted: (row) => rows.accepted[row] === true,
+  unaccepted: (row) => rows.accepted[row] === false,
 };
 
 /** Return the rows of a card that the method filter admits. */
@@ -369,7 +376,7 @@ function chart(row, subjects, top, large) {
 // --- a card --------------------------------------------------------------------------------------
 
 function figureOf(row, subjects, top, large) {
-  const picture = pictureOf(row);
+  const picture = urlOf(rows.picture[row]);
   const name = rows.method[row] ?? "no method";
   const [width, height] = [rows.width[row] ?? 1, rows.height[row] ?? 1];
   const frame = el("div", { class: "frame", style: `aspect-ratio: ${width} / ${height}` });
@@ -389,6 +396,7 @@ function figureOf(row, subjects, top, large) {
   }
   const method = el("span", { class: "method" }, name);
   if (rows.error_type[row] !== null) method.append(el("span", { class: "badge bad" }, "failed"));
+  else if (rows.accepted[row] === false) method.append(el("span", { class: "badge" }, "not accepted"));
   if (rows.neglected[row]) method.append(el("span", { class: "badge" }, "neglected"));
   const verdicts = el("span", { class: "verdicts" });
   for (const i of attendedOf(row).filter((i) => attention.found[i] !== null)) {
@@ -399,7 +407,8 @@ function figureOf(row, subjects, top, large) {
     const refinements = rows.num_refinements[row];
     const refined = refinements ? ` · ${counted(refinements, "refinement", "refinements")}` : "";
     const loss = el("b", {}, told(rows.final_loss[row]));
-    caption.append(el("span", { class: "figures" }, "loss ", loss, refined));
+    const tried = by === null ? "" : ` · ${counted(rows.tried[row], "try", "tries")}`;
+    caption.append(el("span", { class: "figures" }, "loss ", loss, refined, tried));
   }
   return el("figure", {}, frame, caption, chart(row, subjects, top, large));
 }
@@ -425,7 +434,7 @@ function cardOf(card) {
   const opens = { type: "button", dir: "auto", "aria-haspopup": "dialog" };
   const title = el("button", opens, titleOf(first));
   const pictures = el("div", { class: "pictures" }, ...figures);
-  const under = el("p", { class: "under", dir: "auto" }, facts(first));
+  const under = el("p", { class: "under", dir: "auto" }, facts(card));
   const node = el("article", { class: "card" }, el("h2", {}, title), under, bar, pictures);
   node.clear = bar.clear;
   const open = () => change({ card: nameOf(card) });
@@ -443,9 +452,12 @@ function titleOf(row) {
   return rows.prompt[row] ?? "(no prompt)";
 }
 
-function facts(row) {
-  const set = rows.set[row] ? ` · ${rows.set[row]}` : "";
-  return `seed ${rows.seed[row] ?? "–"}${set}`;
+/** Return what the rows of a card share; kept tries of a row and another may differ in their seeds. */
+function facts(card) {
+  const [first] = card;
+  const set = rows.set[first] ? ` · ${rows.set[first]}` : "";
+  const seeds = [...new Set(card.map((row) => rows.seed[row] ?? "–"))];
+  return `${seeds.length === 1 ? "seed" : "seeds"} ${seeds.join(", ")}${set}`;
 }
 
 // --- details of a card ---------------------------------------------------------------------------
@@ -460,10 +472,11 @@ function details(card) {
   const title = el("h2", { id: "details-title", dir: "auto" }, titleOf(card[0]));
   byId("details-body").replaceChildren(
     title,
-    el("p", { class: "under" }, facts(card[0])),
+    el("p", { class: "under" }, facts(card)),
     bar,
     el("div", { class: "pictures" }, ...figures),
     bar.childElementCount ? el("p", { class: "legend" }, legend()) : "",
+    ...card.filter((row) => rows.tried[row]).map(triesTable),
     comparison(card),
   );
   dialog.style.setProperty("--across", Math.max(2, card.length));
@@ -506,6 +519,50 @@ function comparison(card) {
     { class: "scroll compare", tabindex: "0", ...named },
     el("table", {}, top, el("tbody", {}, ...body)),
   );
+}
+
+/** List a row's tries, with the pictures of the others if they were kept. */
+function triesTable(row) {
+  const own = triesOf(row);
+  const pictured = own.some((i) => tries.picture[i] !== null);
+  const lines = own.map((i) => [
+    el("th", { scope: "row" }, String(tries.try[i])),
+    pictured && thumbnail(tries.kept[i] ? rows.picture[row] : tries.picture[i], i),
+    verdictOfTry(i),
+    el("td", {}, tries.method[i]),
+    el("td", {}, tries.seed[i]),
+    el("td", {}, told(tries.value[i])),
+    el("td", {}, `${tries.guided[i]} + ${tries.denoised[i]}`),
+  ]);
+  const heads = ["try", pictured && "picture", "verdict", "method", "seed", by];
+  const head = [...heads, "forwards, guided + denoised"]
+    .filter(Boolean)
+    .map((name) => el("th", { scope: "col" }, name));
+  const body = lines.map((cells, n) =>
+    el("tr", { class: tries.kept[own[n]] && "kept" }, ...cells.filter(Boolean)),
+  );
+  const name = `Tries of ${rows.id[row]}`;
+  const top = el("thead", {}, el("tr", {}, ...head));
+  return el(
+    "div",
+    { class: "scroll tries", tabindex: "0", role: "region", "aria-label": name },
+    el("table", {}, el("caption", { dir: "auto" }, name), top, el("tbody", {}, ...body)),
+  );
+}
+
+function verdictOfTry(i) {
+  const style = { accepted: "found", rejected: "missed" }[tries.verdict[i]];
+  const cell = el("td", {}, el("span", { class: style }, tries.verdict[i]));
+  if (tries.kept[i]) cell.append(" ", el("span", { class: "badge good" }, "kept"));
+  if (tries.error[i]) cell.append(el("p", { class: "why", dir: "auto" }, tries.error[i]));
+  return cell;
+}
+
+function thumbnail(picture, i) {
+  const src = urlOf(picture);
+  const alt = `try ${tries.try[i]}, ${tries.verdict[i]}`;
+  const image = src && el("img", { src, alt, loading: "lazy", decoding: "async" });
+  return el("td", {}, image || "–");
 }
 
 /** Open the card before or after the current one. */
@@ -578,6 +635,9 @@ function offerAll() {
   offer(method, methods.map((name) => [name, name]));
   const reasons = [...new Set(rows.error_type)].filter((reason) => reason !== null);
   offer(show, reasons.map((reason) => [`failed:${reason}`, `failed: ${reason}`]));
+  if (rows.accepted.includes(false)) {
+    offer(show, [["accepted", "accepted"], ["unaccepted", "not accepted"]]);
+  }
   const sets = [...new Set(rows.set)].filter((name) => name !== null);
   offer(set, sets.map((name) => [name, name]));
   byId("sets").hidden = !sets.length;
