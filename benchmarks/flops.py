@@ -41,7 +41,6 @@ from aae_batch.manifest.price import (
     count_flops,
     count_guided,
     count_sampling,
-    words_of,
 )
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.families import FAMILIES
@@ -320,7 +319,7 @@ class Guided:
         recomputed: FLOPs that gradient checkpointing adds to the backward.
         record: FLOPs that recording the maps adds to a plain forward.
         memory, checkpointed: most bytes of live tensors during a guided forward and its backward, in bfloat16
-            and beside the parameters, without and with gradient checkpointing.
+            and beside the parameters, for the longest prompt, without and with gradient checkpointing.
     """
 
     forward: int
@@ -384,8 +383,7 @@ def _most_bytes(model: Network, config: GuidanceConfig) -> int:
             latents.requires_grad_(True)
             live = Live([*model.network.parameters(), *model.network.buffers()])
             with patch.object(F, "scaled_dot_product_attention", _fused), live:
-                moving, words = latents.view_as(latents), words_of(model)
-                maps, _ = model.attend(moving, timesteps, text, columns=words)
+                maps, _ = model.attend(latents.view_as(latents), timesteps, text)
                 torch.autograd.grad(maps.sum(), latents)
         return live.most
     finally:
