@@ -23,8 +23,8 @@ from aae_batch.shapes.world import caption
 
 
 def requests_of(model: str, count: int, seed: int) -> list[Request]:
-    """Return prompts evenly spaced over the paper's benchmark, or over the embedded model's tuning prompts."""
-    if model == EMBEDDED:
+    """Return prompts evenly spaced over the paper's benchmark, or over the embedded models' tuning prompts."""
+    if model in EMBEDDED:
         pairs = SPLITS["tuning"].pairs
         prompts = [(caption(pair), tuple(map(str, pair))) for pair in pairs]
     else:

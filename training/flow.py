@@ -28,8 +28,6 @@ from training import networks
 from training.examples import Batch
 from training.networks import LATENT_CHANNELS, LATENT_SIZE, MAX_TOKENS, WORDS
 
-NAME = "shapes-flow"
-
 CLIP_WIDTH = 64
 WIDTH = 128
 BLOCKS = 7

@@ -24,7 +24,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from aae_batch.sampling.model.attention_layers import cross_attention_layers
-from aae_batch.sampling.model.loading import EMBEDDED, source_of
+from aae_batch.sampling.model.loading import EMBEDDED, SHAPES_FLOW_MODEL, SHAPES_MODEL, source_of
 from aae_batch.sampling.model.recorder import AttentionRecorder, Layer
 from aae_batch.sampling.words import KNOWN_WORDS
 from aae_batch.shapes.world import SHAPES
@@ -37,7 +37,7 @@ from training.fitting import Place, fit, save
 class Settings:
     """Everything that the weights depend on, besides the number of workers."""
 
-    model: str = EMBEDDED
+    model: str = SHAPES_MODEL
     seed: int = 0
     pictures: int = 24_000
     vae_steps: int = 2_200
@@ -55,7 +55,7 @@ class Settings:
     unet_decay: float = 0.3
     """The learning rate is constant, and falls to zero over this last share of the steps."""
     grounding_weight: float = 0.05
-    flow_steps: int = 4_000
+    flow_steps: int = 6_000
     ema: float = 0.998
     mix: CaptionMix = CaptionMix()
 
@@ -344,7 +344,7 @@ def train(rank: int, workers: int, device: str, folder: Path, settings: Settings
             rank=rank,
             world_size=workers,
         )
-    of_flow = settings.model == flow.NAME
+    of_flow = settings.model == SHAPES_FLOW_MODEL
     vae = embedded_vae(place) if of_flow else _vae(settings, place)
     latents = _latents(vae, settings, place)
     examples = Examples(scenes(settings.pictures, settings.seed), latents, networks.tokenizer())
@@ -363,8 +363,8 @@ def train(rank: int, workers: int, device: str, folder: Path, settings: Settings
 
 
 def embedded_vae(place: Place) -> AutoencoderKL:
-    """The VAE of the embedded model."""
-    return AutoencoderKL.from_pretrained(source_of(EMBEDDED), subfolder="vae").to(place.device)
+    """The VAE of the embedded diffusion model."""
+    return AutoencoderKL.from_pretrained(source_of(SHAPES_MODEL), subfolder="vae").to(place.device)
 
 
 def _vae(settings: Settings, place: Place) -> AutoencoderKL:
@@ -419,7 +419,7 @@ def main() -> None:
         help="folder of the run: checkpoints, curve, and the model in model/",
     )
     parser.add_argument(
-        "--model", choices=(EMBEDDED, flow.NAME), default=EMBEDDED, help="which of them"
+        "--model", choices=tuple(EMBEDDED), default=SHAPES_MODEL, help="which of them"
     )
     parser.add_argument("--device", default="cuda" if cuda else "cpu", help="cpu or cuda")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""`aae-batch demo`: a small dataset with the embedded model, both methods from the same noise, and a
+"""`aae-batch demo`: a small dataset with an embedded model, both methods from the same noise, and a
 page to view it."""
 
 from __future__ import annotations
@@ -29,10 +29,25 @@ SHEET = "contact_sheet.png"
 @settings_command()
 def demo(
     output: Annotated[Path, typer.Argument(help="Folder for the images.")] = Path("demo-output"),
+    model: Annotated[
+        str,
+        typer.Option(
+            help="shapes, Stable Diffusion 1 in miniature, or shapes-flow, Stable Diffusion 3 in "
+            "miniature, which is slower."
+        ),
+    ] = "shapes",
 ) -> int:
-    """Generate a small dataset with the embedded model, plain and guided from the same noise, and a
+    """Generate a small dataset with an embedded model, plain and guided from the same noise, and a
     page to compare them."""
-    return run_demo(output)
+    from aae_batch.errors import SettingsError
+    from aae_batch.sampling.model.loading import EMBEDDED
+
+    if model not in EMBEDDED:
+        raise SettingsError(
+            f"--model {model}: the demo draws coloured shapes, so it takes {' or '.join(EMBEDDED)}; for "
+            "other models there is `aae-batch generate`."
+        )
+    return run_demo(output, model)
 
 
 def run_demo(

@@ -78,7 +78,7 @@ class JudgeSettings(ActorSettings):
             )
         if name == "attention":
             return AttentionMetric(thresholds)
-        detector = self.detector or (SHAPES if model == EMBEDDED else DETECTOR)
+        detector = self.detector or (SHAPES if model in EMBEDDED else DETECTOR)
         if detector == SHAPES:
             return ShapesDetector()
         return OpenVocabularyDetector(detector, self.detector_threshold, endpoint)

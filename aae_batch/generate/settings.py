@@ -82,7 +82,7 @@ class JobSettings(JudgeSettings):
     model: str = Field(
         "shapes",
         description="Hub id, folder in diffusers' layout, URL of one (s3://bucket/folder), or "
-        "'shapes', the model in this package.",
+        "'shapes' or 'shapes-flow', the models in this package.",
     )
     revision: str | None = Field(
         None, description="Branch, tag or commit of the model on the hub. Default: main."

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from aae_batch import Engine, Request
-from aae_batch.sampling.model.loading import load_streams
+from aae_batch.sampling.model.loading import EMBEDDED, SHAPES_FLOW_MODEL, load_streams
 from aae_batch.sampling.words import KNOWN_WORDS
 from aae_batch.shapes.splits import SPLITS
 from aae_batch.shapes.world import SIZE
@@ -22,10 +22,11 @@ def engine() -> Engine:
     return Engine.from_pretrained("shapes", slots=12, device="cpu")
 
 
-def test_it_fits_in_a_package():
-    folder = files("aae_batch.shapes") / "weights"
+@pytest.mark.parametrize("folder", EMBEDDED.values())
+def test_it_fits_in_a_package(folder):
+    folder = files("aae_batch.shapes") / folder
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    assert size <= 16 * 2**20
+    assert size <= 12e6
 
 
 def test_its_tokenizer_is_the_worlds_and_says_which_words_it_knows():

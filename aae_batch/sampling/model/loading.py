@@ -19,7 +19,11 @@ from aae_batch.sampling.words import Stream, Tokenizer
 from aae_batch.store.base import is_url
 from aae_batch.store.fetch import fetch_folder, fetch_in_turn
 
-EMBEDDED = "shapes"
+SHAPES_MODEL, SHAPES_FLOW_MODEL = "shapes", "shapes-flow"
+EMBEDDED = {SHAPES_MODEL: "weights", SHAPES_FLOW_MODEL: "flow"}
+"""The models in this package, and their folders in `aae_batch/shapes`: Stable Diffusion 1 and 3 in
+miniature."""
+
 GUIDANCE_FILE = "guidance.json"
 """File beside `model_index.json` with the `GuidanceConfig` values that suit the model best."""
 
@@ -60,7 +64,7 @@ def load_pipeline(
     Args:
         model: a hub id such as `stable-diffusion-v1-5/stable-diffusion-v1-5`; a folder in
             diffusers' layout, local or in an object store (`s3://bucket/folder`, or any scheme of
-            fsspec); or `"shapes"` for the model in this package.
+            fsspec); or `"shapes"` or `"shapes-flow"` for a model in this package.
         revision: branch, tag or commit on the hub.
         variant: which of the model's weights, e.g. `fp16` for files such as
             `model.fp16.safetensors`.
@@ -191,12 +195,14 @@ def _without_checker(pipeline: str) -> dict[str, Any]:
 
 
 def named(model: str, lora: Sequence[str] = ()) -> str:
-    """Return a model's name for display, with its LoRAs; explains what `"shapes"` is."""
+    """Return a model's name for display, with its LoRAs; explains what an embedded one is."""
     if lora:
         return f"{model} with LoRA {', '.join(lora)}"
-    if model != EMBEDDED:
+    if model not in EMBEDDED:
         return model
-    return f"{model}, the small one in this package, which draws coloured shapes; --model names another"
+    return (
+        f"{model}, a small one in this package, which draws coloured shapes; --model names another"
+    )
 
 
 class Index(NamedTuple):
@@ -231,7 +237,7 @@ def index_of(model: str, *, revision: str | None = None, s3_endpoint: str | None
         ModelError: the model does not exist or cannot be guided.
     """
     source = source_of(model, s3_endpoint, weights=False)
-    looks_local = model == EMBEDDED or Path(model).is_absolute()
+    looks_local = model in EMBEDDED or Path(model).is_absolute()
     if (looks_local or model.startswith((".", "~"))) and not Path(source).is_dir():
         raise ModelError(f"Model folder {model!r} does not exist; check the path.")
     folder = Path(_here(model, source, revision, weights=False))
@@ -336,7 +342,7 @@ def default_guidance(
 
 
 def source_of(model: str, s3_endpoint: str | None = None, weights: bool = True) -> str:
-    """Return where to load a model from: `model` as given, the embedded model's folder, or the
+    """Return where to load a model from: `model` as given, an embedded model's folder, or the
     local copy of a model in an object store.
 
     Args:
@@ -345,8 +351,8 @@ def source_of(model: str, s3_endpoint: str | None = None, weights: bool = True) 
     Raises:
         ModelError: the object store has no such model or cannot be read.
     """
-    if model == EMBEDDED:
-        return str(files("aae_batch.shapes") / "weights")
+    if model in EMBEDDED:
+        return str(files("aae_batch.shapes") / EMBEDDED[model])
     if not is_url(model):
         return model
     try:
