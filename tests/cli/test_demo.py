@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pyarrow.parquet as pq
 from PIL import Image
+from typer.testing import CliRunner
 
+from aae_batch import cli
 from aae_batch.cli.demo import PROMPTS, run_demo
 from aae_batch.dataset.reader import Dataset
 
@@ -36,3 +38,10 @@ def test_the_demo_makes_pairs_from_the_same_noise_and_a_page_of_them(
     assert said[-1] == (
         f"both things drawn: plain {counted['plain']} of 24, guided {counted['guided']} of 24"
     )
+
+
+def test_the_demo_takes_a_model_of_its_world_only(tmp_path):
+    result = CliRunner().invoke(cli.app, ["demo", str(tmp_path / "out"), "--model", "shape"])
+    assert result.exit_code == 2
+    assert "it takes shapes or shapes-flow" in result.stderr
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.resources import files
 
 import numpy as np
@@ -50,6 +51,15 @@ def test_guidance_draws_more_of_what_is_asked_for(engine):
     both = {way: np.mean([score.bound for score in some]) for way, some in scores.items()}
     assert both["guided"] >= 0.8, both
     assert both["guided"] >= both["plain"] + 0.3, both
+    assert np.mean([score.met for score in scores["guided"]]) >= 0.9
+
+
+def test_guidance_draws_more_with_flow_matching_and_joint_attention_too():
+    engine = Engine.from_pretrained(SHAPES_FLOW_MODEL, slots=12, device="cpu")
+    split = replace(SPLITS["test"], pairs=SPLITS["test"].pairs[:6])
+    scores = compare(engine, engine.defaults, split, ["plain", "guided"])
+    both = {way: np.mean([score.bound for score in some]) for way, some in scores.items()}
+    assert both["guided"] >= both["plain"] + 0.15, both
     assert np.mean([score.met for score in scores["guided"]]) >= 0.9
 
 
