@@ -85,6 +85,11 @@ TRIES_COLUMNS: tuple[pa.Field, ...] = (
         pa.bool_(),
         "Whether the judges accept the image; null if they cannot judge it, as without subjects.",
     ),
+    column(
+        "first_seed",
+        pa.int64(),
+        "The row's own seed, which its first try had: rows are paired by it.",
+    ),
 )
 """Columns that a run with `--accept` or `--best-of` adds. `seed` and `method` are the kept try's."""
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 MOST_SEED = 2**63 - 1
 """That a table can hold."""
 
+STRIDE = 1_000_003
+"""Between the seeds of a method's tries. Rows of a prompt often have seeds in sequence: were it 1,
+neighbours would end with the same picture."""
+
 
 @dataclass(frozen=True)
 class Rung:
@@ -32,9 +36,9 @@ class Rung:
 class Ladder:
     """Tries climb the rungs, cheap methods first.
 
-    A method's first try has the row's own seed, its second the next seed, and so on: every try of
-    a method has other noise, and the first tries of all methods have the same. A row that names a
-    method stays with it.
+    A method's first try has the row's own seed, and each further one a seed that is `STRIDE` more:
+    every try of a method has other noise, and the first tries of all methods have the same. A row
+    that names a method stays with it.
 
     Attributes:
         tries: the most tries of a row.
@@ -77,8 +81,8 @@ class Ladder:
         """Return what try `number`, from 0, of a row asks for."""
         methods = self.methods(row.method)
         method = methods[number]
-        noises = methods[:number].count(method)
-        seed = row.seed + noises if row.seed < MOST_SEED - noises else row.seed - noises
+        further = STRIDE * methods[:number].count(method)
+        seed = row.seed + further if row.seed <= MOST_SEED - further else row.seed - further
         return replace(row, method=method, seed=seed)
 
     def row(self, row: Row, number: int | None) -> Row:

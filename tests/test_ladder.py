@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aae_batch.errors import SettingsError
-from aae_batch.ladder import MOST_SEED, Ladder
+from aae_batch.ladder import MOST_SEED, STRIDE, Ladder
 from aae_batch.request import Request
 
 PLAIN, NURSED, LAST = "stable-diffusion", "attend-and-excite", "self-cross"
@@ -18,13 +18,18 @@ def tried(ladder: Ladder, **row) -> list[tuple[str, int]]:
 
 def test_tries_climb_the_rungs_and_each_method_begins_with_the_rows_own_seed():
     ladder = Ladder.of([PLAIN, f"{NURSED}:2", LAST], 6)
-    expected = [(PLAIN, 7), (NURSED, 7), (NURSED, 8), (LAST, 7), (LAST, 8), (LAST, 9)]
+    second, third = 7 + STRIDE, 7 + 2 * STRIDE
+    expected = [(PLAIN, 7), (NURSED, 7), (NURSED, second), (LAST, 7), (LAST, second), (LAST, third)]
     assert tried(ladder, seed=7) == expected
 
 
 def test_a_row_that_names_a_method_stays_with_it():
     ladder = Ladder.of([PLAIN, NURSED], 3)
-    assert tried(ladder, seed=7, method=LAST) == [(LAST, 7), (LAST, 8), (LAST, 9)]
+    assert tried(ladder, seed=7, method=LAST) == [
+        (LAST, 7),
+        (LAST, 7 + STRIDE),
+        (LAST, 7 + 2 * STRIDE),
+    ]
 
 
 def test_seeds_stay_within_what_a_table_holds():
@@ -55,3 +60,9 @@ def test_the_other_tries_of_a_hopeless_method_are_left_out():
 def test_a_ladder_that_cannot_be_climbed_is_refused(rungs, said):
     with pytest.raises(SettingsError, match=said):
         Ladder.of(rungs, 3)
+
+
+def test_rows_of_a_prompt_with_seeds_in_sequence_never_have_the_same_noise():
+    ladder = Ladder.of([NURSED], 8)
+    seeds = [seed for own in range(100) for _, seed in tried(ladder, seed=own)]
+    assert len(set(seeds)) == len({seed % 2**32 for seed in seeds}) == 800  # torch's take 32 bits

@@ -106,7 +106,7 @@ class Value(Expression):
         place = duckdb.ColumnExpression(_PLACE)
         try:
             found = self._table(rows).select(place, self._expression.alias(_VALUE))
-            kind = str(found.types[1])
+            kind = str(found.types[1]) if len(found.types) == 2 else "a list of columns"
             if not re.fullmatch(self.kinds, kind):
                 raise self._refused(TypeError(f"it is {kind}"))
             read = found.fetchall()

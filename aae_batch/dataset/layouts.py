@@ -31,6 +31,10 @@ _OF_THE_TABLE_ONLY = [
 the same shard gives the same tar."""
 
 
+_OF_TRIES = [column.name for column in names.TRIES_COLUMNS]
+"""Columns in which an image's JSON must agree with the row."""
+
+
 class Files(Shard):
     """One file per image: `images/00012/<id>.png`."""
 
@@ -172,7 +176,7 @@ class Tar(Shard):
                     said = json.loads(members.pop(names.member_name(row_id, ".json")))
                     if not is_picture(image, self.image_format, outcome.size):
                         return None
-                    if said.get("kept_try") != outcome.metadata.get("kept_try"):
+                    if any(said.get(n) != outcome.metadata.get(n) for n in _OF_TRIES):
                         return None
                     measured = {name: said[name] for name in _MEASURED}
                     outcome = outcome.with_image(image, **measured)

@@ -60,6 +60,8 @@ class Outcome:
             f"{place} exists and is not an image of this run: move it away, and run the same command "
             "again with --retry-failed.",
         )
+        for first in self.tries[:1]:
+            row |= {"seed": first["seed"], "method": first["method"]}
         failed = Outcome(self.index, row | reason(error))
         return failed.after([made | {"kept": False} for made in self.tries])
 
@@ -73,6 +75,7 @@ class Outcome:
             "tries": len(tries),
             "kept_try": kept and kept["try"],
             "accepted": VERDICTS.get(kept["verdict"]) if kept else False,
+            "first_seed": tries[0]["seed"],
         }
         return replace(self, tries=list(tries), metadata=self.metadata | said)
 

@@ -24,8 +24,8 @@ class Tally:
     Attributes:
         rows: rows by what became of them: the words of `WORDS`, `dropped` and `failed`.
         rungs: of each method, its `tries`; those with a picture that was `judged`, and was `accepted`;
-            those that `settled` their row; those `given_up`; those that were `nursed`, i.e. guided; their
-            `guided` forwards, and `forwards`: guided ones and texts denoised together.
+            those that `settled` their row; those `given_up`; those that were `nursed` to their end, and
+            their `nursing` forwards; all `guided` forwards, and `forwards`: guided ones and texts denoised.
     """
 
     rows: Counter[str] = field(default_factory=Counter)
@@ -44,15 +44,18 @@ class Tally:
             self.rows[word if row["status"] == "ok" or dropped else "failed"] += 1
         for made in tries.select(OF_TRIES).to_pylist():
             accepted = VERDICTS.get(made["verdict"])
+            forwards = made["guided"] + made["denoised"]
+            nursed = made["guided"] > 0 and made["verdict"] in VERDICTS
             self.rungs[made["method"]] += Counter(
                 tries=1,
                 judged=accepted is not None,
                 accepted=accepted is True,
-                settled=made["kept"] and accepted is True,
+                settled=made["kept"] and made["verdict"] != "rejected",
                 given_up=made["verdict"] == "given up",
-                nursed=made["guided"] > 0,
+                nursed=nursed,
+                nursing=forwards * nursed,
                 guided=made["guided"],
-                forwards=made["guided"] + made["denoised"],
+                forwards=forwards,
             )
 
     @property

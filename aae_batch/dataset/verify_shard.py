@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from aae_batch.dataset import layout
-from aae_batch.dataset.outcome import may_have_left_a_picture
+from aae_batch.dataset.outcome import VERDICTS, may_have_left_a_picture
 from aae_batch.dataset.problem import Problem
 from aae_batch.dataset.run_record import Shards
 from aae_batch.dataset.writer import Shard, as_used
@@ -241,6 +241,8 @@ class ShardCheck:
                 self._broken(text, row_id)
             elif [one["try"] for one in kept] != [n for n in [row["kept_try"]] if n is not None]:
                 self._broken(f"its kept_try is {row['kept_try']}, and not so in {name}.", row_id)
+            elif kept and VERDICTS.get(kept[0]["verdict"]) != row["accepted"]:
+                self._broken(f"its accepted is {row['accepted']}, and not so in {name}.", row_id)
             elif kept and any(kept[0][column] != row[column] for column in ("method", "seed")):
                 self._broken(f"its method or seed is not that of its kept try in {name}.", row_id)
 

@@ -138,10 +138,14 @@ class Shard(ABC):
             return
         if settled is not made:  # images of an earlier attempt are used
             metadata = self._metadata(settled, extras)
+        is_of_others = True  # what another attempt left is taken only together
         for name, (table, columns) in self._tables(settled).items():
-            fits = partial(_same_in, columns, table)
-            if settle(self.storage, name, _parquet(table), fits, committed) is None:
+            ours = _parquet(table)
+            fits = partial(_same_in, columns if is_of_others else [], table)
+            stored = settle(self.storage, name, ours, fits, committed)
+            if stored is None:
                 return
+            is_of_others = stored != ours or not self.with_tries
         self.storage.create_bytes(committed, _parquet(metadata))
 
     def recommit(self, outcomes: Sequence[Outcome], extras: pa.Table) -> None:
@@ -224,12 +228,13 @@ class Shard(ABC):
         must be the same."""
         seen = [row for outcome in outcomes for row in outcome.attention]
         attention = pa.Table.from_pylist(seen, schema=names.ATTENTION_SCHEMA)
-        found = {names.attention_name(self.index): (attention, ["id", "subject", "token_indices"])}
-        if self.with_tries:
+        same = ["id", "subject", "token_indices"]
+        found: dict[str, tuple[pa.Table, list[str]]] = {}
+        if self.with_tries:  # first: they say of which try a row's attention is
             made = [row for outcome in outcomes for row in outcome.tries]
             tries = pa.Table.from_pylist(made, schema=names.TRIES_SCHEMA)
             found[names.tries_name(self.index)] = tries, ["id", "try", "seed", "verdict", "kept"]
-        return found
+        return found | {names.attention_name(self.index): (attention, same)}
 
     def _metadata(self, outcomes: list[Outcome], extras: pa.Table) -> pa.Table:
         shared = {"shard": self.index, "fingerprint": self.fingerprint}
@@ -260,11 +265,12 @@ def failed(
 
 
 def _same_in(columns: list[str], table: pa.Table, stored: bytes) -> bool:
-    """Return whether a stored table has the same values in some columns."""
+    """Return whether a stored table has the same values in some columns; False without any."""
     try:
         found = pq.read_table(pa.BufferReader(stored))
         same_kind = found.schema.equals(table.schema)
-        return same_kind and found.select(columns).equals(table.select(columns))
+        same = same_kind and found.select(columns).equals(table.select(columns))
+        return bool(columns) and same
     except pa.ArrowException:
         return False
 

@@ -27,7 +27,7 @@ WITHOUT_SET = "all"
 _FORM = ("height", "width", "num_inference_steps", "guidance_scale")
 """Columns, besides prompt and seed, that must be equal for two images to be compared as a pair."""
 
-_COLUMNS = ["id", "sha256", "status", "method", "prompt", "seed", "set", *_FORM]
+_COLUMNS = ["id", "sha256", "status", "method", "prompt", "seed", "first_seed", "set", *_FORM]
 
 
 @dataclass(frozen=True)
@@ -169,6 +169,10 @@ def _read_shard(
     table = dataset.table(shard, _COLUMNS)
     table = table.filter(pc.equal(table["status"], "ok"))
     columns = {name: table[name] for name in ("prompt", "seed", *_FORM)}
+    if (
+        "first_seed" in table.column_names
+    ):  # rows that were tried again are paired by where they began
+        columns["seed"] = pc.coalesce(table["first_seed"], table["seed"])
     columns["variant"] = pc.binary_join_element_wise(table["method"], output, "\n")
     sets = table["set"].to_pylist() if "set" in table.column_names else [None] * table.num_rows
     words = [WITHOUT_SET if value is None else str(value) for value in sets]

@@ -28,7 +28,7 @@ TRIES = 8
 
 _QUOTED = re.compile(r"'[^']*'")
 _SCORE = re.compile(r"\b([A-Za-z_]\w*)\s*\.\s*[A-Za-z_]")
-_SEEN_BY_ROW = ("id", "prompt", "seed", "method", "num_refinements", "final_loss", "neglected")
+_SEEN_BY_ROW = ("prompt", "seed", "method", "num_refinements", "final_loss", "neglected")
 _COLUMNS = [
     column for column in (*MANIFEST_COLUMNS, *OUTCOME_COLUMNS) if column.name in _SEEN_BY_ROW
 ]
@@ -39,7 +39,7 @@ class Acceptance:
     """When a row is done, and with which of its pictures.
 
     Attributes:
-        accept: the condition that a picture must meet; None accepts every one.
+        accept: the condition that a picture must meet; without one, none is judged.
         by: the number by which the best of several pictures is found, the larger the better.
         ladder: the tries of a row.
         all_tries: make every try, and keep the best; otherwise the first accepted picture is kept.
@@ -92,7 +92,8 @@ class Acceptance:
         for name, metric in self.metrics.items():
             columns[name] = _struct(metric, scores.get(name, ()))
         table = pa.table(columns)
-        accepted = np.ones(len(rows)) if self._truth is None else self._truth.of(table)
+        unknown = np.full(len(rows), np.nan)
+        accepted = unknown if self._truth is None else self._truth.of(table)
         return accepted, self._value.of(table)
 
     @cached_property

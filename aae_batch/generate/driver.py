@@ -91,10 +91,10 @@ def refuse_unless_some_row_is_good(settings: JobSettings, manifest: Manifest) ->
     try:
         judge = Judge.load(
             settings.model,
-            settings.first_try,
+            settings.guidance,
             revision=settings.revision,
             s3_endpoint=settings.s3_endpoint,
-        )
+        ).by(settings.methods)
     except ModelError:  # the model may exist only on the actors' machines; if not, they report it
         return
     first = None

@@ -38,10 +38,10 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
             plan = plan.retrying(Dataset(storage))
         judge = Judge.load(
             settings.model,
-            settings.first_try,
+            settings.guidance,
             revision=settings.revision,
             s3_endpoint=settings.s3_endpoint,
-        )
+        ).by(settings.methods)
         streams = judge.streams
         write(f"model: {named(settings.model, settings.lora)}")
         if settings.acceptance is not None:

@@ -39,6 +39,7 @@ class Trial:
         number: of the try in progress.
         tries: rows of the table of tries, one for each finished try.
         best: the place in `tries` of the best picture so far, and its result.
+        resumed: the try in progress as it was given up before, if it is made again to its end.
     """
 
     rule: Acceptance
@@ -47,6 +48,7 @@ class Trial:
     tries: list[dict[str, Any]] = field(default_factory=list)
     best: tuple[int, Result] | None = None
     error: RowError | None = None
+    resumed: dict[str, Any] | None = None
 
     @property
     def request(self) -> Request:
@@ -57,7 +59,8 @@ class Trial:
     def give_up_below(self) -> float | None:
         """As for `Batch.add`; a row's last try is finished, unless there is a picture already."""
         is_last = self.rule.ladder.after(self.row.request, self.number) is None
-        return None if is_last and self.best is None else self.rule.give_up_below
+        must_end = is_last and self.best is None
+        return None if must_end or self.resumed is not None else self.rule.give_up_below
 
     def end(self, result: Result, verdict: Verdict | None, image_format: ImageFormat) -> bool:
         """Note the result of the try in progress. Returns whether the row is done; otherwise the next try
@@ -79,6 +82,9 @@ class Trial:
             "denoised": result.denoised,
             "seconds": result.seconds,
         }
+        if self.resumed is not None:
+            for name in ("guided", "denoised", "seconds"):
+                made[name] += self.resumed[name]
         if verdict is None:
             error = result.error
             assert error is not None
@@ -97,10 +103,23 @@ class Trial:
             self.best = len(self.tries) - 1, result
         settled = verdict is not None and verdict.word != "rejected"
         after = self.rule.ladder.after(self.row.request, self.number, hopeless)
-        if after is None or (settled and not self.rule.all_tries):
+        if self.resumed is not None or (settled and not self.rule.all_tries):
             return True
+        if after is None:
+            return not self._resume()
         self.number = after
         return False
+
+    def _resume(self) -> bool:
+        """If there is no picture, make the last try that was given up again, to its end. Returns whether
+        there is one."""
+        given_up = [one for one in self.tries if one["verdict"] == "given up"]
+        if self.best is not None or not given_up:
+            return False
+        self.resumed = given_up[-1]
+        self.tries.remove(self.resumed)
+        self.number = self.resumed["try"]
+        return True
 
     def _is_better(self, made: Mapping[str, Any]) -> bool:
         """Return whether a picture is better than the best so far: accepted, else not rejected, then with
@@ -129,6 +148,7 @@ class Trial:
             )
             return self.row, Result(self.row.request, error=kind(self.row.id, reason))
         kept |= {"kept": True, "picture": None}
+        self.best = None  # its shard may wait for long
         row = replace(self.row, request=result.request)
         return row, replace(result, request=result.request)
 

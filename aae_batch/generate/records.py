@@ -202,10 +202,10 @@ def count_tries(dataset: Dataset) -> dict[str, Any] | None:
     for shard, table in zip(shards, dataset.tables(OF_ROWS, shards), strict=True):
         tally.add(table, dataset.tries_of(shard, OF_TRIES))
     rows, rungs = tally.rows, tally.rungs
-    nursed = next((rung for rung in rungs.values() if rung["guided"]), None)
+    nursed = next((rung for rung in rungs.values() if rung["nursed"]), None)
     forwards = sum(rung["forwards"] for rung in rungs.values())
     images = max(1, sum(rows[word] for word in WORDS.values()))
-    of_all = nursed and nursed["forwards"] / nursed["nursed"]
+    of_all = nursed and nursed["nursing"] / nursed["nursed"]
     return {
         **{word: rows[word] for word in (*WORDS.values(), "dropped")},
         "tries": tally.tries,

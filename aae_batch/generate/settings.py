@@ -152,8 +152,8 @@ class JobSettings(JudgeSettings):
     ladder: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
         (),
         description="Methods for the tries of a row, cheap ones first, each with one try or "
-        "METHOD:TRIES, the last with all that are left, e.g. stable-diffusion,attend-and-excite. "
-        "Default: --method alone.",
+        "METHOD:TRIES, the last with all that are left, e.g. stable-diffusion,attend-and-excite. Stands "
+        "in for --method. Default: --method alone.",
     )
     unaccepted: Unaccepted = Field(
         "keep",
@@ -187,11 +187,23 @@ class JobSettings(JudgeSettings):
     )
     guidance: GuidanceConfig = Field(description="How to sample.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _begin_with_the_first_rung(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A row that names no method has the ladder's first."""
+        rungs, guidance = listed(values.get("ladder")), values.get("guidance")
+        method = rungs[0].partition(":")[0] if rungs else None
+        if method in METHODS and isinstance(guidance, GuidanceConfig):
+            values = values | {"guidance": guidance.updated(method=method)}
+        return values
+
     @model_validator(mode="after")
     def _tries_need_a_judge(self) -> JobSettings:
         given = self.accept is not None or self.best_of is not None
-        others = ("tries", "ladder", "by", "give_up_below", "keep_rejected", "judge_device")
+        others = ["tries", "ladder", "by", "give_up_below", "keep_rejected", "judge_device"]
         if not given:
+            if self.unaccepted != "keep":
+                others.append("unaccepted")
             for name in others:
                 if getattr(self, name):
                     raise SettingsError(
@@ -233,12 +245,10 @@ class JobSettings(JudgeSettings):
         return acceptance
 
     @property
-    def first_try(self) -> GuidanceConfig:
-        """How a row is sampled at first: by the ladder's first method."""
+    def methods(self) -> list[str]:
+        """The methods that a row without one is tried by."""
         rule = self.acceptance
-        if rule is None:
-            return self.guidance
-        return self.guidance.updated(method=rule.ladder.rungs[0].method)
+        return [rung.method for rung in rule.ladder.rungs] if rule else [self.guidance.method]
 
     def pixels(self, manifest_digest: str) -> dict[str, Any]:
         """Return everything that the images depend on, as JSON values."""

@@ -101,7 +101,7 @@ class GenerateWorker(Worker[Outcome]):
         slots = 0 if self.settings.slots == "auto" else self.settings.slots
         self._unjudged = queue.Queue(AT_ONCE + slots)
         self._unwritten = queue.Queue(3 * WRITERS + slots)
-        self._rule = self.settings.acceptance
+        self._rule: Acceptance | None = None
         self._image_format = ImageFormat(**context.run["image_format"])
         self._broken: BaseException | None = None
 
@@ -110,6 +110,7 @@ class GenerateWorker(Worker[Outcome]):
         self._refuse_other_methods(load_plugins(self.settings.plugin))
         self.set_torch_threads()
         self.metrics = WorkerMetrics()
+        self._rule = self.settings.acceptance  # now that plugins' methods are known
         engine = self.load_engine()
         if self._rule is not None:  # beside the model, before slots are measured
             self._refuse_other_judges(self._rule)
@@ -205,7 +206,7 @@ class GenerateWorker(Worker[Outcome]):
                     for flight in self._arrived(wait=not flying and not ahead):
                         if flight.trial is not None and flight.trial.tries:
                             ahead.appendleft(flight)  # tried again: it has the next free slot
-                            expected += 1  # with the text that it had before
+                            expected = 0
                         else:
                             ahead.append(flight)
                     while batch.free and ahead:
@@ -230,7 +231,7 @@ class GenerateWorker(Worker[Outcome]):
     def _break(self, error: BaseException) -> None:
         """Fail every row in progress; the worker is of no use any more."""
         with self._lock:
-            self._broken = error
+            self._broken = self._broken or error
             for flight in self._sampling:
                 flight.outcome.set_exception(error)
             self._sampling.clear()
@@ -260,9 +261,11 @@ class GenerateWorker(Worker[Outcome]):
             self._unjudged.put((flight, result))
 
     def _to_write(self, flight: _Flight, row: Row, result: Result) -> None:
-        self._unwritten.put((flight, row, result))
         with self._lock:
-            self._sampling.discard(flight)
+            if flight not in self._sampling:  # the worker is broken
+                return
+            self._sampling.remove(flight)
+        self._unwritten.put((flight, row, result))
 
     def _judge(self, jury: Jury) -> None:
         """Judge what is finished, all that waits together, and send rows back or on to be written."""

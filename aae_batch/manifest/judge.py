@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Sequence
+from copy import copy
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
@@ -54,6 +55,7 @@ class Judge:
         self.config = config
         self.family = family
         self._sizes = sizes
+        self._others: Judge | None = None
         self._settings: dict[Hashable, GuidanceConfig | RowError] = {}
         self._counts: dict[Hashable, int | RowError] = {}
 
@@ -82,11 +84,20 @@ class Judge:
         return cls(streams, config, loading.sizes_of(index), plugin, index.family)
 
     def resolve(self, row: Row) -> tuple[GuidanceConfig, int]:
-        """Return the settings of a row and its number of subjects.
+        """Return the settings of a row and its number of subjects, by the first method that can sample
+        it.
 
         Raises:
             RowError: the row cannot be generated.
         """
+        try:
+            return self._resolve(row)
+        except RowError:
+            if self._others is None or self._others.error_of(row) is not None:
+                raise
+            return self._others.resolve(row)
+
+    def _resolve(self, row: Row) -> tuple[GuidanceConfig, int]:
         if row.error is not None:
             raise row.error
         request = row.request
@@ -108,6 +119,15 @@ class Judge:
             request,
             lambda: len(subjects_of(request, settings.method, self.streams)),
         )
+
+    def by(self, methods: Sequence[str]) -> Judge:
+        """Return a judge of rows that are tried by several methods if they name none: one of these must be
+        able to sample them."""
+        other = copy(self)
+        other.config = self.config.updated(method=methods[0])
+        other._settings, other._counts = {}, {}
+        other._others = self.by(methods[1:]) if len(methods) > 1 else None
+        return other
 
     def prepare(self, prompts: Sequence[str]) -> None:
         """Tokenize prompts in one batch beforehand."""

@@ -15,7 +15,12 @@ from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.verify import verify
 from aae_batch.errors import GivenUpError, NonFiniteError, OutputError, SettingsError, SubjectError
 from aae_batch.generate.driver import run_job
+from aae_batch.generate.dry_run import dry_run
 from aae_batch.generate.jury import Trial, Verdict
+from aae_batch.generate.settings import JobSettings
+from aae_batch.generate.worker import GenerateWorker
+from aae_batch.job.worker import WorkerContext
+from aae_batch.ladder import STRIDE
 from aae_batch.manifest.reader import open_manifest
 from aae_batch.manifest.row import read_row
 from aae_batch.request import Request, Result
@@ -24,8 +29,8 @@ from aae_batch.store.open import open_storage
 from tests.chaos.fake import SIDE, FakeWorker
 from tests.small_job import assert_same_dataset
 
-DIVISIBLE = "seed % 3 = 0"
-"""Accepts a third of the noises: a row is tried one to three times."""
+DIVISIBLE = f"(seed - seed // {STRIDE} * {STRIDE - 1}) % 3 = 0"
+"""Accepts a third of the noises, were their seeds in sequence: a row is tried one to three times."""
 
 TRIED = ("id", "try", "method", "seed", "verdict", "kept")
 
@@ -45,8 +50,10 @@ def test_a_row_is_tried_until_it_is_accepted(layout, settings, ray_here):
     summary = run_job(job, worker_class=FakeWorker)
     rows = Dataset(job.output).metadata().to_pylist()
     # The manifest's seeds are 0 to 11.
-    assert [row["seed"] for row in rows] == [0, 3, 3, 3, 6, 6, 6, 9, 9, 9, 12, 12]
     assert [row["tries"] for row in rows] == [1, 3, 2, 1, 3, 2, 1, 3, 2, 1, 3, 2]
+    further = [STRIDE * (row["tries"] - 1) for row in rows]
+    assert [row["seed"] for row in rows] == [i + more for i, more in enumerate(further)]
+    assert [row["first_seed"] for row in rows] == list(range(12))
     assert [row["kept_try"] for row in rows] == [row["tries"] - 1 for row in rows]
     assert all(row["accepted"] for row in rows)
     made = tries_of(job.output)
@@ -55,7 +62,7 @@ def test_a_row_is_tried_until_it_is_accepted(layout, settings, ray_here):
         "rejected",
         "accepted",
     ]
-    assert [one["seed"] for one in made if one["id"] == "row-01"] == [1, 2, 3]
+    assert [one["seed"] for one in made if one["id"] == "row-01"] == [1, 1 + STRIDE, 1 + 2 * STRIDE]
     assert proved(job)
     assert summary["acceptance"]["accepted"] == 12
     assert summary["acceptance"]["tries"] == 24
@@ -84,7 +91,7 @@ def test_a_ladder_settles_rows_on_their_first_good_rung(settings, ray_here):
 def test_without_an_accepted_picture_a_row_keeps_its_best_fails_or_is_dropped(
     settings, tmp_path, ray_here
 ):
-    never = {"accept": "seed < 0", "by": "-abs(seed - 5)", "tries": 3}
+    never = {"accept": "seed < 0", "by": f"-abs(seed - {2 * STRIDE})", "tries": 3}
 
     def rows_of(kind: str) -> tuple[dict, list[dict]]:
         job = settings(**never, unaccepted=kind, output=str(tmp_path / kind))
@@ -93,7 +100,7 @@ def test_without_an_accepted_picture_a_row_keeps_its_best_fails_or_is_dropped(
         return summary, Dataset(job.output).metadata().to_pylist()
 
     summary, kept = rows_of("keep")
-    assert [row["seed"] for row in kept[:7]] == [2, 3, 4, 5, 5, 5, 6]
+    assert [row["seed"] - 2 * STRIDE for row in kept] == list(range(12))
     assert {row["accepted"] for row in kept} == {False}
     assert summary["failed"] == 0
     summary, failed = rows_of("fail")
@@ -112,11 +119,12 @@ def test_dropped_rows_do_not_count_as_too_many_failures(settings, ray_here):
 
 
 def test_the_best_of_several_is_found_by_any_score(settings, ray_here):
-    job = settings(best_of=4, by="seed % 4", keep_rejected=True)
+    job = settings(best_of=4, by=f"seed // {STRIDE} % 3", keep_rejected=True)
     run_job(job, worker_class=FakeWorker)
     dataset = Dataset(job.output)
     rows = dataset.metadata().to_pylist()
-    assert [row["seed"] for row in rows] == [3, 3, 3, 3, 7, 7, 7, 7, 11, 11, 11, 11]
+    assert [row["seed"] for row in rows] == [i + 2 * STRIDE for i in range(12)]
+    assert {row["accepted"] for row in rows} == {None}  # nobody was asked
     assert {row["tries"] for row in rows} == {4}
     made = dataset.tries().to_pylist()
     assert [one["picture"] is None for one in made] == [one["kept"] for one in made]
@@ -137,7 +145,7 @@ def test_the_same_tries_after_a_kill_at_any_of_them(settings, tmp_path, ray_here
 
     class Killed(FakeWorker):
         def admit(self, batch, request, **how) -> None:
-            if (request.id, request.seed) == ("row-04", 5) and not once.exists():
+            if (request.id, request.seed) == ("row-04", 4 + STRIDE) and not once.exists():
                 once.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             super().admit(batch, request, **how)
@@ -202,6 +210,9 @@ def test_a_run_is_not_resumed_with_another_judge(settings, ray_here):
         ({"accept": "clip.min_subject"}, "it is FLOAT"),
         ({"accept": "detector.all_found", "by": "detector.found"}, "it is BOOLEAN\\[\\]"),
         ({"accept": "seed = 1", "best_of": 3, "tries": 3}, "leave out --tries"),
+        ({"accept": "?"}, "a list of columns"),
+        ({"accept": "id = 'a'"}, "id"),
+        ({"unaccepted": "drop"}, "--unaccepted is for rows"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_in_a_sentence(given, said, settings):
@@ -241,7 +252,7 @@ def test_the_best_is_accepted_then_valued_then_first(settings):
         assert not ended(trial, word, value)
     assert ended(trial, "rejected", 10)
     row, result = trial.verdict()
-    assert result.request.seed == row.request.seed == 3
+    assert result.request.seed == row.request.seed == 1 + 2 * STRIDE
     assert [made["kept"] for made in trial.tries] == [False, False, True, False, False]
 
 
@@ -267,6 +278,38 @@ def test_the_last_try_is_not_given_up_unless_there_is_a_picture(settings):
     trial = trial_of(settings, tries=2, give_up_below=0.5)
     ended(trial, "rejected", 0)
     assert trial.give_up_below == 0.5
+
+
+def test_a_row_whose_last_method_cannot_sample_it_ends_with_a_try_that_was_given_up(settings):
+    trial = trial_of(settings, tries=2, ladder="attend-and-excite,conform", give_up_below=0.5)
+    error = GivenUpError("a", "neglected")
+    trial.end(Result(trial.request, error=error, guided=2, denoised=4), None, PNG)
+    assert not ended(trial, None, error=SubjectError("a", "two are needed"))
+    assert (trial.number, trial.give_up_below) == (0, None)
+    image = Image.new("RGB", (8, 8))
+    result = Result(trial.request, image=image, guided=2, denoised=8)
+    assert trial.end(result, Verdict("rejected", 0.0, {}), PNG)
+    assert trial.verdict()[1].image is image
+    (made,) = [one for one in trial.tries if one["kept"]]
+    assert (made["guided"], made["denoised"]) == (4, 12)
+
+
+def test_a_worker_knows_the_methods_of_plugins_before_it_reads_the_ladder(
+    settings, tmp_path, monkeypatch
+):
+    job = settings(accept=DIVISIBLE)
+    monkeypatch.setattr(JobSettings, "acceptance", property(lambda job: pytest.fail("too early")))
+    run = {"settings": {}, "image_format": {"kind": "png", "level": 1}}
+    GenerateWorker(WorkerContext(str(tmp_path), "", job, run, None))
+
+
+def test_a_row_is_good_if_any_method_of_the_ladder_can_sample_it(settings, tmp_path, capsys):
+    manifest = tmp_path / "single.csv"
+    manifest.write_text("prompt,subjects\na red circle,circle\n")
+    rungs = ["conform", "attend-and-excite"]
+    job = settings(accept=DIVISIBLE, ladder=rungs, manifest=str(manifest))
+    assert dry_run(job, print) == 0
+    assert dry_run(settings(accept=DIVISIBLE, ladder=rungs[:1], manifest=str(manifest)), print) == 1
 
 
 # --- early verdicts ---
