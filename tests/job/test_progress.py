@@ -36,3 +36,8 @@ def test_a_log_has_a_line_every_15_seconds_and_one_at_the_end():
         now = float(second)
         report(Progress(total=39, before=0, now=Tally(done=second), seconds=second + 0.1))
     assert [line.split()[0] for line in written] == ["0/39", "15/39", "30/39", "39/39"]
+
+
+def test_tries_are_told_once_a_row_is_done():
+    assert "tries" not in str(Progress(9, 0, Tally(tries=5), 2.0))
+    assert "2.5 tries a row" in str(Progress(9, 0, Tally(2, tries=5), 2.0))
