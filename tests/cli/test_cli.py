@@ -168,12 +168,12 @@ def test_words_that_the_embedded_model_does_not_know_are_refused_in_one_sentence
     assert "2 rows: 0 good, 2 would fail" in result.output
     result = run("generate", manifest, out, "--dry-run")
     assert result.exit_code == 1
-    assert result.output.splitlines()[0].startswith("model: shapes, the small one")
+    assert result.output.splitlines()[0].startswith("model: shapes, a small one")
     assert f"would fail: row 00000000: the prompt {UNKNOWN}" in result.output
 
     result = run("generate", manifest, out)  # not one picture would come of it
     assert result.exit_code == 2
-    assert result.output.startswith("model: shapes, the small one in this package")
+    assert result.output.startswith("model: shapes, a small one in this package")
     (sentence,) = result.stderr.splitlines()
     assert "No row of" in sentence
     assert UNKNOWN in sentence

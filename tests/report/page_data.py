@@ -18,7 +18,7 @@ from aae_batch.dataset.image_format import PNG
 from aae_batch.dataset.outcome import VERDICTS, Outcome
 from aae_batch.dataset.writer import Shard, failed
 from aae_batch.errors import GivenUpError
-from aae_batch.ladder import Ladder
+from aae_batch.ladder import STRIDE, Ladder
 from aae_batch.manifest.row import Row
 from aae_batch.request import AttentionRecord, Result, SubjectAttention
 from aae_batch.sampling.config import GuidanceConfig
@@ -88,7 +88,12 @@ TRIED_ROWS = [
     {"id": "climbs", "prompt": "a cat and a frog", "subjects": ["cat", "frog"], "seed": 4},
     {"id": "never", "prompt": HOSTILE, "subjects": ["cat", "<b>owl"], "seed": 10},
     {"id": "never", "prompt": "the same id", "subjects": ["cat"], "seed": 1},
-    {"id": "at-once", "prompt": "a cat and a frog", "subjects": ["cat", "frog"], "seed": 5},
+    {
+        "id": "at-once",
+        "prompt": "a cat and a frog",
+        "subjects": ["cat", "frog"],
+        "seed": 4 + STRIDE,
+    },
     {"id": "nothing", "prompt": "a cat", "seed": 6},
     {"id": "indices", "prompt": "a cat", "token_indices": [2], "seed": 7},
     {"id": "lost", "prompt": "a frog", "subjects": ["frog"], "seed": 20},
