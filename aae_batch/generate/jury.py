@@ -138,7 +138,7 @@ class Trial:
         rule = self.rule
         if self.best is None:
             return self.row, Result(self.row.request, error=self.error)
-        place, result = self.best
+        (place, result), self.best = self.best, None  # its shard may wait for long
         kept = self.tries[place]
         if VERDICTS[kept["verdict"]] is False and rule.unaccepted != "keep":
             kind = DroppedError if rule.unaccepted == "drop" else NotAcceptedError
@@ -148,9 +148,7 @@ class Trial:
             )
             return self.row, Result(self.row.request, error=kind(self.row.id, reason))
         kept |= {"kept": True, "picture": None}
-        self.best = None  # its shard may wait for long
-        row = replace(self.row, request=result.request)
-        return row, replace(result, request=result.request)
+        return replace(self.row, request=result.request), result
 
 
 @dataclass(frozen=True)

@@ -58,11 +58,6 @@ class Progress:
         return self.now.refinements / max(1, self.now.done - self.now.failed)
 
     @property
-    def tried(self) -> bool:
-        """True if rows are tried several times, and one is done."""
-        return self.now.tries > 0 and self.now.done > 0
-
-    @property
     def eta(self) -> float | None:
         """Seconds left; None before the first row."""
         if not self.now.done:
@@ -70,7 +65,11 @@ class Progress:
         return (self.total - self.done) * self.seconds / self.now.done
 
     def __str__(self) -> str:
-        tries = f"{self.now.tries / self.now.done:.1f} tries a row, " if self.tried else ""
+        tries = (
+            f"{self.now.tries / self.now.done:.1f} tries a row, "
+            if self.now.tries and self.now.done
+            else ""
+        )
         return (
             f"{self.done}/{self.total} rows, {self.images_per_second:.2f} images/s, "
             f"{self.now.failed} failed, {tries}{self.mean_refinements:.1f} refinements an image, "
