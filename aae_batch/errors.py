@@ -77,6 +77,11 @@ class DroppedError(NotAcceptedError):
     """As `NotAcceptedError`, in a run that drops such rows."""
 
 
+def counted(count: int, thing: str) -> str:
+    """Return `1 row` or `1,234 rows`."""
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+
 def shown(value: object) -> str:
     """Return a value's `repr` for a message, with the middle left out if it is long."""
     text = repr(value)

@@ -24,6 +24,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     what: ClassVar[str] = "setting"
     """What error messages call the values."""
+    group: ClassVar[str] = "Options"
+    """The title of the options that a class declares, in a command's help."""
 
     def __init__(self, **values) -> None:
         try:

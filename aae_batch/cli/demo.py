@@ -38,7 +38,12 @@ def demo(
     ] = "shapes",
 ) -> int:
     """Generate a small dataset with an embedded model, plain and guided from the same noise, and a
-    page to compare them."""
+    page to compare them.
+
+    Examples:
+    aae-batch demo
+    aae-batch demo flow-output --model shapes-flow
+    """
     from aae_batch.errors import SettingsError
     from aae_batch.sampling.model.loading import EMBEDDED
 

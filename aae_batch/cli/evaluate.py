@@ -55,6 +55,11 @@ def evaluate(
     Scores are stored with each dataset, in metrics/. Existing scores are kept: run the same command
     again to resume after a stop, or to score images that were added.
     Exit codes: 0 complete, 1 some images could not be scored, 2 wrong command or input, 3 stopped.
+
+    Examples:
+    aae-batch evaluate output --metric attention,clip
+    aae-batch evaluate output --csv table.csv
+    aae-batch evaluate first-output second-output
     """
     from aae_batch.evaluate.settings import ScoreSettings
 

@@ -78,6 +78,10 @@ def export(
     dataset card and a page of samples.
 
     Exit codes: 0 written, 2 wrong command or input, 3 stopped early; the same command starts over.
+
+    Examples:
+    aae-batch export output exported --format imagefolder --where "method = 'attend-and-excite'"
+    aae-batch export output exported --format webdataset --select best-attention --of 4
     """
     if select not in (None, BEST):
         raise SettingsError(f"--select {select}: there is only {BEST}.")

@@ -28,6 +28,12 @@ def generate(
 
     Finished shards are kept: run the same command again to resume after a stop.
     Exit codes: 0 complete, 1 complete with failed rows, 2 wrong command or input, 3 stopped.
+
+    Examples:
+    aae-batch generate manifest.parquet output --dry-run
+    aae-batch generate manifest.parquet output --model stabilityai/stable-diffusion-xl-base-1.0
+    aae-batch generate prompts.csv s3://bucket/output --method self-cross --slots auto
+    aae-batch generate manifest.parquet output --accept detector.all_found --tries 4
     """
     job = _job(settings)
     return _dry_run(job) if dry_run else _generate(job)

@@ -37,6 +37,8 @@ class SettingsCommand:
     `**settings` stands for all other fields. A nested settings field is replaced by its own fields,
     which are None when not given. The model is imported only when typer asks for the signature.
 
+    What follows "Examples:" in the docstring of `run` is shown as it stands at the end of the help.
+
     Args:
         run: called with all values by name; returns the exit code.
         model: returns the settings class.
@@ -55,6 +57,8 @@ class SettingsCommand:
         defaults: Mapping[str, Any] | None = None,
     ) -> None:
         update_wrapper(self, run)
+        text, _, examples = inspect.cleandoc(run.__doc__ or "").partition("\n\nExamples:\n")
+        self.__doc__, self.examples = text, inspect.cleandoc(examples)
         self._run, self._model = run, model
         self._arguments, self._without, self._defaults = arguments, without, defaults or {}
 
@@ -76,6 +80,7 @@ class SettingsCommand:
                 left_out = {*own, *self._without}
                 parameters += (field for name, field in fields.items() if name not in left_out)
             elif name in fields and get_origin(parameter.annotation) is not Annotated:
+                get_args(fields[name].annotation)[1].rich_help_panel = None  # one alone is no group
                 parameters.append(fields[name])
             else:
                 parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
@@ -90,26 +95,34 @@ class SettingsCommand:
             if hasattr(field.annotation, "model_fields"):
                 yield from self._fields(field.annotation, OWN)  # type: ignore[arg-type]
             else:
-                yield self._parameter(name, field, own)
+                yield self._parameter(name, field, own, _group(model, name))
 
-    def _parameter(self, name: str, field: FieldInfo, own: str) -> inspect.Parameter:
+    def _parameter(self, name: str, field: FieldInfo, own: str, group: str) -> inspect.Parameter:
         text, _, unset = (field.description or "").partition(" Default: ")
         unset = unset.rstrip(".") or own
         default = inspect.Parameter.empty if field.is_required() else field.default
         default = self._defaults.get(name, None if unset else default)
-        kind, option = _kind(field.annotation), typer.Option(help=text)
+        kind = _kind(field.annotation)
+        how: dict[str, Any] = {"help": text, "rich_help_panel": group}
+        option = typer.Option(**how)
         if (field.json_schema_extra or {}).get("repeatable"):  # type: ignore[union-attr]
             kind = list[kind]  # type: ignore[valid-type]
         if name in self._arguments:
             option = typer.Argument(help=text)
         elif default is False:
-            option = typer.Option(f"--{name.replace('_', '-')}", help=text)
+            option = typer.Option(f"--{name.replace('_', '-')}", **how)
         elif default is None:
-            kind, option = kind | None, typer.Option(help=text, show_default=unset or True)
+            kind, option = kind | None, typer.Option(**how, show_default=unset or True)
         annotation = Annotated[kind, option]  # type: ignore[valid-type]
         return inspect.Parameter(
             name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
         )
+
+
+def _group(model: type[Settings], name: str) -> str:
+    """Return the title under which a field's option is listed: that of the class that declares it."""
+    declaring = (kind for kind in model.__mro__ if name in vars(kind).get("__annotations__", {}))
+    return next(declaring).group  # type: ignore[attr-defined]
 
 
 def _kind(annotation: Any) -> Any:
@@ -141,5 +154,30 @@ class _Listed(TyperCommand):
 
     def make_context(self, info_name: Any, args: Any, parent: Any = None, **extra: Any) -> Any:
         app = typer.Typer(add_completion=False, rich_markup_mode=None)
-        app.command(self.name)(self.callback.command)  # type: ignore[union-attr]
+        command = self.callback.command  # type: ignore[union-attr]
+        app.command(self.name, cls=_Grouped, epilog=command.examples)(command)
         return typer.main.get_command(app).make_context(info_name, args, parent, **extra)
+
+
+class _Grouped(TyperCommand):
+    """A command whose help lists options by their settings class, and ends with examples as written."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            title = getattr(parameter, "rich_help_panel", None) or "Options"
+            if parameter.param_type_name == "argument":
+                title = "Arguments"
+            if record is not None:
+                groups.setdefault(title, []).append(record)
+        for title, records in groups.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        if self.epilog:
+            with formatter.section("Examples"):
+                for line in self.epilog.splitlines():
+                    formatter.write(f"  {line}".rstrip() + "\n")

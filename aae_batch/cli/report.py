@@ -51,6 +51,10 @@ def report(
     It shows the methods side by side from the same noise, each subject's attention over the image and
     per step, scores of `aae-batch evaluate`, filters, sorting and summary figures. It needs no server
     and no network.
+
+    Examples:
+    aae-batch report output --open
+    aae-batch report s3://bucket/output --html page.html --limit 500
     """
     from aae_batch.cli.terminal import count_reporter
     from aae_batch.report.write import write_report

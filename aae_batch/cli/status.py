@@ -9,7 +9,11 @@ from aae_batch.errors import OutputError
 
 @settings_command()
 def status(output: Output, s3_endpoint: str | None) -> None:
-    """Print the progress of OUTPUT, while its job runs or afterwards."""
+    """Print the progress of OUTPUT, while its job runs or afterwards.
+
+    Examples:
+    aae-batch status s3://bucket/output
+    """
     import time
 
     from aae_batch.dataset import status as progress

@@ -20,7 +20,11 @@ def tokens(
     revision: str | None,
     s3_endpoint: str | None,
 ) -> None:
-    """Print how a model's tokenizers split PROMPT, with the positions for token_indices."""
+    """Print how a model's tokenizers split PROMPT, with the positions for token_indices.
+
+    Examples:
+    aae-batch tokens "a cat and a frog" --model stabilityai/stable-diffusion-xl-base-1.0
+    """
     from rich.console import Console
     from rich.table import Table
 

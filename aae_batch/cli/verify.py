@@ -37,6 +37,10 @@ def verify(
     """Prove that OUTPUT has every row exactly once, with its image and statistics undamaged.
 
     Exit codes: 0 proved, 1 something is missing or wrong, 2 wrong command or input.
+
+    Examples:
+    aae-batch verify output --manifest manifest.parquet
+    aae-batch verify output --repair
     """
     from aae_batch.cli.terminal import count_reporter
     from aae_batch.dataset import verify as proof

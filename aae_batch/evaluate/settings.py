@@ -34,6 +34,8 @@ class JudgeSettings(ActorSettings):
         SettingsError: a value is unknown or out of range.
     """
 
+    group = "Judges"
+
     clip_model: Place = Field(
         CLIP, description="CLIP model for clip and captions: hub id, folder or URL."
     )
@@ -90,6 +92,8 @@ class ScoreSettings(JudgeSettings):
     Raises:
         SettingsError: a value is unknown or out of range.
     """
+
+    group = "Options"
 
     output: Place = Field(description="Root of the dataset: folder or URL.")
     metric: MetricName = Field(description="Metric to score with.")

@@ -17,6 +17,7 @@ from aae_batch.generate.acceptance import TRIES, Acceptance, Unaccepted, metrics
 from aae_batch.ladder import Ladder
 from aae_batch.methods import DEFAULT, METHODS, load_plugins
 from aae_batch.sampling.config import GuidanceConfig
+from aae_batch.settings import Settings
 
 SHARD_SIZE = 256
 
@@ -63,22 +64,15 @@ def _loras(value: Any) -> tuple[str, ...]:
     return tuple(str(lora) for lora in parse_loras(given))
 
 
-class JobSettings(JudgeSettings):
-    """One job: a manifest, an output, and how to generate the output from the manifest.
+class ModelSettings(Settings):
+    """Which model makes the images.
 
     Raises:
         SettingsError: a value is unknown or out of range.
     """
 
-    manifest: Annotated[str, BeforeValidator(os.fspath)] = Field(
-        description="Parquet, CSV or JSONL, path or URL; one row per image. Columns: prompt "
-        "(required), subjects or token_indices, seed, id, negative_prompt, guidance_scale, "
-        "num_inference_steps, height, width, method; others are copied to the metadata table."
-    )
-    output: str = Field(
-        description="Folder for the dataset, s3://bucket/prefix, or another URL (gs://, abfs://, "
-        "hf://). An incomplete dataset is resumed."
-    )
+    group = "Model"
+
     model: str = Field(
         "shapes",
         description="Hub id, folder in diffusers' layout, URL of one (s3://bucket/folder), or "
@@ -105,6 +99,17 @@ class JobSettings(JudgeSettings):
         description="Images in flight in each actor; memory use grows with it. auto: as many as fit, "
         "measured on the GPU when the model is loaded.",
     )
+
+
+class FormSettings(Settings):
+    """How rows are stored.
+
+    Raises:
+        SettingsError: a value is unknown or out of range.
+    """
+
+    group = "Output"
+
     shard_size: int | None = Field(
         None,
         ge=1,
@@ -125,21 +130,43 @@ class JobSettings(JudgeSettings):
     )
     png_level: int | None = Field(None, description="Compression level of png, 0 to 9. Default: 1.")
     webp_lossless: bool | None = Field(None, description="Use lossless webp. Default: lossy.")
-    retry_failed: bool = Field(False, description="Generate failed rows again.")
-    other_versions: bool = Field(
-        False,
-        description="Resume a run begun with other versions of aae_batch, torch, diffusers or "
-        "transformers; images may differ.",
-    )
-    max_failures: Annotated[int | float | None, BeforeValidator(_failures)] = Field(
-        None,
-        description="Stop when more rows than this fail: a number, or a share such as 5%. Default: never.",
-    )
-    plugin: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
-        (),
-        description="Modules that register your own methods, e.g. package.module, separated by commas. "
-        "Default: none.",
-    )
+
+    def form(self, begun: dict[str, Any]) -> dict[str, Any]:
+        """Return how rows are stored, for `run.json`: values given here, else those of `begun`,
+        else the defaults.
+
+        Raises:
+            SettingsError: a given setting does not apply to the image format.
+        """
+        return {
+            "shard_size": self.shard_size or begun.get("shard_size", SHARD_SIZE),
+            "layout": self.layout or begun.get("layout", "files"),
+            "image_format": self._image_format(begun.get("image_format", {})).settings(),
+        }
+
+    def _image_format(self, begun: dict[str, Any]) -> ImageFormat:
+        kind = self.image_format or begun.get("kind", "png")
+        lossless = begun.get("lossless") if self.webp_lossless is None else self.webp_lossless
+        given = {
+            "kind": kind,
+            "level": self.png_level,
+            "quality": self.image_quality,
+            "lossless": self.webp_lossless,
+        }
+        if (kind, lossless) == (begun.get("kind"), begun.get("lossless")):
+            given |= {name: value for name, value in begun.items() if given[name] is None}
+        return ImageFormat(**given)
+
+
+class TrialSettings(JudgeSettings):
+    """How often a row is tried, and which try is kept.
+
+    Raises:
+        SettingsError: a value is unknown or out of range.
+    """
+
+    group = "Tries"
+
     accept: str | None = Field(
         None,
         description="Judge every picture as it is made, and try again with other noise until this is "
@@ -185,20 +212,9 @@ class JobSettings(JudgeSettings):
     judge_device: str | None = Field(
         None, description="Torch device of the judges, e.g. cpu. Default: the model's."
     )
-    guidance: GuidanceConfig = Field(description="How to sample.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _begin_with_the_first_rung(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """A row that names no method has the ladder's first."""
-        rungs, guidance = listed(values.get("ladder")), values.get("guidance")
-        method = rungs[0].partition(":")[0] if rungs else None
-        if method in METHODS and isinstance(guidance, GuidanceConfig):
-            values = values | {"guidance": guidance.updated(method=method)}
-        return values
 
     @model_validator(mode="after")
-    def _tries_need_a_judge(self) -> JobSettings:
+    def _tries_need_a_judge(self) -> TrialSettings:
         given = self.accept is not None or self.best_of is not None
         others = ["tries", "ladder", "by", "give_up_below", "keep_rejected", "judge_device"]
         if not given:
@@ -213,6 +229,52 @@ class JobSettings(JudgeSettings):
         if self.best_of is not None and self.tries is not None:
             raise SettingsError("--best-of is the number of tries: leave out --tries.")
         return self
+
+
+class JobSettings(TrialSettings, FormSettings, ModelSettings):
+    """One job: a manifest, an output, and how to generate the output from the manifest.
+
+    Raises:
+        SettingsError: a value is unknown or out of range.
+    """
+
+    group = "Options"
+
+    manifest: Annotated[str, BeforeValidator(os.fspath)] = Field(
+        description="Parquet, CSV or JSONL, path or URL; one row per image. Columns: prompt "
+        "(required), subjects or token_indices, seed, id, negative_prompt, guidance_scale, "
+        "num_inference_steps, height, width, method; others are copied to the metadata table."
+    )
+    output: str = Field(
+        description="Folder for the dataset, s3://bucket/prefix, or another URL (gs://, abfs://, "
+        "hf://). An incomplete dataset is resumed."
+    )
+    retry_failed: bool = Field(False, description="Generate failed rows again.")
+    other_versions: bool = Field(
+        False,
+        description="Resume a run begun with other versions of aae_batch, torch, diffusers or "
+        "transformers; images may differ.",
+    )
+    max_failures: Annotated[int | float | None, BeforeValidator(_failures)] = Field(
+        None,
+        description="Stop when more rows than this fail: a number, or a share such as 5%. Default: never.",
+    )
+    plugin: Annotated[tuple[str, ...], BeforeValidator(listed)] = Field(
+        (),
+        description="Modules that register your own methods, e.g. package.module, separated by commas. "
+        "Default: none.",
+    )
+    guidance: GuidanceConfig = Field(description="How to sample.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _begin_with_the_first_rung(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """A row that names no method has the ladder's first."""
+        rungs, guidance = listed(values.get("ladder")), values.get("guidance")
+        method = rungs[0].partition(":")[0] if rungs else None
+        if method in METHODS and isinstance(guidance, GuidanceConfig):
+            values = values | {"guidance": guidance.updated(method=method)}
+        return values
 
     @property
     def acceptance(self) -> Acceptance | None:
@@ -292,29 +354,3 @@ class JobSettings(JudgeSettings):
                 for name, metric in rule.metrics.items()
             },
         }
-
-    def form(self, begun: dict[str, Any]) -> dict[str, Any]:
-        """Return how rows are stored, for `run.json`: values given here, else those of `begun`,
-        else the defaults.
-
-        Raises:
-            SettingsError: a given setting does not apply to the image format.
-        """
-        return {
-            "shard_size": self.shard_size or begun.get("shard_size", SHARD_SIZE),
-            "layout": self.layout or begun.get("layout", "files"),
-            "image_format": self._image_format(begun.get("image_format", {})).settings(),
-        }
-
-    def _image_format(self, begun: dict[str, Any]) -> ImageFormat:
-        kind = self.image_format or begun.get("kind", "png")
-        lossless = begun.get("lossless") if self.webp_lossless is None else self.webp_lossless
-        given = {
-            "kind": kind,
-            "level": self.png_level,
-            "quality": self.image_quality,
-            "lossless": self.webp_lossless,
-        }
-        if (kind, lossless) == (begun.get("kind"), begun.get("lossless")):
-            given |= {name: value for name, value in begun.items() if given[name] is None}
-        return ImageFormat(**given)

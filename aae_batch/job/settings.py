@@ -37,6 +37,8 @@ class ActorSettings(Settings):
         SettingsError: a value is unknown or out of range.
     """
 
+    group = "Actors and storage"
+
     actors: ActorRange | None = Field(
         None,
         description="Number of worker processes, each with its own model; or MIN:MAX to use what a "

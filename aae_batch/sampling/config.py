@@ -78,6 +78,8 @@ class SteeringSettings(Settings):
         SettingsError: a value is out of range.
     """
 
+    group = "Steering"
+
     max_iter_to_alter: int | None = Field(
         None,
         ge=0,
@@ -136,6 +138,8 @@ class GuidanceConfig(SteeringSettings):
     Raises:
         SettingsError: a value is unknown or out of range.
     """
+
+    group = "Sampling"
 
     method: str = Field(
         DEFAULT,

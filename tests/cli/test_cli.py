@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
+import shlex
 import subprocess
 import sys
 from importlib import import_module
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import aae_batch
@@ -328,3 +331,29 @@ def test_a_folder_of_someone_else_is_refused_and_stays_as_it_is(run, tmp_path, k
     }
     assert said[kind] in result.stderr
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+COMMANDS = ["generate", "evaluate", "verify", "status", "report", "export", "tokens", "demo"]
+COMMANDS += ["manifest build", "manifest benchmark", "manifest validate"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_each_command_ends_with_examples_that_it_takes(run, command):
+    help_text = run(*command.split(), "--help").output
+    examples = help_text.partition("\nExamples:\n")[2].splitlines()
+    assert examples
+    for example in examples:
+        program, *words = shlex.split(example)
+        assert [program, *words[: len(command.split())]] == ["aae-batch", *command.split()]
+        found = typer.main.get_command(cli.app)
+        for _ in command.split():
+            found, words = found.commands[words[0]], words[1:]
+        found.make_context(command, words)  # raises a usage error
+
+
+def test_many_options_are_listed_by_what_they_are_about(run):
+    text = run("generate", "--help").output
+    titles = [line for line in text.splitlines() if re.fullmatch(r"\w[\w ]*:", line)]
+    expected = "Arguments Options Model Output Sampling Steering Actors Judges Tries Examples"
+    assert [title.split()[0].rstrip(":") for title in titles] == expected.split()
+    assert "Actors" not in run("verify", "--help").output

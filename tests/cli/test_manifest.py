@@ -32,7 +32,7 @@ def test_subjects_that_were_found_are_shown_and_need_a_yes(run, prompts, tmp_pat
     result = run("build", prompts, "m.parquet")
     assert result.exit_code == 2
     assert "a cat and a teddy bear  cat; teddy bear" in result.output
-    assert "2 of 3 prompts have fewer than two subjects, 1 have none" in result.output
+    assert "of 3 prompts, 2 with fewer than two subjects, 1 with none" in result.output
     assert "1 prompt has no subject" in result.stderr
     assert "add --yes" in result.stderr
     assert not (tmp_path / "m.parquet").exists()
@@ -76,7 +76,7 @@ def test_rows_that_no_method_guides_need_no_subjects_unless_asked_for(run, promp
 def test_prompts_that_cannot_be_guided_are_told_of_however_that_came_about(run, prompts, tmp_path):
     result = run("build", prompts, "m.parquet", "--no-find-subjects")
     assert result.exit_code == 0
-    assert "3 prompts have no subject" in result.stderr
+    assert "no subject in 3 prompts" in result.stderr
     (tmp_path / "p.jsonl").write_text('{"prompt": "a cat", "subjects": []}\n')
     result = run("build", "p.jsonl", "n.parquet")
     assert result.exit_code == 0
@@ -114,7 +114,9 @@ def test_a_model_adds_the_positions_of_the_tokens(run, tmp_path):
 def test_the_benchmark_is_the_paper_s_for_both_methods(run, tmp_path):
     result = run("benchmark", "m.parquet")
     assert result.exit_code == 0, result.output
-    assert "35328 rows in m.parquet" in result.output  # 276 prompts, 64 seeds, 2 methods
+    assert (
+        "35,328 rows in m.parquet: 64 seeds, 0 to 63, of each prompt" in result.output
+    )  # 276 prompts, 64 seeds, 2 methods
     table = pq.read_table("m.parquet")
     assert len(set(table["id"].to_pylist())) == 35328
     pair = table.slice(0, 2).to_pylist()

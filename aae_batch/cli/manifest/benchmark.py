@@ -9,6 +9,7 @@ import typer
 from aae_batch.cli.common import complain
 from aae_batch.cli.manifest.common import (
     METHODS_HELP,
+    SEEDS_HELP,
     Force,
     Show,
     Target,
@@ -35,9 +36,7 @@ def benchmark(
             "its reported figures).",
         ),
     ] = "all",
-    seeds: Annotated[
-        str, typer.Option(help="One row per seed: 64 or 0:64 for 0 to 63, or 1,5,9.")
-    ] = "64",
+    seeds: Annotated[str, typer.Option(help=SEEDS_HELP)] = "64",
     methods: Annotated[str, typer.Option(help=METHODS_HELP)] = "both",
     prompts: Annotated[
         str | None,
@@ -55,6 +54,9 @@ def benchmark(
 
     The paper does not print the random colours of its objects: --colour-seed draws them, unless
     --prompts gives the authors' file. The column set names the prompt set of each row.
+
+    Examples:
+    aae-batch manifest benchmark benchmark.parquet --set animals --seeds 8
     """
     from aae_batch.generate.settings import listed
     from aae_batch.manifest.build import benchmark as paper

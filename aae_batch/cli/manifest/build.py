@@ -8,11 +8,13 @@ import typer
 
 from aae_batch.cli.manifest.common import (
     METHODS_HELP,
+    SEEDS_HELP,
     Force,
     Show,
     Target,
     TokenizerOf,
     ask,
+    first_of,
     show_found,
     show_prompts,
     warn_of_left_out,
@@ -20,6 +22,7 @@ from aae_batch.cli.manifest.common import (
     write,
 )
 from aae_batch.cli.options import settings_command
+from aae_batch.errors import counted
 
 
 @settings_command()
@@ -54,7 +57,7 @@ def build(
     seeds: Annotated[
         str | None,
         typer.Option(
-            help="One row per seed: 64 or 0:64 for 0 to 63, or 1,5,9.",
+            help=SEEDS_HELP,
             show_default="one per prompt, from its id",
         ),
     ] = None,
@@ -91,6 +94,11 @@ def build(
 
     Subjects found automatically are shown first, for confirmation.
     Exit codes: 0 written, 1 not confirmed, 2 wrong command or input.
+
+    Examples:
+    aae-batch manifest build prompts.txt manifest.parquet
+    aae-batch manifest build prompts.csv manifest.parquet --seeds 4 --methods both
+    aae-batch manifest build lists.yaml manifest.parquet --template 'a {animal} and a {color} {object}'
     """
     from aae_batch.cli.terminal import count_reporter
     from aae_batch.generate.settings import listed
@@ -124,11 +132,13 @@ def build(
         show_found(found, show)
     else:
         first = range(min(show, len(prompts)))
-        show_prompts(prompts, first, f"{len(prompts)} prompts, the first {len(first)}:")
+        show_prompts(
+            prompts, first, f"{counted(len(prompts), 'prompt')}{first_of(first, len(prompts))}:"
+        )
     warn_of_unguidable(naming.unguidable(prompts, wanted_methods))
     warn_of_left_out(rows)
     if found.places:
-        ask(f"Write {len(rows)} rows with these subjects?", yes)
+        ask(f"Write {counted(len(rows), 'row')} with these subjects?", yes)
     write(output, rows, s3_endpoint)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aae_batch.cli.common import complain
-from aae_batch.errors import SettingsError
+from aae_batch.errors import SettingsError, counted
 from aae_batch.methods import METHODS
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ METHODS_HELP = (
     "One row per method: a comma-separated list; both, for attend-and-excite and stable-diffusion from "
     "the same noise; or all."
 )
+SEEDS_HELP = (
+    "One row per seed: 4 for four of them, 0 to 3; 10:20 for 10 to 19; a list such as 1,5,9; or 42, with "
+    "a comma for the seed 42 alone."
+)
 TokenizerOf = Annotated[
     str | None,
     typer.Option(
@@ -35,6 +39,11 @@ TokenizerOf = Annotated[
 ]
 Show = Annotated[int, typer.Option(min=0, help="Prompts to show before the manifest is written.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing manifest.")]
+
+
+def first_of(shown: Sequence[int], count: int) -> str:
+    """Say that a table does not show everything; nothing if it does."""
+    return f", the first {len(shown)}" if len(shown) < count else ""
 
 
 def show_prompts(prompts: Prompts, places: Sequence[int], title: str) -> None:
@@ -60,19 +69,20 @@ def show_found(found: Found, show: int) -> None:
     """Print the subjects found, and how many prompts have too few."""
     count = len(found.places)
     shown = found.places[:show]
-    show_prompts(
-        found.prompts, shown, f"subjects found in {count} prompts, the first {len(shown)}:"
-    )
+    title = f"subjects found in {counted(count, 'prompt')}{first_of(shown, count)}:"
+    show_prompts(found.prompts, shown, title)
     none, few = found.with_fewer_than(1), found.with_fewer_than(2)
-    print(f"{few} of {count} prompts have fewer than two subjects, {none} have none")
+    if few:
+        print(
+            f"of {counted(count, 'prompt')}, {few} with fewer than two subjects, {none} with none"
+        )
 
 
 def warn_of_unguidable(count: int) -> None:
     """Warn of prompts that have no subject, for whatever reason."""
     if count:
-        prompts, them = ("1 prompt has", "it") if count == 1 else (f"{count} prompts have", "them")
         complain(
-            f"{prompts} no subject, and no method can guide {them}: name some in a column "
+            f"no subject in {counted(count, 'prompt')}, which no method can guide: name some in a column "
             "subjects, or generate these rows without guidance."
         )
 
@@ -84,7 +94,7 @@ def warn_of_left_out(rows: ManifestRows) -> None:
         what = f"{needs.least_subjects} subjects"
         if "modifiers" in needs.needs:
             what = "a subject with an adjective, such as 'red circle'"
-        complain(f"{method} needs {what}: no rows of it for {count} prompts.")
+        complain(f"{method} needs {what}: no rows of it for {counted(count, 'prompt')}.")
 
 
 def ask(question: str, yes: bool) -> None:
@@ -108,4 +118,4 @@ def write(target: str, rows: ManifestRows, endpoint: str | None) -> None:
     from aae_batch.manifest.build.rows import write_manifest
 
     write_manifest(target, rows, endpoint)
-    print(f"{len(rows)} rows in {target}")
+    print(f"{counted(len(rows), 'row')} in {target}{rows.seeds_in_words}")

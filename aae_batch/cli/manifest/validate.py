@@ -68,6 +68,10 @@ def validate(
     Prompts that are cut off, negative prompts that have no effect, and rows that ask for the same image, are
     warnings and do not fail.
     Exit codes: 0 no row would fail, 1 some would, 2 the manifest cannot be read or the command is wrong.
+
+    Examples:
+    aae-batch manifest validate manifest.parquet --model stabilityai/stable-diffusion-xl-base-1.0
+    aae-batch manifest validate manifest.parquet --price --tflops 150
     """
     from aae_batch.generate.settings import listed
     from aae_batch.manifest.judge import Judge

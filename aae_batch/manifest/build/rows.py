@@ -33,18 +33,20 @@ _ROWS_AT_ONCE = 20_000
 
 
 def parse_seeds(text: str) -> list[int]:
-    """Parse a list of seeds: `64` and `0:64` are 0 to 63; `1,5,10:20` are 1, 5 and 10 to 19.
+    """Parse a list of seeds: `64` and `0:64` are 0 to 63; `1,5,10:20` are 1, 5 and 10 to 19; `42,` is 42.
 
     Raises:
         SettingsError: the text is not such a list, repeats a seed, or has more than `MOST_SEEDS`.
     """
     seeds: list[int] = []
-    for part in f"0:{text}".split(",") if text.strip().isdecimal() else text.split(","):
+    listed = f"0:{text}" if text.strip().isdecimal() else text.strip().removesuffix(",")
+    for part in listed.split(","):
         match = re.fullmatch(r"\s*(\d{1,18})\s*(?::\s*(\d{1,18})\s*)?", part, re.ASCII)
         first, end = (int(match[1]), int(match[2] or int(match[1]) + 1)) if match else (0, 0)
         if end <= first:
             raise SettingsError(
-                f"--seeds {text!r} is not a list of seeds; write e.g. 64 or 0:64 for 0 to 63, or 1,5,9."
+                f"--seeds {text!r} is not a list of seeds: write 4 for four of them, 0 to 3; 10:20 for 10 to "
+                "19; 1,5,9; or '0,' for the seed 0 alone."
             )
         if end - first + len(seeds) > MOST_SEEDS:
             raise SettingsError(
@@ -124,6 +126,18 @@ class ManifestRows:
     def __len__(self) -> int:
         return sum(len(self._methods_of(p)) for p in self._prompts.prompts) * max(
             1, len(self._seeds)
+        )
+
+    @property
+    def seeds_in_words(self) -> str:
+        """What was understood by a list of seeds, since `42` are 42 of them; nothing without one."""
+        if not self._seeds:
+            return ""
+        first, last = self._seeds[0], self._seeds[-1]
+        which = f"{first} to {last}" if self._seeds == list(range(first, last + 1)) else "as listed"
+        one = len(self._seeds) == 1
+        return (
+            f": {f'seed {first}' if one else f'{len(self._seeds)} seeds, {which},'} of each prompt"
         )
 
     @property
