@@ -12,6 +12,9 @@ DRAWS = 2000
 SEED = 0
 """Fixed, so that the same values give the same interval."""
 
+LEAST_PROMPTS = 10
+"""The bootstrap's intervals are far too narrow for fewer prompts, so none is given."""
+
 BLOCKS = 5000
 """More prompts than this are divided at random into this many blocks, and blocks are drawn. That bounds time
 and memory, and changes the width of the interval by about 1 %, less than the error of 2000 draws."""
@@ -19,7 +22,8 @@ and memory, and changes the width of the interval by about 1 %, less than the er
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over images and its 95 % interval, which is NaN for a single prompt."""
+    """A mean over images and its 95 % interval, which is NaN for fewer than `LEAST_PROMPTS` prompts, and if
+    all prompts have the same mean, since the bootstrap then says nothing of the others."""
 
     mean: float
     low: float
@@ -44,7 +48,8 @@ def estimate(values: np.ndarray, prompts: np.ndarray) -> Estimate | None:
     _, places = np.unique(prompts, return_inverse=True)
     sums, counts = np.bincount(places, weights=values), np.bincount(places).astype(float)
     low = high = math.nan
-    if len(counts) > 1:
+    means = sums / counts
+    if len(counts) >= LEAST_PROMPTS and np.ptp(means) > 0:
         low, high = bootstrap(
             _blocks(sums, counts),
             _mean,

@@ -8,7 +8,9 @@ import math
 from collections.abc import Sequence
 from itertools import groupby
 
-from aae_batch.evaluate.bootstrap import Estimate
+from aae_batch.errors import counted
+from aae_batch.evaluate.bootstrap import LEAST_PROMPTS, Estimate
+from aae_batch.evaluate.pictures import WITHOUT_SET
 from aae_batch.evaluate.table import Line, Table
 
 CSV_COLUMNS = (
@@ -23,7 +25,11 @@ def as_text(table: Table) -> str:
     widths = [max(map(len, column)) for column in zip(["", *table.groups], *rows, strict=True)]
     text = []
     for measure, lines in groupby(table.lines, lambda line: line.measure):
-        text += [f"{measure.title} ({measure.metric})", _spread(["", *table.groups], widths)]
+        if measure in table.constant:  # the notes have it
+            continue
+        text.append(f"{measure.title} ({measure.metric})")
+        if table.groups != (WITHOUT_SET,):
+            text.append(_spread(["", *table.groups], widths))
         text += [_spread(_row(line, table), widths) for line in lines]
         text.append("")
     return "\n".join([*text, *_notes(table)])
@@ -31,8 +37,13 @@ def as_text(table: Table) -> str:
 
 def _notes(table: Table) -> list[str]:
     notes = []
-    if table.lines:
+    everything = [cell for line in table.lines for cell in line.cells.values() if cell is not None]
+    if any(not math.isnan(cell.low) for cell in everything):
         notes.append("Mean with 95 % interval, by a bootstrap over prompts.")
+    if any(math.isnan(cell.low) for cell in everything):
+        notes.append(
+            f"Without an interval: fewer than {LEAST_PROMPTS} prompts, or all prompts the same."
+        )
     if any(line.minus for line in table.lines):
         notes.append(
             "minus: the paired difference, over the prompts and seeds that both have, at the same size, "
@@ -42,7 +53,12 @@ def _notes(table: Table) -> list[str]:
         cells = [cell for line in table.lines if (cell := line.cells[group]) is not None]
         pictures = max((cell.pictures for cell in cells), default=0)
         prompts = max((cell.prompts for cell in cells), default=0)
-        notes.append(f"{group}: up to {pictures} images of {prompts} prompts in a row.")
+        some = f"{counted(pictures, 'image')} of {counted(prompts, 'prompt')}"
+        notes.append(f"{group}: up to {some} in a row.")
+    for measure in table.constant:
+        of = next(line for line in table.lines if line.measure == measure)
+        cell = next(cell for cell in of.cells.values() if cell is not None)
+        notes.append(f"{measure.title} ({measure.metric}): {_mean(cell, of)} in every image.")
     if table.stale:
         notes.append(
             f"{table.stale} scores are left out, since their images or the metric's settings have "
@@ -54,7 +70,7 @@ def _notes(table: Table) -> list[str]:
 def as_csv(table: Table) -> str:
     """Format as CSV: a line per cell, in full precision.
 
-    Shares are in [0, 1]; the interval of a single prompt is empty. A name that a spreadsheet would read as
+    Shares are in [0, 1]; an interval that is not known is empty. A name that a spreadsheet would read as
     a formula is prefixed with an apostrophe.
     """
     sink = io.StringIO()
@@ -101,12 +117,19 @@ def _row(line: Line, table: Table) -> list[str]:
 def _cell(cell: Estimate | None, line: Line) -> str:
     if cell is None:
         return "-"
-    scale, digits = (100, 1) if line.measure.percent else (1, 3)
-    sign, unit = "+" if line.minus else "", " %" if line.measure.percent else ""
-    mean = f"{scale * cell.mean:{sign}.{digits}f}{unit}"
+    mean = _mean(cell, line)
     if math.isnan(cell.low):
         return mean
-    return f"{mean} [{scale * cell.low:{sign}.{digits}f}, {scale * cell.high:{sign}.{digits}f}]"
+    return f"{mean} [{_number(cell.low, line)}, {_number(cell.high, line)}]"
+
+
+def _mean(cell: Estimate, line: Line) -> str:
+    return _number(cell.mean, line) + (" %" if line.measure.percent else "")
+
+
+def _number(value: float, line: Line) -> str:
+    scale, digits = (100, 1) if line.measure.percent else (1, 3)
+    return f"{scale * value:{'+' if line.minus else ''}.{digits}f}"
 
 
 def _spread(cells: Sequence[str], widths: Sequence[int]) -> str:

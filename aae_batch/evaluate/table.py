@@ -34,12 +34,14 @@ class Table:
         groups: titles of the columns.
         stale: number of scores left out; see `Pictures`.
         notes: explanations of what is missing.
+        constant: measures with one value in all images.
     """
 
     groups: tuple[str, ...]
     lines: tuple[Line, ...]
     stale: int = 0
     notes: tuple[str, ...] = ()
+    constant: tuple[Measure, ...] = ()
 
 
 def make_table(pictures: Pictures, notes: Sequence[str] = ()) -> Table:
@@ -56,11 +58,13 @@ def make_table(pictures: Pictures, notes: Sequence[str] = ()) -> Table:
     }
     baselines = _baselines(variants, rows)
     pairs = numbered(prompts, pictures.form, pictures.seed)
-    lines = []
+    lines, constant = [], []
     for measure in MEASURES:
         values = pictures.figures[measure.name]
         if np.isnan(values).all():
             continue
+        if len(np.unique(values[~np.isnan(values)])) == 1:
+            constant.append(measure)
         for row in rows:
             means = {
                 groups[column]: estimate(*(of[places[row, column]] for of in (values, prompts)))
@@ -77,7 +81,8 @@ def make_table(pictures: Pictures, notes: Sequence[str] = ()) -> Table:
             lines.append(Line(measure, variants[row].label, variants[other].label, differences))
     unpaired = [_unpaired(pictures, pairs, *pair) for pair in baselines.items()] if lines else []
     notes = (*notes, *filter(None, unpaired))
-    return Table(tuple(groups[c] for c in columns), (*lines,), pictures.stale, notes)
+    titles = tuple(groups[column] for column in columns)
+    return Table(titles, (*lines,), pictures.stale, notes, (*constant,))
 
 
 def paired_difference(
