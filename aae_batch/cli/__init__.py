@@ -15,6 +15,7 @@ from aae_batch.cli.demo import demo
 from aae_batch.cli.evaluate import evaluate
 from aae_batch.cli.export import export
 from aae_batch.cli.generate import generate
+from aae_batch.cli.make import make
 from aae_batch.cli.manifest import manifest
 from aae_batch.cli.options import add_commands
 from aae_batch.cli.report import report
@@ -30,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-add_commands(app, generate, verify, status, report, evaluate, export, tokens, demo)
+add_commands(app, make, generate, verify, status, report, evaluate, export, tokens, demo)
 app.add_typer(manifest, name="manifest")
 
 

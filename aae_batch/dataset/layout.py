@@ -1,5 +1,6 @@
 """Every name under an output root, and the schema of every table. No other module defines them.
 
+manifest.parquet             of a dataset of `aae-batch make`: what the rows are made from
 run.json                     settings, fingerprint, layout, versions; written first
 images/00012/<id>.png        the images of shard 12, in the layout `files`; or
 images/00012.tar             in the layout `webdataset`, members <id>.png and <id>.json; or
@@ -34,6 +35,7 @@ from aae_batch.columns import (
 )
 from aae_batch.dataset.image_format import Layout
 
+MANIFEST = "manifest.parquet"
 RUN = "run.json"
 PROGRESS = "progress.json"
 SUMMARY = "summary.json"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
@@ -26,7 +27,7 @@ from aae_batch.job.records import AUTO, RESOLVED, as_json, differences, new_run,
 from aae_batch.manifest.reader import Manifest
 from aae_batch.methods import DEFAULT, Steering
 from aae_batch.sampling.config import GuidanceConfig
-from aae_batch.store.base import Storage
+from aae_batch.store.base import Storage, is_url
 
 MAKERS = ("aae_batch", "torch", "diffusers", "transformers")
 """Packages whose versions affect the images."""
@@ -74,7 +75,7 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
     pixels = settings.pixels(manifest.digest)
     dataset = Dataset(storage)
     before = dataset.run
-    there = storage.anything()
+    there = storage.anything(besides=_own_manifest(manifest, storage))
     if before is None:
         if there is not None:
             raise OutputError(
@@ -100,6 +101,12 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
         )
     _check_versions(before, settings.other_versions)
     return Plan(before, begun=True, committed=frozenset(dataset.shards()))
+
+
+def _own_manifest(manifest: Manifest, storage: Storage) -> str:
+    """Return the manifest's name if it lies in the output, as that of `aae-batch make` does; else ""."""
+    place = manifest.path if is_url(manifest.path) else os.path.abspath(manifest.path)
+    return manifest.name if place == storage.place(manifest.name) else ""
 
 
 def _refuse_columns_of_tries(manifest: Manifest) -> None:

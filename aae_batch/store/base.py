@@ -73,9 +73,9 @@ class Storage(ABC):
         """
 
     @abstractmethod
-    def anything(self) -> str | None:
-        """Return the name of any object under the root, or None if the root is empty. Locks and
-        temporary files of writers are ignored.
+    def anything(self, besides: str = "") -> str | None:
+        """Return the name of any object under the root, or None if the root is empty. Locks,
+        temporary files of writers and the object `besides` are ignored.
 
         Raises:
             OutputError: also if one of the objects is a link.

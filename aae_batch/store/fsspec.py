@@ -90,9 +90,8 @@ class FsspecStorage(ObjectStorage):
                 return False
         return True
 
-    def anything(self) -> str | None:
-        entries = self.entries("")
-        return entries[0].name if entries else None
+    def anything(self, besides: str = "") -> str | None:
+        return next((entry.name for entry in self.entries("") if entry.name != besides), None)
 
     def entries(self, prefix: str) -> tuple[Entry, ...]:
         with self._explained("list", prefix) as store:

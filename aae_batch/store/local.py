@@ -53,10 +53,12 @@ class LocalStorage(Storage):
                 found += [Path(folder, name).relative_to(self.root).as_posix() for name in files]
         return sorted(found)
 
-    def anything(self) -> str | None:
+    def anything(self, besides: str = "") -> str | None:
         root = Path(self.root)
 
-        def is_of_writers(name: str) -> bool:
+        def is_ignored(name: str) -> bool:
+            if name == besides:
+                return True
             if name == whole_file.PARTS:
                 return all(whole_file.is_part(root, part) for part in whole_file.left_over(root))
             return is_lock_file(root, name)
@@ -68,7 +70,7 @@ class LocalStorage(Storage):
                 return None
             for name in found:
                 whole_file.refuse_link(root / name)
-            return next((name for name in found if not is_of_writers(name)), None)
+            return next((name for name in found if not is_ignored(name)), None)
 
     def delete(self, name: str) -> None:
         with self._writable(name, "delete"):

@@ -151,13 +151,13 @@ class S3Storage(ObjectStorage):
                 raise
         return True
 
-    def anything(self) -> str | None:
+    def anything(self, besides: str = "") -> str | None:
         with explained(self, "list", ""):
             answer = self._client().list_objects_v2(
                 Bucket=self.bucket, Prefix=self._key(""), MaxKeys=PAGE
             )
         names = (item["Key"].removeprefix(self._key("")) for item in answer.get("Contents", ()))
-        return next((name for name in names if _is_object(name)), None)
+        return next((name for name in names if _is_object(name) and name != besides), None)
 
     def entries(self, prefix: str) -> tuple[Entry, ...]:
         start = len(self._key(""))

@@ -36,6 +36,14 @@ def test_writing_replaces_the_whole_object_and_leaves_nothing_beside_it(storage)
     assert storage.list("metadata/") == ["metadata/1"]
 
 
+def test_one_object_may_be_there_already(storage):
+    storage.write_bytes("manifest.parquet", b"")
+    assert storage.anything() == "manifest.parquet"
+    assert storage.anything(besides="manifest.parquet") is None
+    storage.write_bytes("z", b"")
+    assert storage.anything(besides="manifest.parquet") == "z"
+
+
 def test_an_object_can_be_read_in_parts(storage):
     storage.write_bytes("a", b"0123456789")
     with storage.open("a") as file:
