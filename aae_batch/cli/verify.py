@@ -65,15 +65,19 @@ def verify(
             print(f"  {problem}")
         if len(found.problems) > PROBLEMS_SHOWN:
             print(f"  and {len(found.problems) - PROBLEMS_SHOWN} more problems")
-        if repair:
-            _delete(storage, proof.to_delete(storage, found), yes)
+        names = proof.to_delete(storage, found) if repair else []
+        if names:
+            _delete(storage, names, yes)
+        else:
+            for sentence in found.advice(output):
+                print(sentence)
     return COMPLETE if found.proved else WITH_FAILURES
 
 
 def _delete(storage: Storage, names: list[str], yes: bool) -> None:
     for name in names:
         print(f"to delete: {name}")
-    if names and (yes or _agreed(len(names))):
+    if yes or _agreed(len(names)):
         for name in names:
             storage.delete(name)
         print(

@@ -54,6 +54,26 @@ class Verification:
         """Whether parts are missing and everything that exists is correct."""
         return bool(self.problems) and all(p.kind == "missing" for p in self.problems)
 
+    def advice(self, output: str) -> Iterator[str]:
+        """Yield what to do about the problems and failures, a sentence each.
+
+        Args:
+            output: how the user names the output.
+        """
+        kinds = {problem.kind for problem in self.problems}
+        if kinds & {"broken", "stray", "summary"}:
+            yield (
+                f"Run `aae-batch verify {output} --repair`, which lists what is broken and asks before it "
+                "deletes that, and then the same `aae-batch generate` again."
+            )
+        elif "missing" in kinds:
+            yield "Run the same `aae-batch generate` again to make what is missing."
+        if self.failures and not kinds:
+            yield (
+                "Add --retry-failed to the same `aae-batch generate` to try failed rows again; the column "
+                "error in metadata says why they failed."
+            )
+
     def __str__(self) -> str:
         state = (
             "proved" if self.proved else "incomplete" if self.only_incomplete else "problems found"
