@@ -111,8 +111,10 @@ def _say_plan(job: ScoreSettings) -> None:
 
 def _score(job: ScoreSettings) -> int:
     """Score, and return the number of images that could not be scored."""
-    from aae_batch.cli.terminal import progress_reporter
-    from aae_batch.evaluate.driver import score
+    from aae_batch.cli.terminal import progress_reporter, waiting
+
+    with waiting("loading Ray"):
+        from aae_batch.evaluate.driver import score
 
     with progress_reporter() as on_progress:
         scored = score(job, on_progress)

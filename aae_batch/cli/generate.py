@@ -56,9 +56,11 @@ def _job(given: dict[str, Any]) -> JobSettings:
 
 
 def _generate(job: JobSettings) -> int:
-    from aae_batch.cli.terminal import progress_reporter
-    from aae_batch.generate.driver import run_job
-    from aae_batch.sampling.model.loading import named
+    from aae_batch.cli.terminal import progress_reporter, waiting
+
+    with waiting("loading Ray"):
+        from aae_batch.generate.driver import run_job
+        from aae_batch.sampling.model.loading import named
 
     print(f"model: {named(job.model, job.lora)}", flush=True)
     with progress_reporter() as on_progress:

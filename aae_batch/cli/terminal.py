@@ -37,6 +37,18 @@ def progress_reporter() -> Iterator[Callable[[Progress], None]]:
 
 
 @contextmanager
+def waiting(for_what: str) -> Iterator[None]:
+    """On a terminal, say on standard error what the command waits for, until it goes on."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(for_what):
+        yield
+
+
+@contextmanager
 def count_reporter(things: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a callback that takes (done, total) and shows the count of `things` on standard error."""
     if sys.stderr.isatty():

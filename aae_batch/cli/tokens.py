@@ -28,11 +28,15 @@ def tokens(
     from rich.console import Console
     from rich.table import Table
 
+    from aae_batch.cli.terminal import waiting
     from aae_batch.sampling.model.loading import load_streams
     from aae_batch.sampling.words import token_tables
 
-    streams = load_streams(model, max_sequence_length, revision=revision, s3_endpoint=s3_endpoint)
-    tables = token_tables(streams, prompt)
+    with waiting("loading the tokenizer"):
+        streams = load_streams(
+            model, max_sequence_length, revision=revision, s3_endpoint=s3_endpoint
+        )
+        tables = token_tables(streams, prompt)
     for stream in tables:
         table = Table("index", "token", "can be guided", box=None, pad_edge=False)
         for token in stream.tokens:

@@ -130,7 +130,7 @@ def _validate(
     import csv
     from contextlib import ExitStack
 
-    from aae_batch.cli.terminal import count_reporter
+    from aae_batch.cli.terminal import count_reporter, waiting
     from aae_batch.errors import OutputError
     from aae_batch.manifest.reader import open_manifest
     from aae_batch.manifest.validate import Problem, validate
@@ -138,7 +138,8 @@ def _validate(
     kept: list[Problem] = []
     with ExitStack() as stack:
         opened = stack.enter_context(open_manifest(path, endpoint))
-        judge = load_judge()
+        with waiting("loading the tokenizer"):
+            judge = load_judge()
         write = None
         if output:
             try:
