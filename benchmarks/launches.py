@@ -1,0 +1,68 @@
+"""What one step of the engine asks of a GPU: kernels, and how often the host waits for it.
+
+Counted on the CPU with a small pipeline of any family, since both depend on the network's architecture and the number
+of slots, not on its width. All samples are guided in the first step, and none in the second.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from aae_batch import Engine, Request
+from aae_batch.sampling.config import GuidanceConfig
+from benchmarks.counting_device import NAME, Counts, counting
+
+PROMPT, SUBJECTS = "a red circle and a blue square", ["red circle", "blue square"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step asked of the device."""
+
+    kernels: int
+    syncs: int
+
+
+def launches(pipe, slots: int, config: GuidanceConfig | None = None) -> tuple[Step, Step]:
+    """Return the counts of a guided and of an unguided step with `slots` samples.
+
+    Args:
+        pipe: a pipeline on the CPU. It is moved to the counting device, and of no further use.
+    """
+    config = (config or GuidanceConfig()).updated(
+        num_inference_steps=4, max_iter_to_alter=2, thresholds={}
+    )
+    with counting() as counts:
+        pipe.to(NAME)
+        engine = Engine.from_pipeline(pipe, slots=slots)
+        with engine.open(config) as batch:
+            for seed in range(slots):
+                batch.add(Request(PROMPT, SUBJECTS, seed=seed))
+            steps = []
+            for _ in range(3):  # the first step fills caches
+                before = Counts(counts.kernels, dict(counts.waits))
+                batch.step()
+                steps.append(Step(counts.kernels - before.kernels, counts.syncs - before.syncs))
+    return steps[1], steps[2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.launches", description=__doc__)
+    parser.add_argument("--model", default="shapes", help="an embedded model, a folder or a hub id")
+    parser.add_argument("--slots", default="1,8,32", help="numbers of samples in flight")
+    parser.add_argument("--scheduler", help="default: the model's own")
+    options = parser.parse_args()
+    from aae_batch.sampling.model.loading import default_guidance, load_pipeline
+
+    config = default_guidance(options.model).updated(scheduler=options.scheduler)
+    print("| slots | guided: kernels | waits | not guided: kernels | waits |")
+    print("|---|---|---|---|---|")
+    for slots in map(int, options.slots.split(",")):
+        pipe = load_pipeline(options.model, device="cpu", dtype="float32")
+        guided, plain = launches(pipe, slots, config)
+        print(f"| {slots} | {guided.kernels} | {guided.syncs} | {plain.kernels} | {plain.syncs} |")
+
+
+if __name__ == "__main__":
+    main()
