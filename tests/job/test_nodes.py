@@ -120,29 +120,15 @@ def pieces_by_node(root: str) -> dict[str, int]:
     return {node.name: len(list(node.iterdir())) for node in folder.glob("*")}
 
 
+@pytest.mark.parametrize(
+    "worker_class",
+    [
+        pytest.param(Holding, id="of an actor at work"),
+        pytest.param(Unborn, id="of an actor that never said where it was"),
+    ],
+)
 def test_a_lost_node_costs_its_pieces_and_is_held_against_none(
-    nodes, settings_on_gpus, undisturbed, caplog
-):
-    nodes.add_node(**GPU_NODE)
-    doomed = nodes.add_node(**GPU_NODE)
-    job = settings_on_gpus(actors=2)
-    begun, lost = Path(f"{job.output}-begun"), Path(f"{job.output}-lost")
-
-    def lose_a_node(progress) -> None:
-        if not lost.exists() and len(list(begun.glob("*"))) == 2:
-            nodes.remove_node(doomed, allow_graceful=False)
-            lost.write_text(doomed.node_id)
-
-    with caplog.at_level(logging.WARNING, "aae_batch.job"):
-        run_job(job, lose_a_node, worker_class=Holding)
-    assert lost.exists()
-    assert "a node was lost" in caplog.text
-    assert "an actor died" not in caplog.text
-    assert_same_dataset(job.output, undisturbed)
-
-
-def test_a_lost_node_is_known_by_an_actor_that_never_said_where_it_was(
-    nodes, settings_on_gpus, undisturbed, caplog
+    nodes, settings_on_gpus, undisturbed, caplog, worker_class
 ):
     nodes.add_node(**GPU_NODE)
     doomed = nodes.add_node(**GPU_NODE)
@@ -153,10 +139,11 @@ def test_a_lost_node_is_known_by_an_actor_that_never_said_where_it_was(
     def lose_a_node(progress) -> None:
         if not lost.exists() and len(list(begun.glob("*"))) == 2:
             nodes.remove_node(doomed, allow_graceful=False)
-            lost.touch()
+            lost.write_text(doomed.node_id)
 
     with caplog.at_level(logging.WARNING, "aae_batch.job"):
-        run_job(job, lose_a_node, worker_class=Unborn)
+        run_job(job, lose_a_node, worker_class=worker_class)
+    assert lost.exists()
     assert "a node was lost" in caplog.text
     assert "an actor died" not in caplog.text
     assert_same_dataset(job.output, undisturbed)
