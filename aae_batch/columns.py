@@ -93,6 +93,8 @@ TRIES_COLUMNS: tuple[pa.Field, ...] = (
 )
 """Columns that a run with `--accept` or `--best-of` adds. `seed` and `method` are the kept try's."""
 
+TRIES_NAMES = tuple(field.name for field in TRIES_COLUMNS)
+
 IMAGE_COLUMN = column(
     "image",
     pa.struct([("bytes", pa.binary()), ("path", pa.string())]),

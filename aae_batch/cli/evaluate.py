@@ -124,6 +124,8 @@ def _score(job: ScoreSettings) -> int:
             f"{scored.missing} shards of {job.output} are not generated yet; run the same command "
             "again when they are."
         )
+    for reason in scored.reasons:
+        complain(reason)
     if scored.unscored:
         complain(
             f"{scored.unscored} images could not be scored: their scores are null. Try them again with "

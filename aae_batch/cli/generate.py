@@ -66,12 +66,21 @@ def _generate(job: JobSettings) -> int:
     with progress_reporter() as on_progress:
         summary = run_job(job, on_progress)
     print(f"{summary['images']} images, {summary['failed']} failed rows in {job.output}")
-    for kind, count in summary["failures"].items():
-        print(f"  {count} x {kind}: see the column error in {job.output}/metadata")
+    _say_failures(summary, job.output)
     tried = summary.get("acceptance")
     if tried:
         _say_tries(tried, summary["rows"])
     return WITH_FAILURES if summary["failed"] - (tried or {}).get("dropped", 0) else COMPLETE
+
+
+def _say_failures(summary: dict[str, Any], output: str) -> None:
+    """Print why rows failed. A summary of an earlier version has no examples."""
+    from aae_batch.job.progress import reasons
+
+    for reason in reasons(summary["failures"], summary.get("examples", {})):
+        print(f"  {reason}")
+    if summary["failed"]:
+        print(f"  The column error in {output}/metadata says why each row failed.")
 
 
 def _say_tries(tried: dict[str, Any], rows: int) -> None:

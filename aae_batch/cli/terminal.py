@@ -16,7 +16,8 @@ LINE_SECONDS = 15.0
 
 @contextmanager
 def progress_reporter() -> Iterator[Callable[[Progress], None]]:
-    """Yield a callback that shows a job's progress on standard error."""
+    """Yield a callback that shows a job's progress on standard error, and the first failed row of each
+    kind as soon as it has failed. A bar disappears at the end."""
     if not sys.stderr.isatty():
         yield lines(_print)
         return
@@ -24,11 +25,14 @@ def progress_reporter() -> Iterator[Callable[[Progress], None]]:
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    columns = (BarColumn(bar_width=30), TextColumn("{task.description}"))
-    with Bar(*columns, console=Console(stderr=True), transient=False) as bar:
+    columns = (BarColumn(bar_width=30), TextColumn("{task.description}", markup=False))
+    console = Console(stderr=True)
+    with Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=None)
+        tell = new_failures(lambda text: console.print(text, markup=False, highlight=False))
 
         def on_progress(progress: Progress) -> None:
+            tell(progress)
             loading = f"loading the model, {progress.done} rows done"
             text = str(progress) if progress.started else loading
             bar.update(task, completed=progress.done, total=progress.total, description=text)
@@ -73,17 +77,35 @@ def count_reporter(things: str) -> Iterator[Callable[[int, int], None]]:
 def lines(
     write: Callable[[str], None], clock: Callable[[], float] = time.monotonic
 ) -> Callable[[Progress], None]:
-    """Return a callback that writes one line at once, one every 15 seconds, and one at the end."""
+    """Return a callback that writes one line at once, one every 15 seconds, one at the end, and one for the
+    first failed row of each kind."""
     last = -LINE_SECONDS
+    tell = new_failures(write)
 
     def on_progress(progress: Progress) -> None:
         nonlocal last
+        tell(progress)
         is_due = clock() - last >= LINE_SECONDS or progress.done == progress.total
         if progress.started and is_due:
             last = clock()
             write(str(progress))
 
     return on_progress
+
+
+def new_failures(write: Callable[[str], None]) -> Callable[[Progress], None]:
+    """Return a callback that writes what the first failed row of each `error_type` says."""
+    from aae_batch.job.progress import shortened
+
+    told: set[str] = set()
+
+    def tell(progress: Progress) -> None:
+        for kind, reason in progress.now.examples.items():
+            if kind not in told:
+                told.add(kind)
+                write(f"{kind}: {shortened(reason)}")
+
+    return tell
 
 
 def _print(text: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from aae_batch.columns import TRIES_NAMES
 from aae_batch.dataset import layout as names
 from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.outcome import Outcome, may_have_left_a_picture
@@ -29,10 +30,6 @@ _OF_THE_TABLE_ONLY = [
 ]
 """Columns left out of an image's JSON in a tar. Of these only `seconds` differs between runs; without it
 the same shard gives the same tar."""
-
-
-_OF_TRIES = [column.name for column in names.TRIES_COLUMNS]
-"""Columns in which an image's JSON must agree with the row."""
 
 
 class Files(Shard):
@@ -176,7 +173,8 @@ class Tar(Shard):
                     said = json.loads(members.pop(names.member_name(row_id, ".json")))
                     if not is_picture(image, self.image_format, outcome.size):
                         return None
-                    if any(said.get(n) != outcome.metadata.get(n) for n in _OF_TRIES):
+                    # Another attempt may have kept another try.
+                    if any(said.get(n) != outcome.metadata.get(n) for n in TRIES_NAMES):
                         return None
                     measured = {name: said[name] for name in _MEASURED}
                     outcome = outcome.with_image(image, **measured)

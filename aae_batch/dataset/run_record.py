@@ -93,6 +93,7 @@ class _Summary(_Courtesy):
     images: int
     failed: int
     failures: dict[str, int]
+    examples: dict[str, str] = {}
     last_session: _Session | None = None
 
 

@@ -18,7 +18,7 @@ OF_TRIES = ["method", "verdict", "kept", "guided", "denoised"]
 
 
 @dataclass
-class Tally:
+class TryCounts:
     """Counts, accumulated shard by shard.
 
     Attributes:

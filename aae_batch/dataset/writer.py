@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from aae_batch.columns import TRIES_NAMES
 from aae_batch.dataset import layout as names
 from aae_batch.dataset.image_format import PNG, ImageFormat
 from aae_batch.dataset.layout import Layout
@@ -177,7 +178,7 @@ class Shard(ABC):
         for row in dataset.tries_of(self.index).to_pylist() if self.with_tries else ():
             tries[row["id"]].append(row)
         found = []
-        own = [*_OWN_COLUMNS, *(column.name for column in names.TRIES_COLUMNS if self.with_tries)]
+        own = [*_OWN_COLUMNS, *(TRIES_NAMES if self.with_tries else ())]
         for i, row in enumerate(dataset.table(self.index, own).to_pylist(), start):
             made = tries[row["id"]] if row.get("tries") else []
             if row["status"] == "ok":

@@ -30,7 +30,7 @@ from aae_batch.evaluate.worker import ScoreContext, ScoreTask, ScoreWorker
 from aae_batch.job.cluster import stop_on_signals
 from aae_batch.job.driver import Job, OnProgress, run_on_workers
 from aae_batch.job.plan import Piece
-from aae_batch.job.progress import Progress, Tally, clock
+from aae_batch.job.progress import Progress, Tally, clock, reasons
 from aae_batch.job.records import Loaded
 from aae_batch.store.lock import Lock
 from aae_batch.store.open import open_storage
@@ -57,6 +57,7 @@ class Scored:
         kept: shards that were already scored.
         unscored: images that could not be scored, in this run or earlier; their scores are null.
         missing: shards that are not generated yet.
+        reasons: why images could not be scored in this run.
     """
 
     metric: str
@@ -64,6 +65,7 @@ class Scored:
     kept: int
     unscored: int
     missing: int
+    reasons: tuple[str, ...] = ()
 
 
 def plan_scores(settings: ScoreSettings) -> ScorePlan:
@@ -107,7 +109,8 @@ def score(
         except OutputError as error:  # the job had started and can be resumed once this is fixed
             raise JobError(str(error)) from error
     unscored = plan.given_up + done.failed
-    return Scored(settings.metric, done.done, len(plan.kept), unscored, plan.missing)
+    why = tuple(reasons(done.failures, done.examples))
+    return Scored(settings.metric, done.done, len(plan.kept), unscored, plan.missing, why)
 
 
 def _metric(settings: ScoreSettings, dataset: Dataset) -> Metric:
@@ -196,11 +199,12 @@ class ScoreJob(Job[dict[str, Any]]):
         without = [row["id"] for row in rows if row["id"] in self.unscored]
         write_scores(self.storage, name, self.metric, shard, rows, mark, without)
 
-    def give_up(self, piece: Piece, words: str) -> list[dict[str, Any]]:
+    def give_up(self, piece: Piece, words: str) -> tuple[list[dict[str, Any]], str]:
         logger.error("shard=%d row=%d not scored: %s", piece.shard, piece.start, words)
         rows = unscored(self.dataset, piece.shard, self._places(piece).start, self.metric)
         self.unscored.update(row["id"] for row in rows)
-        return rows
+        names = ", ".join(row["id"] for row in rows)
+        return rows, f"row {names}: its process died twice while it was scored alone: {words}"
 
     def _places(self, piece: Piece) -> range:
         start = self.plan.shards[piece.shard].start

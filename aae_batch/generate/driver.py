@@ -34,7 +34,7 @@ from aae_batch.generate.settings import JobSettings
 from aae_batch.generate.worker import GenerateTask, GenerateWorker
 from aae_batch.job.driver import GAVE_UP, Job, OnProgress, run_on_workers
 from aae_batch.job.plan import Piece
-from aae_batch.job.progress import Progress
+from aae_batch.job.progress import Progress, reasons
 from aae_batch.job.records import Loaded, as_json
 from aae_batch.manifest.judge import Judge
 from aae_batch.manifest.reader import Manifest, open_manifest
@@ -175,11 +175,11 @@ class GenerateJob(Job[Outcome]):
         kept = [new.get(outcome.index, outcome) for outcome in into.stored_outcomes(places.start)]
         into.recommit(kept, extras)
 
-    def give_up(self, piece: Piece, words: str) -> list[Outcome]:
+    def give_up(self, piece: Piece, words: str) -> tuple[list[Outcome], str]:
         (row,) = self.manifest.part(piece.start, piece.stop).rows()
         error = RowError(row.id, f"its process died twice while it was generated alone: {words}")
         logger.error("shard=%d row=%s failed %s: %s", piece.shard, row.id, GAVE_UP, words)
-        return [failed(row, self.settings.guidance, error, kind=GAVE_UP)]
+        return [failed(row, self.settings.guidance, error, kind=GAVE_UP)], str(error)
 
     def publish(self, progress: Progress) -> None:
         """Write `progress.json` and update the metrics."""
@@ -212,6 +212,6 @@ class GenerateJob(Job[Outcome]):
         if now.failed > allowed and (not share or now.done >= FEW_ROWS):
             raise JobError(
                 f"{now.failed} of {now.done} rows failed, more than max_failures "
-                f"({f'{limit:.0%}' if share else limit}) allows; see the column error in "
-                f"{self.storage.place(layout.METADATA)}."
+                f"({f'{limit:.0%}' if share else limit}) allows: "
+                f"{'; '.join(reasons(now.failures, now.examples))}."
             )

@@ -13,16 +13,16 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from aae_batch.columns import TRIES_COLUMNS
+from aae_batch.columns import TRIES_NAMES
 from aae_batch.dataset import layout
 from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.run_record import sealed, tries_again
-from aae_batch.dataset.tries import OF_ROWS, OF_TRIES, WORDS, Tally
+from aae_batch.dataset.tries import OF_ROWS, OF_TRIES, WORDS, TryCounts
 from aae_batch.errors import ManifestError, OutputError, SettingsError
 from aae_batch.generate.settings import JobSettings
 from aae_batch.job.plan import JobPlan, Ledger
-from aae_batch.job.progress import Progress
+from aae_batch.job.progress import Progress, shortened
 from aae_batch.job.records import AUTO, RESOLVED, as_json, differences, new_run, versions
 from aae_batch.manifest.reader import Manifest
 from aae_batch.methods import DEFAULT, Steering
@@ -111,9 +111,8 @@ def _own_manifest(manifest: Manifest, storage: Storage) -> str:
 
 def _refuse_columns_of_tries(manifest: Manifest) -> None:
     """Raise a ManifestError if the manifest has a column that this run adds."""
-    ours = {column.name for column in TRIES_COLUMNS}
     for name in manifest.extras.names:
-        if name.lower() in ours:
+        if name.lower() in TRIES_NAMES:
             raise ManifestError(
                 f"Manifest {manifest.path} has a column {name}, a name that a run with several tries a "
                 f"row adds; rename it, e.g. to my_{name}."
@@ -167,9 +166,12 @@ def summarize(dataset: Dataset, session: dict[str, Any] | None) -> dict[str, Any
     """Count the rows of a complete dataset, from its tables."""
     methods: dict[str, Counter[str]] = defaultdict(Counter)
     failures: Counter[str] = Counter()
-    columns = ["method", "status", "error_type", "num_refinements", "neglected"]
+    examples: dict[str, str] = {}
+    columns = ["method", "status", "error_type", "error", "num_refinements", "neglected"]
     for table in dataset.tables(columns):
-        failures.update(table["error_type"].drop_null().to_pylist())
+        for row in table.filter(pc.field("error_type").is_valid()).to_pylist():
+            failures[row["error_type"]] += 1
+            examples.setdefault(row["error_type"], shortened(row["error"] or ""))
         ok = table.filter(pc.field("status") == "ok").group_by("method")
         counts = ok.aggregate([([], "count_all"), ("num_refinements", "sum"), ("neglected", "sum")])
         for row in counts.to_pylist():
@@ -184,6 +186,7 @@ def summarize(dataset: Dataset, session: dict[str, Any] | None) -> dict[str, Any
         "images": images,
         "failed": sum(failures.values()),
         "failures": dict(failures.most_common()),
+        "examples": examples,
         "methods": {
             method: {
                 "images": counts["images"],
@@ -204,7 +207,7 @@ def count_tries(dataset: Dataset) -> dict[str, Any] | None:
     """
     if dataset.run is None or not tries_again(dataset.run):
         return None
-    tally = Tally()
+    tally = TryCounts()
     shards = dataset.shards()
     for shard, table in zip(shards, dataset.tables(OF_ROWS, shards), strict=True):
         tally.add(table, dataset.tries_of(shard, OF_TRIES))

@@ -5,13 +5,11 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
-
-import pyarrow.compute as pc
 
 from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.layout import metadata_name
@@ -170,8 +168,7 @@ class GenerateWorker(Worker[Outcome]):
             return []
         rows = task.part.rows()
         bad = [failed(row, self.settings.guidance) for row in rows if row.error is not None]
-        failures = Counter(outcome.metadata["error_type"] for outcome in bad)
-        self.count(task.piece, Tally(len(bad), failures=failures))
+        self.count(task.piece, _tally([outcome.metadata for outcome in bad]))
         good = {id(row.request): row for row in rows if row.error is None}
         requests = together([row.request for row in good.values()], self.settings.guidance)
         flights = [self._flight(task, good[id(request)]) for request in requests]
@@ -191,10 +188,8 @@ class GenerateWorker(Worker[Outcome]):
         return _Flight(task, row, None if self._rule is None else Trial(self._rule, row))
 
     def _committed(self, shard: int) -> Tally:
-        table = Dataset(self.storage).table(shard, ["error_type", "num_refinements"])
-        failures = Counter(table["error_type"].drop_null().to_pylist())
-        del failures[DroppedError.__name__]
-        return Tally(len(table), pc.sum(table["num_refinements"]).as_py() or 0, failures)
+        columns = ["error_type", "error", "num_refinements"]
+        return _tally(Dataset(self.storage).table(shard, columns).to_pylist())
 
     def _sample(self, engine: Engine) -> None:
         try:
@@ -305,15 +300,22 @@ class GenerateWorker(Worker[Outcome]):
             row, result, self.settings.guidance, task.keep, self.metrics.spent, tries
         )
         said = outcome.metadata
-        refinements = said.get("num_refinements", 0)
-        failures = Counter([said["error_type"]] if outcome.failed and not outcome.dropped else [])
-        self.count(task.piece, Tally(1, refinements, failures))
-        self.metrics.row(said["status"], refinements)
-        if failures:
-            shard, reason = task.piece.shard, said["error"]
-            logger.warning("shard=%d row=%s failed %s: %s", shard, row.id, *failures, reason)
+        counted = _tally([said])
+        self.count(task.piece, counted)
+        self.metrics.row(said["status"], counted.refinements)
+        for kind, reason in counted.examples.items():
+            logger.warning("shard=%d row=%s failed %s: %s", task.piece.shard, row.id, kind, reason)
         return outcome
 
     def _shard(self, task: GenerateTask) -> Shard:
         run = {**self.context.run, "fingerprint": task.fingerprint}
         return shard_of(run, self.storage, task.piece.shard)
+
+
+def _tally(rows: Sequence[Mapping[str, Any]]) -> Tally:
+    """Count rows of the metadata table."""
+    failed = [row for row in rows if row.get("error_type")]
+    failures = [row for row in failed if row["error_type"] != DroppedError.__name__]
+    refinements = sum(row.get("num_refinements") or 0 for row in rows)
+    ended = Tally(len(rows) - len(failures), refinements, dropped=len(failed) - len(failures))
+    return ended + Tally.of_failures(failures)

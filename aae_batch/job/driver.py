@@ -9,7 +9,6 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -78,8 +77,9 @@ class Job(ABC, Generic[T]):
         """Commit a shard that was processed in parts; the outcomes are in no particular order."""
 
     @abstractmethod
-    def give_up(self, piece: Piece, words: str) -> list[T]:
-        """Return the outcome of a row that has crashed its worker twice while alone."""
+    def give_up(self, piece: Piece, words: str) -> tuple[list[T], str]:
+        """Return the outcome of a row that has crashed its worker twice while alone, and a sentence that
+        names the row and what happened."""
 
     def context(self, lease: str, threads: int | None) -> WorkerContext:
         """Return the context for each worker."""
@@ -277,6 +277,7 @@ class Driver(Generic[T]):
             )
         for piece in pieces:
             if self.ledger.killed(piece):
-                outcomes = self.job.give_up(piece, death.words)
-                self.finished += Tally(1, failures=Counter([GAVE_UP] * len(outcomes)))
+                outcomes, told = self.job.give_up(piece, death.words)
+                failed = [{"error_type": GAVE_UP, "error": told}] * len(outcomes)
+                self.finished += Tally(len(piece) - len(failed)) + Tally.of_failures(failed)
                 self._returned(piece, outcomes)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from aae_batch.dataset.methods import method_order
 from aae_batch.dataset.reader import Dataset
-from aae_batch.dataset.tries import OF_TRIES, WORDS, Tally
+from aae_batch.dataset.tries import OF_TRIES, WORDS, TryCounts
 from aae_batch.report.metrics import BOUND, FOUND
 from aae_batch.report.thumbnails import Thumbnails
 
@@ -37,7 +37,7 @@ class TryFigures:
     """
 
     rule: Mapping[str, Any]
-    tally: Tally = field(default_factory=Tally)
+    tally: TryCounts = field(default_factory=TryCounts)
     subjects: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
     def add(self, table: pa.Table, tries: pa.Table) -> None:

@@ -417,6 +417,7 @@ def test_bad_rows_become_failed_rows(tiny_pipeline_folder, settings, tmp_path, r
     job = settings(manifest=str(path))
     summary = run_job(job)
     assert summary["failures"] == {"RequestError": 3, "SubjectError": 1, "PromptError": 1}
+    assert summary["examples"]["SubjectError"].startswith("row word: subject 'dog' is not in")
     metadata = Dataset(job.output).metadata().to_pylist()
     assert [row["status"] for row in metadata] == ["ok"] + ["failed"] * 5
     assert metadata[1]["height"] is None  # it could not be used

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections import Counter
 
 from aae_batch.cli.terminal import lines
-from aae_batch.job.progress import Progress, Tally, clock
+from aae_batch.job.progress import Progress, Tally, clock, reasons
 
 
 def test_one_line_says_it_all():
@@ -16,6 +16,30 @@ def test_one_line_says_it_all():
     assert str(progress) == (
         "60/100 rows, 1.50 images/s, 10 failed, 3.0 refinements an image, ETA 0:20"
     )
+
+
+def test_rows_that_were_dropped_are_no_images():
+    progress = Progress(100, 0, Tally(done=40, refinements=60, dropped=20), seconds=10)
+    assert (progress.images_per_second, progress.mean_refinements) == (2.0, 3.0)
+
+
+def failed(kind: str, *rows: int) -> Tally:
+    return Tally.of_failures([{"error_type": kind, "error": f"row {n}: no\ncat."} for n in rows])
+
+
+def test_a_reason_is_told_once_by_its_first_row():
+    written: list[str] = []
+    report = lines(written.append, clock=lambda: 0.0)
+    now = failed("RowError", 17)
+    for tally in (Tally(1), now, now + failed("RowError", 3), now + failed("PromptError", 4)):
+        report(Progress(total=9, before=0, now=tally, seconds=0))
+    assert written == ["RowError: row 17: no cat", "PromptError: row 4: no cat"]
+
+
+def test_reasons_are_counted_and_shown_by_an_example():
+    now = failed("RowError", 17, 18) + failed("RowError", 3)
+    assert reasons(now.failures, now.examples) == ["3 x RowError, e.g. row 17: no cat"]
+    assert reasons({"RowError": 3}, {}) == ["3 x RowError"], "an earlier version's summary"
 
 
 def test_before_the_first_row_there_is_no_estimate():
