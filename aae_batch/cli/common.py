@@ -23,8 +23,8 @@ def errors_in_a_sentence() -> Iterator[None]:
     """Turn this package's errors into one sentence and an exit code. Others are bugs and keep a traceback."""
     try:
         yield
-    except KeyboardInterrupt:
-        complain("Stopped. Run the same command again to go on.")
+    except KeyboardInterrupt as stop:
+        complain(f"{str(stop) or 'Stopped.'} Run the same command again to go on.")
         raise typer.Exit(STOPPED) from None
     except JobError as error:
         complain(f"{error} Run the same command again to go on.")

@@ -8,6 +8,7 @@ images/00012.tar             in the layout `webdataset`, members <id>.png and <i
 attention/00012.parquet      one row per image and subject
 tries/00012.parquet          one row per try, in a run with --accept or --best-of
 metadata/00012.parquet       one row per manifest row; written last: this file is the commit
+partial/00012/<hash>.parquet rows of shard 12 that a stopped job had finished, until the shard is committed
 rewriting/00012.tar          while --retry-failed rewrites shard 12: its new objects, until all are written
 progress.json                the progress of the job, updated every 15 s
 summary.json                 counts, throughput, failures by reason; written when complete
@@ -20,6 +21,7 @@ The suffix depends on the run's image format: .png, .webp or .jpg.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable
 from typing import TypedDict
@@ -44,10 +46,12 @@ METADATA = "metadata/"
 ATTENTION = "attention/"
 TRIES = "tries/"
 IMAGES = "images/"
+PARTIAL = "partial/"
 REWRITING = "rewriting/"
 METRICS = "metrics/"
 """Scores are stored beside the dataset and are no part of it: they may be deleted and computed again."""
 
+_PARTIAL = re.compile(rf"{PARTIAL}(\d{{5,}})/[0-9a-f]{{16}}\.parquet")
 _OF_SHARD = re.compile(r"(?:.*/)?(\d{5,})\.(?:parquet|tar)")
 
 
@@ -80,6 +84,17 @@ def tries_name(shard: int) -> str:
 
 def metadata_name(shard: int) -> str:
     return f"{METADATA}{shard:05d}.parquet"
+
+
+def partial_name(shard: int, data: bytes) -> str:
+    """Return the name of an object with finished rows of a shard, given its bytes: their hash is in it."""
+    return f"{PARTIAL}{shard:05d}/{hashlib.sha256(data).hexdigest()[:16]}.parquet"
+
+
+def partial_of(name: str) -> int | None:
+    """Return the shard in a `partial_name`; None for other names."""
+    match = _PARTIAL.fullmatch(name)
+    return int(match.group(1)) if match else None
 
 
 def rewriting_name(shard: int) -> str:

@@ -13,7 +13,7 @@ class Problem:
 
     Attributes:
         kind: `missing`: a part is not generated yet. `broken`: the shard must be generated again.
-            `stray`: the run wrote images for rows that have none. `summary`: the counts must be
+            `stray`: the run wrote an object that it does not need, such as an image of a row that failed. `summary`: the counts must be
             computed again. `other`: only the user can fix it.
         text: one sentence.
         row: id of the affected row.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aae_batch.dataset import layout
+from aae_batch.dataset import layout, partial
 from aae_batch.dataset.layout import Layout
 from aae_batch.dataset.layouts import LAYOUTS, shard_of
 from aae_batch.dataset.problem import Problem, not_ours
@@ -136,6 +136,7 @@ def verify(
     for name in storage.list(layout.REWRITING):
         text = f"{name} is an unfinished rewrite: run the same command again."
         found.problems.append(Problem("missing", text, layout.shard_of(name)))
+    found.problems += _partial(storage, run["fingerprint"], committed)
     found.problems += _summary(dataset, found)
     return found
 
@@ -221,6 +222,21 @@ def _strangers(storage: Storage, kind: Layout, shards: int) -> Iterator[Problem]
     others = [name for name in storage.list(layout.IMAGES) if name not in ours]
     if others:
         yield not_ours(others)
+
+
+def _partial(storage: Storage, mark: str, committed: Collection[int]) -> Iterator[Problem]:
+    """Yield a problem for every object in `partial/` that the run will not use."""
+    ours = partial.kept(storage, mark)
+    for name in storage.list(layout.PARTIAL):
+        shard = layout.partial_of(name)
+        if shard is None:
+            yield not_ours([name])
+        elif name not in ours.get(shard, ()):
+            text = f"{name} is damaged, or of another run."
+            yield Problem("stray", text, shard, names=(name,))
+        elif shard in committed:
+            text = f"{name} is of no more use: its shard is committed."
+            yield Problem("stray", text, shard, names=(name,))
 
 
 def _summary(dataset: Dataset, found: Verification) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
-from aae_batch.dataset import layout
+from aae_batch.dataset import layout, partial
 from aae_batch.dataset.layouts import shard_of
 from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
@@ -138,6 +138,7 @@ class GenerateJob(Job[Outcome]):
 
     settings: JobSettings
     plan: Plan
+    keeping_seconds = 20.0
 
     def __init__(
         self,
@@ -150,6 +151,7 @@ class GenerateJob(Job[Outcome]):
         super().__init__(settings, plan, dataset, worker_class)
         self.model = settings.model
         self.manifest = manifest
+        self.partial_files = self._partial_files()
 
     @cached_property
     def _earlier(self) -> Counter[str]:
@@ -162,7 +164,8 @@ class GenerateJob(Job[Outcome]):
     def task(self, piece: Piece, commit: bool) -> GenerateTask:
         part = self.manifest.part(piece.start, piece.stop)
         keep = piece.shard in self.plan.again
-        return GenerateTask(piece, self.run["fingerprint"], commit, part, keep)
+        files = () if keep else tuple(self.partial_files.get(piece.shard, ()))
+        return GenerateTask(piece, self.run["fingerprint"], commit, part, keep, files)
 
     def commit(self, shard: int, outcomes: list[Outcome]) -> None:
         places = Shards.of(self.run)[shard]
@@ -170,10 +173,26 @@ class GenerateJob(Job[Outcome]):
         into = shard_of(self.run, self.storage, shard)
         if shard not in self.plan.again:
             into.commit(outcomes, extras)
+            partial.discard(self.storage, self.partial_files.get(shard, ()))
             return
         new = {outcome.index: outcome for outcome in outcomes}
         kept = [new.get(outcome.index, outcome) for outcome in into.stored_outcomes(places.start)]
         into.recommit(kept, extras)
+
+    def _partial_files(self) -> dict[int, dict[str, int]]:
+        """Return what is kept of shards that are not committed, as `partial.kept` does; delete what is of
+        no more use."""
+        found = partial.kept(self.storage, self.run["fingerprint"]) if self.begun else {}
+        for shard in self.plan.committed.intersection(found):
+            partial.discard(self.storage, found.pop(shard))
+        return found
+
+    def keep(self, shard: int, outcomes: list[Outcome]) -> None:
+        if shard not in self.plan.again:
+            partial.keep(shard_of(self.run, self.storage, shard), outcomes)
+
+    def rows_kept(self) -> int:
+        return sum(rows for files in self._partial_files().values() for rows in files.values())
 
     def give_up(self, piece: Piece, words: str) -> tuple[list[Outcome], str]:
         (row,) = self.manifest.part(piece.start, piece.stop).rows()

@@ -6,11 +6,12 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from aae_batch.dataset import partial
 from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.layout import metadata_name
 from aae_batch.dataset.layouts import shard_of
@@ -48,10 +49,12 @@ class GenerateTask(Task):
 
     Attributes:
         keep: return images with the outcomes instead of writing them, in every layout.
+        partial_files: those with rows that an earlier run had finished; see `dataset/partial.py`.
     """
 
     part: Part
     keep: bool
+    partial_files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +68,7 @@ class _Flight:
     task: GenerateTask
     row: Row
     trial: Trial | None = None
-    outcome: Future[Outcome] = field(default_factory=Future)
+    outcome: Future[Outcome | None] = field(default_factory=Future)  # None: the job stops first
 
     @property
     def request(self) -> Request:
@@ -102,6 +105,7 @@ class GenerateWorker(Worker[Outcome]):
         self._rule: Acceptance | None = None
         self._image_format = ImageFormat(**context.run["image_format"])
         self._broken: BaseException | None = None
+        self._stopping = False
 
     def load(self) -> Loaded:
         """Load the model, and start the engine and writer threads."""
@@ -157,16 +161,19 @@ class GenerateWorker(Worker[Outcome]):
         )
         return Engine.from_pipeline(pipe, s.slots)
 
-    def work(self, task: GenerateTask) -> list[Outcome]:
+    def work(self, task: GenerateTask) -> list[Outcome] | None:
         """Generate a piece, and commit it if it is a shard.
 
         A shard already committed, by a worker that died before reporting it, is only counted. If
-        the engine breaks, images that it has finished are written first.
+        the engine breaks, images that it has finished are written first. If the job stops, finished rows
+        are kept.
         """
         if task.commit and self.storage.exists(metadata_name(task.piece.shard)):
             self.count(task.piece, self._committed(task.piece.shard))
+            partial.discard(self.storage, task.partial_files)
             return []
-        rows = task.part.rows()
+        before = self._before(task)
+        rows = [row for row in task.part.rows() if row.index not in before]
         bad = [failed(row, self.settings.guidance) for row in rows if row.error is not None]
         self.count(task.piece, _tally([outcome.metadata for outcome in bad]))
         good = {id(row.request): row for row in rows if row.error is None}
@@ -179,10 +186,42 @@ class GenerateWorker(Worker[Outcome]):
             for flight in flights:
                 self._incoming.put(flight)
         wait([flight.outcome for flight in flights])
-        outcomes = bad + [flight.outcome.result() for flight in flights]
+        made = [flight.outcome.result() for flight in flights]
+        finished = bad + [outcome for outcome in made if outcome is not None]
+        if len(finished) < len(rows):
+            if not task.keep:
+                partial.keep(self._shard(task), finished)
+            return None
+        outcomes = [*before.values(), *finished]
         if task.commit:
             self._shard(task).commit(outcomes, task.part.extras)
+            partial.discard(self.storage, task.partial_files)
         return outcomes
+
+    def _before(self, task: GenerateTask) -> dict[int, Outcome]:
+        """Return, by row, what an earlier run that was stopped had finished of a piece."""
+        rows = range(task.piece.start, task.piece.stop)
+        found, damaged = partial.take_up(self._shard(task), task.partial_files, rows)
+        self.count(task.piece, Tally(before=len(found)))
+        for name in damaged:
+            told = f"{name} is damaged; its rows are generated again"
+            self.count(task.piece, Tally(examples={"warning": told}))
+        return found
+
+    def stop(self, grace: float) -> None:
+        """Begin no more rows, and wait `grace` seconds for those that have begun."""
+        self._stopping = True
+        timer = threading.Timer(grace, self._let_go)
+        timer.daemon = True
+        timer.start()
+
+    def _let_go(self, flights: Iterable[_Flight] | None = None) -> None:
+        """Stop waiting for rows; by default for all that are not finished."""
+        with self._lock:
+            let_go = self._sampling.intersection(self._sampling if flights is None else flights)
+            for flight in let_go:
+                flight.outcome.set_result(None)
+            self._sampling -= let_go
 
     def _flight(self, task: GenerateTask, row: Row) -> _Flight:
         return _Flight(task, row, None if self._rule is None else Trial(self._rule, row))
@@ -204,6 +243,10 @@ class GenerateWorker(Worker[Outcome]):
                             expected = 0
                         else:
                             ahead.append(flight)
+                    if self._stopping:
+                        self._let_go(ahead)
+                        ahead.clear()
+                        expected = 0
                     while batch.free and ahead:
                         if expected == 0:
                             expected = batch.expect(flight.request for flight in ahead)

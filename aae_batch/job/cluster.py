@@ -191,10 +191,10 @@ def stop_on_signals(grace: float) -> Iterator[Stop]:
 
     def ask(*_: object) -> None:
         if stop.requested:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("Stopped at once: complete shards are kept.")
         stop.since = time.monotonic()
         logging.getLogger("aae_batch.job").warning(
-            "stopping: shards in progress have %.0f s to finish; a second signal stops at once",
+            "stopping: what is in progress has %.0f s to finish; a second signal stops at once",
             grace,
         )
 

@@ -48,6 +48,8 @@ class Job(ABC, Generic[T]):
     plan: JobPlan[T]
     model: str
     progress_class: type[Progress] = Progress
+    keeping_seconds: float = 0.0
+    """How long workers may take to keep what is finished of their pieces, once the grace period is over."""
 
     def __init__(
         self,
@@ -80,6 +82,13 @@ class Job(ABC, Generic[T]):
     def give_up(self, piece: Piece, words: str) -> tuple[list[T], str]:
         """Return the outcome of a row that has crashed its worker twice while alone, and a sentence that
         names the row and what happened."""
+
+    def keep(self, shard: int, outcomes: list[T]) -> None:
+        """Keep outcomes of a shard that is not complete for the next run, if the job can."""
+
+    def rows_kept(self) -> int:
+        """Return how many rows of incomplete shards are kept for the next run."""
+        return 0
 
     def context(self, lease: str, threads: int | None) -> WorkerContext:
         """Return the context for each worker."""
@@ -136,21 +145,25 @@ class Driver(Generic[T]):
         self.deaths_while_loading = 0
         self.started: float | None = None
         self._looked_at = self._published_at = -math.inf
+        self._told_of_stop = False
 
     def run(self) -> Progress:
         """Run until every piece is done, and return the final progress.
 
         Raises:
             JobError: the job is hopeless.
-            KeyboardInterrupt: it was asked to stop, and work in progress is finished or dropped.
+            KeyboardInterrupt: it was asked to stop, and work in progress is finished, kept or dropped; the
+                message says what is kept.
         """
         try:
             while not self.ledger.finished:
                 if self._is_over():
-                    raise KeyboardInterrupt
+                    raise self._stopped()
                 if time.monotonic() - self._looked_at > POLL_SECONDS:
                     self._look_around()
-                if not self.stop.requested:
+                if self.stop.requested:
+                    self._tell_of_stop()
+                else:
                     self._assign()
                 for event in self.pool.events(POLL_SECONDS):
                     self._hear(event)
@@ -209,7 +222,24 @@ class Driver(Generic[T]):
         if not self.stop.requested:
             return False
         at_work = any(worker.pieces for worker in self.pool.workers)
-        return not at_work or self.stop.seconds > self.job.settings.grace
+        last = self.job.settings.grace + self.job.keeping_seconds
+        return not at_work or self.stop.seconds > last
+
+    def _tell_of_stop(self) -> None:
+        if not self._told_of_stop:
+            self._told_of_stop = True
+            self.pool.stop(max(0.0, self.job.settings.grace - self.stop.seconds))
+
+    def _stopped(self) -> KeyboardInterrupt:
+        """Keep what is finished, and return an error that says what is kept and what is not."""
+        for shard, outcomes in self.ledger.parts.items():
+            self.job.keep(shard, outcomes)
+        kept, total = self.job.rows_kept(), self.job.plan.rows
+        left = self.ledger.rows_unsettled - kept
+        where = f" ({kept} of them in incomplete shards)" if kept else ""
+        return KeyboardInterrupt(
+            f"Stopped: {total - left} of {total} rows are kept{where}, and {left} are left to do."
+        )
 
     def _assign(self) -> None:
         """Give one piece to every ready worker, then another one to fill its free slots."""
@@ -239,6 +269,9 @@ class Driver(Generic[T]):
         piece = done.piece
         self.deaths_in_a_row = 0
         self.finished += done.tally
+        if done.outcomes is None:
+            self.ledger.requeue(piece)
+            return
         logger.info("shard=%d rows=%d-%d done", piece.shard, piece.start, piece.stop - 1)
         if self.ledger.is_whole(piece):
             self.ledger.committed(piece)

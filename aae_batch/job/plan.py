@@ -93,6 +93,11 @@ class Ledger(Generic[T]):
     def rows_left(self) -> int:
         return sum(self._left.values())
 
+    @property
+    def rows_unsettled(self) -> int:
+        """Rows of this job whose shards are not complete."""
+        return sum(len(piece) for piece in self._planned if piece.shard in self._left)
+
     def is_whole(self, piece: Piece) -> bool:
         """True if the piece is a whole shard, which its worker commits. The driver commits
         shards that come in parts."""

@@ -57,8 +57,8 @@ class WorkerHandle:
         """The pieces it is working on."""
         return [call for call in self.calls.values() if isinstance(call, Piece)]
 
-    def call(self, method: str) -> None:
-        self.calls[getattr(self.actor, method).remote()] = method
+    def call(self, method: str, *arguments: Any) -> None:
+        self.calls[getattr(self.actor, method).remote(*arguments)] = method
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,12 @@ class Ready:
 
 @dataclass(frozen=True)
 class Done:
-    """A worker has finished a piece; see `Worker.perform`."""
+    """A worker has finished a piece, or has been stopped first; see `Worker.perform`."""
 
     worker: WorkerHandle
     piece: Piece
     tally: Tally
-    outcomes: list[Any]
+    outcomes: list[Any] | None
 
 
 @dataclass(frozen=True)
@@ -177,6 +177,12 @@ class Pool:
         if "progress" not in worker.calls.values():
             worker.call("progress")
 
+    def stop(self, grace: float) -> None:
+        """Tell the workers with pieces that the job stops, and that they have `grace` seconds."""
+        for worker in self.workers:
+            if worker.pieces:
+                worker.call("stop", grace)
+
     def dismiss(self, worker: WorkerHandle) -> None:
         """Kill a worker at once."""
         if worker in self.workers:
@@ -222,8 +228,7 @@ class Pool:
             tallies = {piece: answer[piece] for piece in worker.pieces if piece in answer}
             if tallies != worker.tallies:
                 worker.tallies, worker.moved = tallies, time.monotonic()
-        else:
-            assert isinstance(call, Piece)
+        elif isinstance(call, Piece):
             worker.tallies.pop(call, None)
             worker.moved = time.monotonic()
             return Done(worker, call, *answer)

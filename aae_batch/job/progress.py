@@ -18,9 +18,10 @@ class Tally:
     Attributes:
         done: finished rows, failed and dropped ones too.
         failures: failed rows by `error_type`.
-        examples: what the first failed row of each `error_type` says.
+        examples: what the first failed row of each `error_type` says, or what else is to be told once.
         dropped: rows that were left out on purpose: neither images nor failures.
         tries: their tries, if rows are tried several times.
+        before: rows that an earlier run had finished, of shards that it did not complete.
     """
 
     done: int = 0
@@ -29,6 +30,7 @@ class Tally:
     examples: dict[str, str] = field(default_factory=dict)
     dropped: int = 0
     tries: int = 0
+    before: int = 0
 
     @classmethod
     def of_failures(cls, rows: Sequence[Mapping[str, Any]]) -> Tally:
@@ -53,6 +55,7 @@ class Tally:
             other.examples | self.examples,
             self.dropped + other.dropped,
             self.tries + other.tries,
+            self.before + other.before,
         )
 
 
@@ -62,7 +65,7 @@ class Progress:
 
     Attributes:
         total: the manifest's rows.
-        before: rows that earlier runs finished.
+        before: rows of the shards that earlier runs completed.
         now: rows that this run finished.
         seconds: since the first worker was ready.
     """
@@ -79,7 +82,7 @@ class Progress:
 
     @property
     def done(self) -> int:
-        return self.before + self.now.done
+        return self.before + self.now.before + self.now.done
 
     @property
     def images_per_second(self) -> float:

@@ -61,8 +61,9 @@ class ActorSettings(Settings):
     grace: float = Field(
         30.0,
         ge=0,
-        description="Seconds that shards in progress have to finish after SIGTERM or Ctrl-C; unfinished "
-        "ones are dropped, and the next run does them again. A second signal stops at once.",
+        description="Seconds that work in progress has to finish after SIGTERM or Ctrl-C: rows when "
+        "generating, whose finished ones are kept for the next run, shards when scoring. A second signal "
+        "stops at once.",
     )
     row_timeout: float = Field(
         1800.0, gt=0, description="Seconds without a finished row after which an actor is replaced."

@@ -90,13 +90,18 @@ class Worker(ABC, Generic[T]):
         """Load the model. The caller reports errors."""
 
     @abstractmethod
-    def work(self, task: Any) -> list[T]:
-        """Work on a piece, counting its rows with `count`; commit it if the task says so.
+    def work(self, task: Any) -> list[T] | None:
+        """Work on a piece, counting its rows with `count`; commit it if the task says so. Returns its
+        outcomes; None if the job stopped first.
 
         Raises:
             AaeBatchError: every other worker would fail too.
             Exception: any other error, which makes this worker unusable.
         """
+
+    def stop(self, grace: float) -> None:
+        """Prepare for the end of the job: keep what is finished of a piece, if that is possible, after
+        `grace` seconds at the latest. Other workers finish their pieces, or are killed."""
 
     def node(self) -> str:
         """Return the id of its Ray node."""
@@ -104,9 +109,9 @@ class Worker(ABC, Generic[T]):
 
         return ray.get_runtime_context().get_node_id()
 
-    def perform(self, task: Task) -> tuple[Tally, list[T]]:
+    def perform(self, task: Task) -> tuple[Tally, list[T] | None]:
         """Work on a piece. Returns the tally of its rows, and its outcomes (none if the shard was
-        committed).
+        committed); None if the job stopped first.
 
         Raises: as `work`.
         """
@@ -115,6 +120,8 @@ class Worker(ABC, Generic[T]):
             self._tallies[piece] = Tally()
         try:
             outcomes = self.work(task)
+            if outcomes is None:
+                return self._tallies[piece], None
             logger.info("shard=%d rows=%d done", piece.shard, len(piece))
             return self._tallies[piece], [] if task.commit else outcomes
         finally:

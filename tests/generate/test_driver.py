@@ -36,7 +36,13 @@ from aae_batch.job.worker import WorkerContext
 from aae_batch.manifest.reader import open_manifest
 from aae_batch.store.open import open_storage
 from tests.chaos.fake import FakeWorker
-from tests.small_job import STEPS, assert_same_but_for_rounding, assert_same_dataset, snapshot
+from tests.small_job import (
+    STEPS,
+    assert_same_but_for_rounding,
+    assert_same_dataset,
+    assert_same_rows,
+    snapshot,
+)
 
 
 @pytest.fixture(scope="module")
@@ -478,23 +484,73 @@ def test_a_wrong_range_of_actors_is_refused(settings, wrong):
         settings(actors=wrong)
 
 
-@pytest.mark.parametrize(("grace", "left_whole"), [(60, True), (0, False)])
-def test_a_stop_gives_shards_under_way_their_grace(cheap_reference, settings, grace, left_whole):
-    job = settings(grace=grace, actors=1)
-    stopped = []
+class Noting(FakeWorker):
+    """Notes the rows that it samples, in a file beside the output."""
+
+    def admit(self, batch, request):
+        with open(f"{self.context.root}-sampled", "a") as sampled:
+            print(request.id, file=sampled)
+        super().admit(batch, request)
+
+
+class Holding(Noting):
+    """Begins its fifth row, in the middle of its second shard, and goes on with it once the job is told to
+    stop; without a grace period, never."""
+
+    def admit(self, batch, request):
+        sampled = Path(f"{self.context.root}-sampled")
+        if sampled.exists() and len(sampled.read_text().split()) == 4:
+            Path(f"{self.context.root}-begun").touch()
+            while not (self._stopping and self.settings.grace):
+                time.sleep(0.01)
+        super().admit(batch, request)
+
+
+@pytest.mark.parametrize(
+    ("layout", "grace", "kept", "is_damaged"),
+    [
+        ("files", 60, 5, False),
+        ("webdataset", 60, 5, False),
+        ("parquet", 60, 5, False),
+        ("files", 60, 5, True),
+        ("files", 0, 4, False),
+    ],
+)
+def test_what_a_stop_finds_finished_is_not_made_again(
+    cheap_reference, settings, layout, grace, kept, is_damaged
+):
+    job = settings(layout=layout, grace=grace, actors=1)
+    begun, sampled = Path(f"{job.output}-begun"), Path(f"{job.output}-sampled")
 
     def stop(progress) -> None:
-        if progress.now.done and not stopped:
-            stopped.append(len(Dataset(job.output).shards()))
+        if begun.exists():
+            begun.unlink()
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(KeyboardInterrupt):
-        run_job(job, stop, Slow)
-    committed = Dataset(job.output).shards()
-    assert len(committed) < 4
-    assert (len(committed) > stopped[0]) is left_whole
-    run_job(job, worker_class=FakeWorker)
-    assert_same_dataset(job.output, cheap_reference)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run_job(job, stop, Holding)
+    said = f"{kept} of 12 rows are kept ({kept - 3} of them in incomplete shards)"
+    assert said in str(stopped.value)
+    assert len(Dataset(job.output).shards()) == 1
+    with open_manifest(job.manifest) as manifest:
+        assert verify(open_storage(job.output), manifest).only_incomplete
+    before = sampled.read_text().split()[:kept]
+    sampled.unlink()
+    (partial,) = Path(job.output, "partial").glob("*/*")
+    if is_damaged:
+        damaged = bytearray(partial.read_bytes())
+        damaged[100] ^= 1
+        partial.write_bytes(damaged)
+        before = before[:3]
+    told = []
+    run_job(job, told.append, Noting)
+    assert sorted(before + sampled.read_text().split()) == [f"row-{i:02}" for i in range(12)]
+    assert told[-1].done == 12
+    assert ("warning" in told[-1].now.examples) is is_damaged
+    assert not partial.exists()
+    assert_same_rows(job.output, cheap_reference)
+    with open_manifest(job.manifest) as manifest:
+        assert verify(open_storage(job.output), manifest).proved
 
 
 @pytest.mark.parametrize(
@@ -514,6 +570,7 @@ def test_a_killed_or_an_interrupted_driver_loses_nothing(
         assert stopped.returncode == -signal.SIGKILL
     else:
         assert stopped.returncode == 3, stopped.stderr
+        assert "of 12 rows are kept" in stopped.stderr
         assert "Run the same command again to go on" in stopped.stderr
         assert "Traceback" not in stopped.stderr
     assert not (Path(job.output) / "summary.json").exists()

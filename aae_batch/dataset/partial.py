@@ -1,0 +1,117 @@
+"""Keep the finished rows of a shard that a stopped job did not complete, for the next run of the job.
+
+Each `partial/00012/<hash>.parquet` holds some of the shard's outcomes. It is written once, and deleted
+after the shard's commit. No row depends on it: if it is damaged, its rows are generated again, and if
+another run wrote it, or nobody knows who, it is left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from aae_batch.dataset import layout
+from aae_batch.dataset.outcome import Outcome
+from aae_batch.dataset.writer import Shard
+from aae_batch.errors import OutputError
+from aae_batch.store.base import Storage
+from aae_batch.store.read_ahead import read_ahead
+
+_FINGERPRINT = b"fingerprint"
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("index", pa.int64()),
+        pa.field(
+            "metadata", pa.struct(list(layout.metadata_schema(pa.schema([]), with_tries=True)))
+        ),
+        pa.field("attention", pa.list_(pa.struct(list(layout.ATTENTION_SCHEMA)))),
+        pa.field("tries", pa.list_(pa.struct(list(layout.TRIES_SCHEMA)))),
+        pa.field("image", pa.large_binary()),
+    ]
+)
+"""The attributes of `Outcome`."""
+
+logger = logging.getLogger("aae_batch.job")
+
+
+def keep(shard: Shard, outcomes: Sequence[Outcome]) -> None:
+    """Write outcomes of a shard that is not committed. If they cannot be written, they are lost."""
+    if not outcomes:
+        return
+    rows = [vars(outcome) for outcome in outcomes]
+    table = pa.Table.from_pylist(
+        rows, schema=_SCHEMA.with_metadata({_FINGERPRINT: shard.fingerprint})
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    data = sink.getvalue().to_pybytes()
+    try:
+        shard.storage.write_bytes(layout.partial_name(shard.index, data), data)
+    except OutputError as error:
+        logger.warning("%d finished rows of shard %d are lost: %s", len(rows), shard.index, error)
+
+
+def kept(storage: Storage, fingerprint: str) -> dict[int, dict[str, int]]:
+    """Return shard -> its files that this run wrote, and how many rows each holds. Reads their footers."""
+    found: dict[int, dict[str, int]] = defaultdict(dict)
+    for name in storage.list(layout.PARTIAL):
+        shard, rows = layout.partial_of(name), _rows_in(storage, name, fingerprint)
+        if shard is None or rows is None:
+            logger.warning(
+                "%s is damaged or was not written by this run: it is ignored", storage.place(name)
+            )
+        else:
+            found[shard][name] = rows
+    return dict(found)
+
+
+def take_up(
+    shard: Shard, names: Iterable[str], rows: Collection[int]
+) -> tuple[dict[int, Outcome], list[str]]:
+    """Return, by row, the outcomes of `rows` of the manifest whose images are whole; and those of the
+    files `names` that are damaged, which are deleted."""
+    found: dict[int, Outcome] = {}
+    damaged = []
+    for name in names:
+        data = shard.read(name)
+        if data is None or layout.partial_name(shard.index, data) != name:
+            damaged.append(name)
+            continue
+        read = pq.read_table(pa.BufferReader(data)).to_pylist()
+        wanted = [Outcome(**row) for row in read if row["index"] in rows]
+        whole = read_ahead(lambda outcome: _has_its_image(shard, outcome), wanted)
+        found |= {o.index: o for o, is_whole in zip(wanted, whole, strict=True) if is_whole}
+    discard(shard.storage, damaged)
+    return found, damaged
+
+
+def discard(storage: Storage, names: Iterable[str]) -> None:
+    """Delete files of this run that are of no more use."""
+    for name in names:
+        storage.delete(name)
+
+
+def _rows_in(storage: Storage, name: str, fingerprint: str) -> int | None:
+    """Return the number of rows of a file of this run; None if it is another one."""
+    try:
+        with storage.open(name) as source, pq.ParquetFile(source) as file:
+            schema, rows = file.schema_arrow, file.metadata.num_rows
+    except (pa.ArrowException, OSError, OutputError):
+        return None
+    said: Mapping[bytes, bytes] = schema.metadata or {}
+    is_ours = schema.equals(_SCHEMA) and said.get(_FINGERPRINT) == fingerprint.encode()
+    return rows if is_ours else None
+
+
+def _has_its_image(shard: Shard, outcome: Outcome) -> bool:
+    """Return whether the outcome's image is as it was made; True without one."""
+    if outcome.failed:
+        return True
+    data = shard.read(outcome.metadata["file_name"]) if shard.at_once else outcome.image
+    return data is not None and hashlib.sha256(data).hexdigest() == outcome.metadata["sha256"]
