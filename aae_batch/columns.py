@@ -43,6 +43,14 @@ ALIASES = {"subject_indices": "token_indices"}
 OVERRIDES = tuple(field.name for field in _SETTING_COLUMNS)
 """Columns that override the run's setting of the same name."""
 
+FORWARDS_COLUMN = column(
+    "forwards",
+    pa.int32(),
+    "Cost: texts denoised, two a step with classifier-free guidance, and guided forwards, each with its "
+    "backward, together, over all tries. Null if the row was not sampled. Runs that an earlier version began "
+    "do not have this column.",
+)
+
 OUTCOME_COLUMNS: tuple[pa.Field, ...] = (
     column("status", pa.string(), "ok or failed."),
     column("error_type", pa.string(), "The class of the error; null when ok."),
@@ -71,7 +79,13 @@ OUTCOME_COLUMNS: tuple[pa.Field, ...] = (
         "The worst subject's attention never reached attend-and-excite's last threshold, whatever the "
         "method; null without thresholds.",
     ),
-    column("seconds", pa.float32(), "From slot to decoded image; shared with the other slots."),
+    column(
+        "seconds",
+        pa.float32(),
+        "Latency: from slot to decoded image, in a batch shared with other rows. What the row cost is in "
+        "forwards.",
+    ),
+    FORWARDS_COLUMN,
     column("shard", pa.int32(), "The shard that holds the row."),
     column("fingerprint", pa.string(), "Hash of the settings and the manifest, as in run.json."),
 )

@@ -140,3 +140,8 @@ class Result:
     seconds: float = 0.0
     guided: int = 0
     denoised: int = 0
+
+    @property
+    def forwards(self) -> int:
+        """What the result cost: guided forwards and texts denoised."""
+        return self.guided + self.denoised

@@ -49,7 +49,8 @@ class Output:
 def make_output(tmp_path) -> Callable[..., Output]:
     """Write a whole dataset in some layout, by default of `ROWS` and into a folder.
 
-    `losses` has the final losses, by id, of rows whose loss is not to be 0.5.
+    `losses` has the final losses, by id, of rows whose loss is not to be 0.5. Earlier versions did not
+    count forwards.
     """
 
     def make(
@@ -58,6 +59,7 @@ def make_output(tmp_path) -> Callable[..., Output]:
         *,
         rows: Sequence[Mapping[str, Any]] = ROWS,
         losses: Mapping[str, float] | None = None,
+        counts_forwards: bool = True,
     ) -> Output:
         manifest = tmp_path / "manifest.jsonl"
         guidance = GuidanceConfig(num_inference_steps=STEPS)
@@ -65,7 +67,9 @@ def make_output(tmp_path) -> Callable[..., Output]:
         def drawn(into: Shard, row: Row) -> Outcome:
             return outcome(into, row, (losses or {}).get(row.id, 0.5), guidance)
 
-        storage = write_dataset(manifest, rows, root, guidance, drawn, layout)
+        storage = write_dataset(
+            manifest, rows, root, guidance, drawn, layout, counts_forwards=counts_forwards
+        )
         storage.write_bytes(SUMMARY, as_json(summarize(Dataset(storage), None)))
         return Output(storage, manifest)
 
@@ -80,10 +84,11 @@ def write_dataset(
     drawn: Callable[[Shard, Row], Outcome],
     layout: str = "files",
     shard_size: int = 2,
+    counts_forwards: bool = True,
     **more: Any,
 ) -> Storage:
     """Write a manifest and the dataset of it, as a job would; `drawn` says what becomes of each row, and
-    `more` has other settings of the job."""
+    `more` has other settings of the job. Earlier versions did not count forwards."""
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     storage = open_storage(root)
     settings = JobSettings(
@@ -96,6 +101,8 @@ def write_dataset(
     )
     with open_manifest(manifest) as opened:
         plan = make_plan(settings, opened, storage)
+        if not counts_forwards:
+            del plan.run["counts_forwards"]
         run = begun(storage, plan)
         for piece in list(plan.ledger().todo):
             read, extras = opened.read(piece.start, piece.stop)
@@ -124,7 +131,7 @@ def outcome(into: Shard, row, final_loss, guidance) -> Outcome:
         num_refinements=row.index,
         final_loss=final_loss,
     )
-    result = Result(request, image=image, attention=seen, seconds=1.0)
+    result = Result(request, image=image, attention=seen, seconds=1.0, guided=2, denoised=6)
     return into.write_image(row, result, guidance)
 
 

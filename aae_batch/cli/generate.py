@@ -66,6 +66,9 @@ def _generate(job: JobSettings) -> int:
     with progress_reporter() as on_progress:
         summary = run_job(job, on_progress)
     print(f"{summary['images']} images, {summary['failed']} failed rows in {job.output}")
+    for method, made in summary["methods"].items():
+        if made.get("mean_forwards"):
+            print(f"  {method}: {made['images']} images, {made['mean_forwards']:g} forwards each")
     _say_failures(summary, job.output)
     tried = summary.get("acceptance")
     if tried:

@@ -29,6 +29,7 @@ from typing import TypedDict
 import pyarrow as pa
 
 from aae_batch.columns import (
+    FORWARDS_COLUMN,
     IMAGE_COLUMN,
     MANIFEST_COLUMNS,
     OUTCOME_COLUMNS,
@@ -198,11 +199,15 @@ HUGGING_FACE = {"huggingface": '{"info": {"features": {"image": {"_type": "Image
 
 
 def metadata_schema(
-    extras: pa.Schema, layout: Layout = "files", with_tries: bool = False
+    extras: pa.Schema,
+    layout: Layout = "files",
+    with_tries: bool = False,
+    with_forwards: bool = True,
 ) -> pa.Schema:
     """Return the metadata table's schema: the standard manifest columns, then the extra columns of the
     manifest, then the columns that the run adds."""
-    columns = [*MANIFEST_COLUMNS, *extras, *OUTCOME_COLUMNS, *(TRIES_COLUMNS if with_tries else ())]
+    of_run = [column for column in OUTCOME_COLUMNS if with_forwards or column != FORWARDS_COLUMN]
+    columns = [*MANIFEST_COLUMNS, *extras, *of_run, *(TRIES_COLUMNS if with_tries else ())]
     if layout == "parquet":
         return pa.schema([*columns, IMAGE_COLUMN], metadata=HUGGING_FACE)
     return pa.schema(columns)

@@ -16,7 +16,7 @@ from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.outcome import Outcome, may_have_left_a_picture
 from aae_batch.dataset.problem import Problem, not_ours
 from aae_batch.dataset.reader import parquet_images
-from aae_batch.dataset.run_record import tries_again
+from aae_batch.dataset.run_record import counts_forwards, tries_again
 from aae_batch.dataset.settle import alike, is_picture, settle
 from aae_batch.dataset.webdataset import tar_members, tar_of
 from aae_batch.dataset.writer import Shard
@@ -157,7 +157,8 @@ class Tar(Shard):
         return names.member_name(row_id, self.image_format.suffix)
 
     def _tar(self, outcomes: list[Outcome], metadata: pa.Table) -> bytes:
-        described = metadata.drop_columns(_OF_THE_TABLE_ONLY)
+        names_here = [name for name in metadata.column_names if name not in _OF_THE_TABLE_ONLY]
+        described = metadata.select(names_here)
         return tar_of(described, [o.image for o in outcomes], self.image_format.suffix)
 
     def _from_tar(self, tar: bytes, outcomes: list[Outcome]) -> list[Outcome] | None:
@@ -211,7 +212,12 @@ def shard_of(run: Mapping[str, Any], storage: Storage, index: int) -> Shard:
     """Return a shard of the run that the record `run` (`run.json`) describes."""
     image_format = ImageFormat(**run["image_format"])
     return LAYOUTS[run["layout"]](
-        storage, index, run["fingerprint"], image_format, tries_again(run)
+        storage,
+        index,
+        run["fingerprint"],
+        image_format,
+        tries_again(run),
+        counts_forwards(run),
     )
 
 

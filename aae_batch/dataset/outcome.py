@@ -60,6 +60,7 @@ class Outcome:
             f"{place} exists and is not an image of this run: move it away, and run the same command "
             "again with --retry-failed.",
         )
+        row["forwards"] = self.metadata.get("forwards")
         for first in self.tries[:1]:
             row |= {"seed": first["seed"], "method": first["method"]}
         failed = Outcome(self.index, row | reason(error))
@@ -72,12 +73,18 @@ class Outcome:
             return self
         kept = next((made for made in tries if made["kept"]), None)
         said = {
+            "forwards": sum(forwards_of(made) for made in tries),
             "tries": len(tries),
             "kept_try": kept and kept["try"],
             "accepted": VERDICTS.get(kept["verdict"]) if kept else False,
             "first_seed": tries[0]["seed"],
         }
         return replace(self, tries=list(tries), metadata=self.metadata | said)
+
+
+def forwards_of(made: Mapping[str, Any]) -> int:
+    """Return what a try cost, as `Result.forwards`. `made` is its row of the table of tries."""
+    return made["guided"] + made["denoised"]
 
 
 def reason(error: RowError, kind: str = "") -> dict[str, str]:

@@ -64,6 +64,12 @@ def tries_again(run: Mapping[str, Any]) -> bool:
     return run["settings"].get("acceptance") is not None
 
 
+def counts_forwards(run: Mapping[str, Any]) -> bool:
+    """Return whether the metadata of the run has the column `forwards`. A run that an earlier version began
+    goes on without it, so that all its tables have the same columns."""
+    return run.get("counts_forwards", False)
+
+
 class _Courtesy(BaseModel):
     """A record that no row depends on."""
 

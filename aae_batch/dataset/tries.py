@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from aae_batch.dataset.outcome import VERDICTS
+from aae_batch.dataset.outcome import VERDICTS, forwards_of
 from aae_batch.errors import DroppedError
 
 WORDS = {True: "accepted", False: "unaccepted", None: "unjudged"}
@@ -25,7 +25,7 @@ class TryCounts:
         rows: rows by what became of them: the words of `WORDS`, `dropped` and `failed`.
         rungs: of each method, its `tries`; those with a picture that was `judged`, and was `accepted`;
             those that `settled` their row; those `given_up`; those that were `nursed` to their end, and
-            their `nursing` forwards; all `guided` forwards, and `forwards`: guided ones and texts denoised.
+            their `nursing` forwards; all `guided` forwards, and `forwards` as `forwards_of` counts them.
     """
 
     rows: Counter[str] = field(default_factory=Counter)
@@ -44,7 +44,7 @@ class TryCounts:
             self.rows[word if row["status"] == "ok" or dropped else "failed"] += 1
         for made in tries.select(OF_TRIES).to_pylist():
             accepted = VERDICTS.get(made["verdict"])
-            forwards = made["guided"] + made["denoised"]
+            forwards = forwards_of(made)
             nursed = made["guided"] > 0 and made["verdict"] in VERDICTS
             self.rungs[made["method"]] += Counter(
                 tries=1,

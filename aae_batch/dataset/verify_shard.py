@@ -112,9 +112,7 @@ class ShardCheck:
     def _with_extras(self, found: pa.Schema) -> pa.Schema:
         """Return the metadata schema with those columns of `found` that are not standard as extras."""
 
-        def wanted(extras: pa.Schema) -> pa.Schema:
-            return layout.metadata_schema(extras, self.shard.layout, self.shard.with_tries)
-
+        wanted = self.shard.metadata_schema
         own = wanted(pa.schema([])).names
         return wanted(pa.schema([column for column in found if column.name not in own]))
 

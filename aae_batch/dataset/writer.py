@@ -44,6 +44,7 @@ class Shard(ABC):
         fingerprint: of the run.
         at_once: whether each image is written as soon as it is generated instead of with the commit.
         with_tries: whether rows are tried several times, so that the shard has a table of tries.
+        with_forwards: whether the metadata has the column `forwards`.
     """
 
     storage: Storage
@@ -51,6 +52,7 @@ class Shard(ABC):
     fingerprint: str
     image_format: ImageFormat = PNG
     with_tries: bool = False
+    with_forwards: bool = True
     layout: ClassVar[Layout]
     at_once: ClassVar[bool] = False
 
@@ -96,7 +98,7 @@ class Shard(ABC):
             tries: the row's rows of the table of tries.
         """
         if result.error is not None:
-            return failed(row, config, result.error).after(tries)
+            return failed(row, config, result.error, forwards=result.forwards).after(tries)
         assert result.image is not None
         start = time.perf_counter()
         data = self.image_format.encode(result.image)
@@ -113,6 +115,7 @@ class Shard(ABC):
             "final_loss": seen.final_loss if seen else None,
             "neglected": seen.neglected if seen else None,
             "seconds": result.seconds,
+            "forwards": result.forwards,
         }
         attention = attention_rows(row, seen) if seen else []
         outcome = Outcome(row.index, metadata, attention, image=data).after(tries)
@@ -237,11 +240,15 @@ class Shard(ABC):
             found[names.tries_name(self.index)] = tries, ["id", "try", "seed", "verdict", "kept"]
         return found | {names.attention_name(self.index): (attention, same)}
 
+    def metadata_schema(self, extras: pa.Schema) -> pa.Schema:
+        """As `layout.metadata_schema`, for this run."""
+        return names.metadata_schema(extras, self.layout, self.with_tries, self.with_forwards)
+
     def _metadata(self, outcomes: list[Outcome], extras: pa.Table) -> pa.Table:
         shared = {"shard": self.index, "fingerprint": self.fingerprint}
         records = [outcome.metadata | shared | self._cells(outcome) for outcome in outcomes]
         # Columns one by one: an extra column may hold values that Python cannot represent.
-        schema = names.metadata_schema(extras.schema, self.layout, self.with_tries)
+        schema = self.metadata_schema(extras.schema)
         columns = [
             extras[column.name].combine_chunks()
             if column.name in extras.column_names
@@ -252,17 +259,22 @@ class Shard(ABC):
 
 
 def failed(
-    row: Row, config: GuidanceConfig, error: RowError | None = None, kind: str = ""
+    row: Row,
+    config: GuidanceConfig,
+    error: RowError | None = None,
+    kind: str = "",
+    forwards: int | None = None,
 ) -> Outcome:
     """Return the outcome of a failed row.
 
     Args:
         error: why it failed. Default: the row's error in the manifest.
         kind: name for `error_type`. Default: the error's class.
+        forwards: what it cost, if it was sampled.
     """
     error = error or row.error
     assert error is not None
-    return Outcome(row.index, as_used(row, config) | reason(error, kind))
+    return Outcome(row.index, as_used(row, config) | reason(error, kind) | {"forwards": forwards})
 
 
 def _same_in(columns: list[str], table: pa.Table, stored: bytes) -> bool:

@@ -24,7 +24,7 @@ from aae_batch.export.source import Source, exported, open_source
 from aae_batch.store.base import Storage
 from aae_batch.store.read_ahead import read_ahead
 
-_FIGURES = ("final_loss", "neglected", "num_refinements")
+_FIGURES = ("final_loss", "neglected", "num_refinements", "forwards")
 
 OnProgress = Callable[[int, int], None]
 
@@ -152,7 +152,8 @@ class _Seen:
 
     def add(self, part: Part) -> None:
         averaged = [name for name in self._scored if _has_mean(part.rows[name].type)]
-        self.figures.append(part.rows.select(["method", *_FIGURES, *averaged]))
+        own = [name for name in _FIGURES if name in part.rows.column_names]
+        self.figures.append(part.rows.select(["method", *own, *averaged]))
         places = self._places - self._rows
         places = places[(places >= 0) & (places < part.rows.num_rows)]
         described = part.rows.select(["prompt", "method", "seed"]).take(places).to_pylist()

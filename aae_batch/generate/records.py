@@ -83,7 +83,8 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
                 "choose another output."
             )
         form = settings.form({})
-        run = new_run(pixels, **form, rows=len(manifest), manifest=manifest.name)
+        counted = {"rows": len(manifest), "manifest": manifest.name, "counts_forwards": True}
+        run = new_run(pixels, **form, **counted)
         return Plan(run, begun=False, committed=frozenset())
     found = before["settings"]
     pixels |= {name: found.get(name, AUTO) for name in RESOLVED if pixels[name] == AUTO}
@@ -167,18 +168,28 @@ def summarize(dataset: Dataset, session: dict[str, Any] | None) -> dict[str, Any
     methods: dict[str, Counter[str]] = defaultdict(Counter)
     failures: Counter[str] = Counter()
     examples: dict[str, str] = {}
-    columns = ["method", "status", "error_type", "error", "num_refinements", "neglected"]
+    columns = [
+        "method",
+        "status",
+        "error_type",
+        "error",
+        "num_refinements",
+        "neglected",
+        "forwards",
+    ]
     for table in dataset.tables(columns):
         for row in table.filter(pc.field("error_type").is_valid()).to_pylist():
             failures[row["error_type"]] += 1
             examples.setdefault(row["error_type"], shortened(row["error"] or ""))
+        summed = [name for name in columns[4:] if name in table.column_names]
         ok = table.filter(pc.field("status") == "ok").group_by("method")
-        counts = ok.aggregate([([], "count_all"), ("num_refinements", "sum"), ("neglected", "sum")])
+        counts = ok.aggregate([([], "count_all"), *((name, "sum") for name in summed)])
         for row in counts.to_pylist():
             methods[row["method"]] += Counter(
                 images=row["count_all"],
                 refinements=row["num_refinements_sum"] or 0,
                 neglected=row["neglected_sum"] or 0,
+                forwards=row.get("forwards_sum") or 0,
             )
     images = sum(counts["images"] for counts in methods.values())
     return {
@@ -191,6 +202,7 @@ def summarize(dataset: Dataset, session: dict[str, Any] | None) -> dict[str, Any
             method: {
                 "images": counts["images"],
                 "mean_refinements": round(counts["refinements"] / counts["images"], 3),
+                "mean_forwards": round(counts["forwards"] / counts["images"], 1) or None,
                 "neglected": counts["neglected"],
             }
             for method, counts in sorted(methods.items())
@@ -203,7 +215,7 @@ def summarize(dataset: Dataset, session: dict[str, Any] | None) -> dict[str, Any
 def count_tries(dataset: Dataset) -> dict[str, Any] | None:
     """Count what became of rows that were tried several times, and what it cost; None if they were not.
 
-    Costs are texts denoised and guided forwards, each with its backward, together.
+    Costs are as in the column `forwards`.
     """
     if dataset.run is None or not tries_again(dataset.run):
         return None

@@ -12,7 +12,7 @@ from aae_batch.dataset.methods import method_order
 from aae_batch.report.metrics import Judged, Score
 from aae_batch.report.tries import TryFigures
 
-_OWN = ("final_loss", "neglected", "num_refinements", "seconds")
+_OWN = ("final_loss", "neglected", "num_refinements", "forwards", "seconds")
 
 
 @dataclass
@@ -60,7 +60,8 @@ class Figures:
         self.scores.update(dict.fromkeys(judged.columns))
         ok = pc.equal(table["status"], "ok")
         self._add_failures(table.filter(pc.invert(ok)))
-        part = table.select(["method", *_OWN])
+        own = [name for name in _OWN if name in table.column_names]
+        part = table.select(["method", *own])
         for score, values in judged.columns.items():
             if not score.is_text:
                 part = part.append_column(score.name, _floats(values))

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from aae_batch.dataset.layouts import shard_of
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.run_record import fingerprint
+from aae_batch.dataset.verify import verify
 from aae_batch.errors import JobError, OutputError, SettingsError
 from aae_batch.generate.records import (
     begin,
     earlier_failures,
     make_plan,
     progress_record,
+    summarize,
 )
 from aae_batch.generate.settings import JobSettings
 from aae_batch.job.progress import Progress, Tally
 from aae_batch.job.records import Loaded, as_json, check_loaded, resolved
 from aae_batch.manifest.reader import open_manifest
+from aae_batch.report.write import write_report
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.store.open import open_storage
 
@@ -216,3 +221,31 @@ def test_slots_are_a_whole_number_or_measured(slots, read):
             given()
     else:
         assert given().slots == read
+
+
+def test_every_row_says_what_it_cost(make_output):
+    storage = make_output().storage
+    cost = Dataset(storage).metadata(["id", "forwards"]).to_pylist()
+    assert {row["id"]: row["forwards"] for row in cost} == {
+        **dict.fromkeys(["a", "b", "c", "d.1"], 8),
+        "bad": None,
+    }
+    assert summarize(Dataset(storage), None)["methods"]["stable-diffusion"]["mean_forwards"] == 8
+
+
+@pytest.mark.parametrize("layout", ["files", "webdataset", "parquet"])
+def test_an_output_that_does_not_say_what_rows_cost_goes_on_without(make_output, layout):
+    output = make_output(layout, counts_forwards=False)
+    storage, dataset = output.storage, Dataset(output.storage)
+    before = dataset.metadata()
+    assert "forwards" not in before.column_names
+    shard = shard_of(dataset.run, storage, 0)
+    kept = shard.stored_outcomes(0)
+    storage.delete("metadata/00000.parquet")
+    again = [replace(one, metadata=one.metadata | {"forwards": 8}) for one in kept]
+    with open_manifest(output.manifest) as manifest:
+        shard.commit(again, manifest.part(0, 2).extras)
+        assert verify(storage, manifest).proved
+    assert dataset.metadata().equals(before)
+    assert summarize(dataset, None)["methods"]["stable-diffusion"]["mean_forwards"] is None
+    write_report(storage)

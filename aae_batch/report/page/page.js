@@ -185,7 +185,8 @@ function change(values) {
 const SORTS = {
   loss: ["final loss", rows.final_loss],
   refinements: ["refinements", rows.num_refinements],
-  seconds: ["seconds", rows.seconds],
+  forwards: ["forwards", rows.forwards],
+  seconds: ["latency, s", rows.seconds],
   ...Object.fromEntries(
     scores
       .filter((score) => !score.text)
@@ -498,7 +499,8 @@ function comparison(card) {
     ["own final loss", rows.final_loss],
     ["refinements", rows.num_refinements],
     ["neglected", rows.neglected],
-    ["seconds", rows.seconds],
+    ["forwards", rows.forwards],
+    ["latency, s", rows.seconds],
     ["denoising steps", rows.num_inference_steps],
     ["guidance scale", rows.guidance_scale],
     ...scores.map((score) => [score.label, score.values]),
