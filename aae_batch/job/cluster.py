@@ -9,6 +9,7 @@ import signal
 import stat
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private import worker as ray_worker
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 from aae_batch.errors import JobError
@@ -60,7 +62,9 @@ def cluster(settings: ActorSettings) -> Iterator[WorkerPlan]:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     ours = not ray.is_initialized()
+    printed = ray_worker.print_to_stdstream
     if ours:
+        ray_worker.print_to_stdstream = _log
         close_token_file()
         logging.getLogger("ray").setLevel(logging.ERROR)
         if settings.ray_address is not None:
@@ -78,11 +82,19 @@ def cluster(settings: ActorSettings) -> Iterator[WorkerPlan]:
     finally:
         if ours:
             stop_ray()
+            ray_worker.print_to_stdstream = printed
+
+
+def _log(data: dict[str, Any], ignore_prefix: bool) -> None:
+    """Log what Ray would print of its own processes. What a user must know, the driver says."""
+    for line in data["lines"]:
+        logging.getLogger("aae_batch.ray").info("%s: %s", data["pid"], line)
 
 
 def _join(address: str) -> None:
     try:
-        ray.init(address=address, **QUIET)
+        with _without_warnings():
+            ray.init(address=address, **QUIET)
     except Exception as error:  # Ray raises bare ones, too
         if "AuthenticationError" in f"{error!r} {error.__cause__}":
             raise JobError(
@@ -113,7 +125,7 @@ def start_ray(attempts: int = 3, **ray_settings: Any) -> None:
         JobError: Ray does not start.
     """
     try:
-        with _private_to_this_process():
+        with _private_to_this_process(), _without_warnings():
             ray.init(address="local", include_dashboard=False, **ray_settings)
     except Exception as error:  # Ray raises bare ones, too
         stop_ray()
@@ -155,6 +167,14 @@ def _private_to_this_process() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep Ray's advice on its own environment variables and future versions from users."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def close_token_file() -> None:

@@ -60,6 +60,29 @@ with cluster(ActorSettings(ray_address=sys.argv[1])):
 """
 
 
+LOSE = """
+import logging, os, signal, threading
+import ray
+from aae_batch.job.cluster import cluster
+from aae_batch.job.settings import ActorSettings
+
+class Dying:
+    def die(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+logged = threading.Event()
+handler = logging.Handler()
+handler.emit = lambda record: logged.set()
+log = logging.getLogger("aae_batch.ray")
+log.setLevel("INFO")
+log.addHandler(handler)
+with cluster(ActorSettings()):
+    actor = ray.remote(Dying).remote()
+    actor.die.remote()
+    assert logged.wait(60)
+"""
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("home")
@@ -157,3 +180,10 @@ def test_a_token_file_of_ray_s_is_closed_to_others(tmp_path, monkeypatch):
     close_token_file()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert path.read_text() == "a token"
+
+
+def test_what_ray_says_of_a_dead_process_is_logged_and_not_printed(tmp_path):
+    environment = environment_of(tmp_path)
+    command = [sys.executable, "-c", LOSE]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
