@@ -28,7 +28,7 @@ from aae_batch.evaluate.records import (
 from aae_batch.evaluate.settings import ScoreSettings
 from aae_batch.evaluate.worker import ScoreContext, ScoreTask, ScoreWorker
 from aae_batch.job.cluster import stop_on_signals
-from aae_batch.job.driver import Job, OnProgress, run_on_workers
+from aae_batch.job.driver import Job, OnProgress, run_on_workers, stopped
 from aae_batch.job.plan import Piece
 from aae_batch.job.progress import Progress, Tally, clock, reasons
 from aae_batch.job.records import Loaded
@@ -145,7 +145,7 @@ def _score_here(job: ScoreJob, lock: Lock, on_progress: OnProgress) -> Tally:
                 lock.check()
                 done += Tally(len(piece))
                 if stop.requested and piece != plan.todo[-1]:
-                    raise KeyboardInterrupt
+                    raise stopped(plan.rows, before + done.done)
                 on_progress(ScoreProgress(plan.rows, before, done, time.monotonic() - started))
         except BaseException:
             pool.shutdown(cancel_futures=True)

@@ -122,6 +122,19 @@ def run_on_workers(job: Job[T], lock: Lock, on_progress: OnProgress) -> Progress
         return Driver(job, pool, stop, lock, on_progress).run()
 
 
+def stopped(rows: int, kept: int, partial: int = 0) -> KeyboardInterrupt:
+    """Return an error that says what a stopped job keeps.
+
+    Args:
+        partial: how many of the rows that are kept are in incomplete shards.
+    """
+    where = f" ({partial} of them in incomplete shards)" if partial else ""
+    left = rows - kept
+    return KeyboardInterrupt(
+        f"Stopped: {kept} of {rows} rows are kept{where}, {left} are left to do."
+    )
+
+
 class Driver(Generic[T]):
     """Keeps a pool busy until every piece is done.
 
@@ -234,12 +247,8 @@ class Driver(Generic[T]):
         """Keep what is finished, and return an error that says what is kept and what is not."""
         for shard, outcomes in self.ledger.parts.items():
             self.job.keep(shard, outcomes)
-        kept, total = self.job.rows_kept(), self.job.plan.rows
-        left = self.ledger.rows_unsettled - kept
-        where = f" ({kept} of them in incomplete shards)" if kept else ""
-        return KeyboardInterrupt(
-            f"Stopped: {total - left} of {total} rows are kept{where}, and {left} are left to do."
-        )
+        total, partial = self.job.plan.rows, self.job.rows_kept()
+        return stopped(total, total - self.ledger.rows_unsettled + partial, partial)
 
     def _assign(self) -> None:
         """Give one piece to every ready worker, then another one to fill its free slots."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 import pytest
 
 from aae_batch.dataset import partial
+from aae_batch.dataset.layout import TRIES_SCHEMA
 from aae_batch.dataset.layouts import shard_of
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.verify import to_delete, verify
@@ -45,6 +47,20 @@ def test_outcomes_come_back_as_they_were_kept(uncommitted, make_output, tmp_path
     for row in here.metadata().to_pylist():
         if row["status"] == "ok":
             assert here.image_bytes(row) == there.image_bytes(row)
+
+
+def test_tries_come_back_as_they_were_kept(uncommitted):
+    _, shard, (first, _) = uncommitted
+    tries = [
+        {"id": "a", "try": 0, "verdict": "rejected", "kept": False, "guided": 2, "denoised": 6},
+        {"id": "a", "try": 1, "verdict": "accepted", "kept": True, "guided": 2, "denoised": 6},
+    ]
+    made = [{"seed": n, "method": "syngen", "picture": b"png"} | one for n, one in enumerate(tries)]
+    partial.keep(shard, [first.after(made)])
+    found, _ = partial.take_up(shard, names_of(shard), range(2))
+    assert [found[0].metadata[name] for name in ("tries", "kept_try", "forwards")] == [2, 1, 16]
+    there, here = (pa.Table.from_pylist(rows, TRIES_SCHEMA) for rows in (made, found[0].tries))
+    assert here.equals(there)
 
 
 def test_only_the_rows_that_are_asked_for_come_back(uncommitted):

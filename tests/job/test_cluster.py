@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import signal
 import stat
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from aae_batch.job.cluster import close_token_file
+from aae_batch.job.cluster import close_token_file, stop_on_signals
 from tests.small_job import StartedCluster, environment_of, raylet_of, started_cluster
 
 OURS = """
@@ -167,6 +168,14 @@ def test_a_cluster_without_its_token_is_told_as_such(others, home):
     assert "asks for another token: set RAY_AUTH_MODE=token, with" in done.stderr
     done = run(JOIN, others.address, others.environment)
     assert done.stdout == f"{others.cpus:.1f} CPUs\n", done.stderr
+
+
+def test_a_second_signal_stops_at_once():
+    with stop_on_signals(grace=30) as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt, match="Stopped at once"):
+            signal.raise_signal(signal.SIGTERM)
 
 
 def test_a_token_file_of_ray_s_is_closed_to_others(tmp_path, monkeypatch):
