@@ -71,9 +71,11 @@ class SubjectAttention:
         mean_attention: the mean of the subject's map after softmax, over the image.
         entropy: in nats, of that map as a distribution over the image.
         center_x, center_y: its centre of mass in [0, 1], from the left and from the top.
-        map: uint8 [height, width], the cross-attention of the last step, averaged over heads and
-            layers (before the softmax over words), scaled so that 255 stands for `map_scale`.
-        map_scale: the largest probability of `map`.
+        map_steps: the steps whose maps are kept, ascending; the last step is the last of them.
+        maps: uint8 [map_steps, height, width], the cross-attention in each step's last forward,
+            averaged over heads and layers (before the softmax over words), as
+            `round(255 * probability / map_scales[i])`.
+        map_scales: float32 [map_steps], the largest probability of each map.
     """
 
     subject: str
@@ -84,8 +86,19 @@ class SubjectAttention:
     entropy: np.ndarray
     center_x: np.ndarray
     center_y: np.ndarray
-    map: np.ndarray
-    map_scale: float
+    map_steps: tuple[int, ...]
+    maps: np.ndarray
+    map_scales: np.ndarray
+
+    @property
+    def map(self) -> np.ndarray:
+        """The last step's map: uint8 [height, width]."""
+        return self.maps[-1]
+
+    @property
+    def map_scale(self) -> float:
+        """The largest probability of `map`, for which its 255 stands."""
+        return float(self.map_scales[-1])
 
 
 def _no_steps() -> np.ndarray:

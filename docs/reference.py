@@ -12,7 +12,7 @@ from typer.models import OptionInfo
 
 from aae_batch import cli
 from aae_batch.columns import IMAGE_COLUMN, MANIFEST_COLUMNS, OUTCOME_COLUMNS, TRIES_COLUMNS
-from aae_batch.dataset.layout import ATTENTION_SCHEMA, TRIES_SCHEMA
+from aae_batch.dataset.layout import ATTENTION_SCHEMA, MAPS_COLUMNS, TRIES_SCHEMA
 
 PAGE = Path(__file__).parent / "reference.md"
 OPTION = "| option | default | |"
@@ -43,6 +43,11 @@ def reference() -> str:
             ),
             *_section("Columns of `tries`", COLUMN, _columns(TRIES_SCHEMA)),
             *_section("Columns of `attention`", COLUMN, _columns(ATTENTION_SCHEMA)),
+            *_section(
+                "Columns of `attention`, with `--attention-maps every:N`",
+                COLUMN,
+                _columns(MAPS_COLUMNS),
+            ),
         ]
     )
 

@@ -50,7 +50,7 @@ def make_output(tmp_path) -> Callable[..., Output]:
     """Write a whole dataset in some layout, by default of `ROWS` and into a folder.
 
     `losses` has the final losses, by id, of rows whose loss is not to be 0.5. Earlier versions did not
-    count forwards.
+    count forwards. `guiding` has other settings of the guidance.
     """
 
     def make(
@@ -60,9 +60,10 @@ def make_output(tmp_path) -> Callable[..., Output]:
         rows: Sequence[Mapping[str, Any]] = ROWS,
         losses: Mapping[str, float] | None = None,
         counts_forwards: bool = True,
+        **guiding: Any,
     ) -> Output:
         manifest = tmp_path / "manifest.jsonl"
-        guidance = GuidanceConfig(num_inference_steps=STEPS)
+        guidance = GuidanceConfig(num_inference_steps=STEPS, **guiding)
 
         def drawn(into: Shard, row: Row) -> Outcome:
             return outcome(into, row, (losses or {}).get(row.id, 0.5), guidance)
@@ -126,7 +127,7 @@ def outcome(into: Shard, row, final_loss, guidance) -> Outcome:
     named = [(name, (i,)) for i, name in enumerate(request.subjects or (), 1)]
     named += [("a cat", indices) for indices in request.token_indices or ()]
     seen = AttentionRecord(
-        subjects=tuple(_seen(name, indices) for name, indices in named),
+        subjects=tuple(_seen(*subject, guidance.map_steps(STEPS)) for subject in named),
         loss=np.zeros(STEPS, np.float32),
         num_refinements=row.index,
         final_loss=final_loss,
@@ -135,8 +136,10 @@ def outcome(into: Shard, row, final_loss, guidance) -> Outcome:
     return into.write_image(row, result, guidance)
 
 
-def _seen(name, indices) -> SubjectAttention:
+def _seen(name, indices, steps) -> SubjectAttention:
     per_step = [np.zeros(STEPS, np.float32)] * 5
+    maps = np.stack([np.full((4, 2), 50 * (1 + step), np.uint8) for step in steps])
     return SubjectAttention(
-        name, indices, ("token",) * len(indices), *per_step, np.zeros((4, 2), np.uint8), 0.1
+        *(name, indices, ("token",) * len(indices), *per_step),
+        *(steps, maps, np.full(len(steps), 0.51, np.float32)),
     )

@@ -148,12 +148,33 @@ ATTENTION_SCHEMA = pa.schema(
         column("map_scale", pa.float32(), "The probability that 255 stands for in map."),
     ]
 )
-"""One row per image and subject.
+"""One row per image and subject; see `attention_schema`.
 
 With composable-diffusion, a subject's maps come from its own conjunct, where it competes only with that
 conjunct's words. Its values are therefore larger than those of other methods and cannot be compared with
 them. Its positions still refer to the whole prompt.
 """
+
+MAPS_COLUMNS: tuple[pa.Field, ...] = (
+    column("map_steps", pa.list_(pa.int32()), "The steps in maps, ascending, from 0 to the last."),
+    column(
+        "maps",
+        pa.binary(),
+        "uint8, steps x map_height x map_width: the attention at each of map_steps; the last is map.",
+    ),
+    column("map_scales", pa.list_(pa.float32()), "The probability that 255 stands for in each."),
+)
+"""Columns of the attention table in a run with `--attention-maps every:N`."""
+
+
+def attention_schema(with_maps: bool = False) -> pa.Schema:
+    """Return the attention table's schema.
+
+    Args:
+        with_maps: whether the run keeps maps over time.
+    """
+    return pa.schema([*ATTENTION_SCHEMA, *MAPS_COLUMNS]) if with_maps else ATTENTION_SCHEMA
+
 
 TRIES_SCHEMA = pa.schema(
     [

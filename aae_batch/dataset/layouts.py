@@ -16,7 +16,7 @@ from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.outcome import Outcome, may_have_left_a_picture
 from aae_batch.dataset.problem import Problem, not_ours
 from aae_batch.dataset.reader import parquet_images
-from aae_batch.dataset.run_record import counts_forwards, tries_again
+from aae_batch.dataset.run_record import counts_forwards, keeps_maps, tries_again
 from aae_batch.dataset.settle import alike, is_picture, settle
 from aae_batch.dataset.webdataset import tar_members, tar_of
 from aae_batch.dataset.writer import Shard
@@ -218,6 +218,7 @@ def shard_of(run: Mapping[str, Any], storage: Storage, index: int) -> Shard:
         image_format,
         tries_again(run),
         counts_forwards(run),
+        keeps_maps(run),
     )
 
 

@@ -18,12 +18,13 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from aae_batch.dataset.heatmap import heatmap
-from aae_batch.dataset.reader import Dataset, attention_map
+from aae_batch.dataset.reader import Dataset, attention_maps
 from aae_batch.dataset.run_record import Shards
 from aae_batch.errors import OutputError, shown
 from aae_batch.store.open import open_storage
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas
 
 _PLACE = ["id", "shard", "file_name", "status", "error"]
@@ -98,19 +99,45 @@ class OpenDataset:
         table = self._of_shard("attention", self._shard_of(id))
         return table.filter(pc.equal(table["id"], id))
 
-    def heatmap(self, id: str, subject: str | int) -> Image.Image:
-        """Return the image overlaid with the attention to a subject at the last step.
+    def maps(self, id: str, subject: str | int) -> tuple[list[int], np.ndarray]:
+        """Return the attention to a subject over time: the steps, counted from 0, and its map at each as
+        probabilities, float32 [steps, height, width]. A run without `--attention-maps every:N` kept the
+        last step's alone.
 
         Args:
             subject: its words (the first match if they repeat), or its index among the subjects, from 0.
 
         Raises:
-            OutputError: the row or subject does not exist, or the row has no image.
+            OutputError: the row or subject does not exist.
         """
+        return attention_maps(self._seen(id, subject))
+
+    def heatmap(self, id: str, subject: str | int, step: int | None = None) -> Image.Image:
+        """Return the image overlaid with the attention to a subject, the largest in the lightest colour.
+
+        Args:
+            subject: as for `maps`.
+            step: one of the steps of `maps`. Default: the last.
+
+        Raises:
+            OutputError: the row, subject or map does not exist, or the row has no image.
+        """
+        steps, maps = self.maps(id, subject)
+        if step is None:
+            step = steps[-1]
+        if step not in steps:
+            raise OutputError(
+                f"Row {id} has no map of step {step}, only of {', '.join(map(str, steps))}: a run keeps "
+                "more with --attention-maps every:N."
+            )
+        return heatmap(self.image(id), maps[steps.index(step)])
+
+    def _seen(self, id: str, subject: str | int) -> dict[str, Any]:
+        """Return a row of the attention table."""
         seen = self.attention(id).to_pylist()
         for place, row in enumerate(seen):
             if subject in (place, row["subject"]):
-                return heatmap(self.image(id), attention_map(row))
+                return row
         subjects = [row["subject"] for row in seen[:_NAMED]]
         names = f"its subjects are {', '.join(map(repr, subjects))}" if seen else "it has none"
         raise OutputError(f"Row {id} has no subject {shown(subject)}: {names}.")

@@ -19,7 +19,13 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from aae_batch.dataset import layout
-from aae_batch.dataset.run_record import NotARun, check_record, courtesy, tries_again
+from aae_batch.dataset.run_record import (
+    NotARun,
+    check_record,
+    courtesy,
+    keeps_maps,
+    tries_again,
+)
 from aae_batch.dataset.webdataset import tar_members
 from aae_batch.errors import DroppedError, OutputError
 from aae_batch.store.base import Storage
@@ -97,7 +103,8 @@ class Dataset:
     def attention(self) -> pa.Table:
         """Return the attention rows of all committed shards."""
         tables = read_ahead(self.attention_of, self.shards())
-        return pa.concat_tables([layout.ATTENTION_SCHEMA.empty_table(), *tables])
+        schema = layout.attention_schema(self.run is not None and keeps_maps(self.run))
+        return pa.concat_tables([schema.empty_table(), *tables])
 
     def attention_of(self, shard: int, columns: list[str] | None = None) -> pa.Table:
         """Return the attention rows of a committed shard."""
@@ -297,7 +304,20 @@ def parquet_images(data: bytes) -> Iterator[tuple[str, bytes]]:
                 yield row["id"], row["image"]["bytes"]
 
 
-def attention_map(row: dict[str, Any]) -> np.ndarray:
-    """Return the map of a row of the attention table as probabilities: float32 [height, width]."""
-    values = np.frombuffer(row["map"], np.uint8).reshape(row["map_height"], row["map_width"])
-    return values.astype(np.float32) * (row["map_scale"] / 255)
+def attention_map(row: Mapping[str, Any]) -> np.ndarray:
+    """Return the last map of a row of the attention table as probabilities: float32 [height, width]."""
+    return _probabilities(row, row["map"], [row["map_scale"]])[0]
+
+
+def attention_maps(row: Mapping[str, Any]) -> tuple[list[int], np.ndarray]:
+    """Return the maps over time of a row of the attention table: their steps, counted from 0, and the maps
+    as probabilities, float32 [steps, height, width]. Without `--attention-maps every:N`, the last map alone.
+    """
+    if row.get("maps") is None:
+        return [len(row["max_attention"]) - 1], attention_map(row)[None]
+    return row["map_steps"], _probabilities(row, row["maps"], row["map_scales"])
+
+
+def _probabilities(row: Mapping[str, Any], maps: bytes, scales: list[float]) -> np.ndarray:
+    values = np.frombuffer(maps, np.uint8).reshape(-1, row["map_height"], row["map_width"])
+    return values * (np.asarray(scales, np.float32) / 255)[:, None, None]

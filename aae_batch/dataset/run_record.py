@@ -70,6 +70,11 @@ def counts_forwards(run: Mapping[str, Any]) -> bool:
     return run.get("counts_forwards", False)
 
 
+def keeps_maps(run: Mapping[str, Any]) -> bool:
+    """Return whether the run keeps attention maps of other steps than the last."""
+    return run["settings"].get("guidance", {}).get("attention_maps", "last") != "last"
+
+
 class _Courtesy(BaseModel):
     """A record that no row depends on."""
 

@@ -206,7 +206,7 @@ class ShardCheck:
 
     def _check_attention(self, good: dict[str, dict[str, Any]]) -> None:
         name = layout.attention_name(self.shard.index)
-        read = self._table(name, lambda found: layout.ATTENTION_SCHEMA)
+        read = self._table(name, lambda found: self.shard.attention_schema)
         if read is None:
             return
         subjects = defaultdict(list)
@@ -259,6 +259,17 @@ class ShardCheck:
             self._broken("its attention does not have an entry for every step.", row["id"])
         if any(s["map"] != s["map_height"] * s["map_width"] for s in seen):
             self._broken("an attention map has another size than it says.", row["id"])
+        if self.shard.with_maps:
+            self._check_maps(row, seen)
+
+    def _check_maps(self, row: dict[str, Any], seen: list[dict[str, Any]]) -> None:
+        config = GuidanceConfig(**self.record["settings"]["guidance"])
+        for subject in seen:
+            steps = config.map_steps(subject["max_attention"])
+            if subject["map_steps"] != steps or subject["map_scales"] != len(steps):
+                self._broken(f"its attention maps are not those of the steps {steps}.", row["id"])
+            elif subject["maps"] != len(steps) * subject["map"]:
+                self._broken("its maps over time have another size than they say.", row["id"])
 
 
 def ladder_of(record: Mapping[str, Any]) -> Ladder | None:
@@ -285,11 +296,16 @@ def _what_is_wrong(row: Mapping[str, Any], picture: bytes) -> str | None:
 def _measured(table: pa.Table) -> list[dict[str, Any]]:
     """Return the rows of an attention table, with lengths instead of the lists and maps."""
     lengths = {name: pc.list_value_length(table[name]) for name in _PER_STEP}
-    lengths["map"] = pc.binary_length(table["map"])
+    with_maps = "maps" in table.column_names
+    for name in ("map", "maps") if with_maps else ("map",):
+        lengths[name] = pc.binary_length(table[name])
     for name in ("map_height", "map_width"):
         lengths[name] = table[name]
+    if with_maps:
+        lengths["map_scales"] = pc.list_value_length(table["map_scales"])
     columns = {name: pc.fill_null(length, 0) for name, length in lengths.items()}
-    columns |= {name: table[name] for name in ("id", "subject", "token_indices")}
+    as_is = ("id", "subject", "token_indices", "map_steps")
+    columns |= {name: table[name] for name in as_is if name in table.column_names}
     return pa.table(columns).to_pylist()
 
 

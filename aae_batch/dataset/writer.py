@@ -45,6 +45,7 @@ class Shard(ABC):
         at_once: whether each image is written as soon as it is generated instead of with the commit.
         with_tries: whether rows are tried several times, so that the shard has a table of tries.
         with_forwards: whether the metadata has the column `forwards`.
+        with_maps: whether the attention table has maps over time.
     """
 
     storage: Storage
@@ -53,6 +54,7 @@ class Shard(ABC):
     image_format: ImageFormat = PNG
     with_tries: bool = False
     with_forwards: bool = True
+    with_maps: bool = False
     layout: ClassVar[Layout]
     at_once: ClassVar[bool] = False
 
@@ -60,6 +62,10 @@ class Shard(ABC):
     def pictures_of(index: int) -> str | None:
         """Return the name of the object with all images of the shard; None in layouts without one."""
         return None
+
+    @property
+    def attention_schema(self) -> pa.Schema:
+        return names.attention_schema(self.with_maps)
 
     @abstractmethod
     def file_name(self, row_id: str) -> str | None:
@@ -117,7 +123,7 @@ class Shard(ABC):
             "seconds": result.seconds,
             "forwards": result.forwards,
         }
-        attention = attention_rows(row, seen) if seen else []
+        attention = attention_rows(row, seen, self.attention_schema) if seen else []
         outcome = Outcome(row.index, metadata, attention, image=data).after(tries)
         if self.at_once and not keep:
             outcome = replace(self._settle_picture(outcome, create=True), image=None)
@@ -231,7 +237,7 @@ class Shard(ABC):
         """Return the tables beside the metadata by name, each with the columns in which another attempt's
         must be the same."""
         seen = [row for outcome in outcomes for row in outcome.attention]
-        attention = pa.Table.from_pylist(seen, schema=names.ATTENTION_SCHEMA)
+        attention = pa.Table.from_pylist(seen, schema=self.attention_schema)
         same = ["id", "subject", "token_indices"]
         found: dict[str, tuple[pa.Table, list[str]]] = {}
         if self.with_tries:  # first: they say of which try a row's attention is
@@ -307,16 +313,19 @@ def _inner(entry: int | Sequence[int]) -> list[int]:
     return [entry] if isinstance(entry, int) else list(entry)
 
 
-def attention_rows(row: Row, seen: AttentionRecord) -> list[dict[str, Any]]:
+def attention_rows(
+    row: Row, seen: AttentionRecord, schema: pa.Schema = names.ATTENTION_SCHEMA
+) -> list[dict[str, Any]]:
+    columns = schema.names
     return [
-        {name: getattr(subject, name, None) for name in names.ATTENTION_SCHEMA.names}
+        {name: getattr(subject, name, None) for name in columns}
         | {
             "id": row.id,
             "loss": seen.loss,
-            "map": subject.map.tobytes(),
             "map_height": subject.map.shape[0],
             "map_width": subject.map.shape[1],
         }
+        | {name: getattr(subject, name).tobytes() for name in ("map", "maps") if name in columns}
         for subject in seen.subjects
     ]
 

@@ -81,11 +81,13 @@ class SamplingPasses:
         attend: a guided forward, which stops at the last attention map, and Attend-and-Excite's objective.
         attend_backward: the backward from that loss to the latents.
         denoise: a forward with classifier-free guidance (batch of two).
+        map_bytes: height x width of a subject's attention map.
     """
 
     attend: int
     attend_backward: int
     denoise: int
+    map_bytes: int
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,8 @@ def quote(
         flops += count * _picture_flops(kind, steps, cost, config, refinements)
         image_bytes += count * cost.pixels * PNG_BYTES_PER_PIXEL
         per_subject = FIGURES_PER_STEP * 4 * steps + MAP_BYTES
+        if config.attention_maps != "last":
+            per_subject += len(config.map_steps(steps)) * cost.sampling.map_bytes
         table_bytes += count * (ROW_BYTES + kind.subjects * per_subject)
     hours = None if tflops is None else flops / (tflops * 1e12) / 3600
     return Quote(work.total(), flops, hours, image_bytes, table_bytes, refinements, tflops)
@@ -245,12 +249,15 @@ def count_sampling(
     from aae_batch.sampling.words import Subject
 
     timesteps = torch.empty(1, device="meta")
+    map_bytes = 0
 
     def rows(count: int) -> dict[str, Tensor]:
         return {name: torch.stack([one] * count) for name, one in model.blank().items()}
 
     def loss(moving: Tensor) -> Tensor:
+        nonlocal map_bytes
         maps, _ = model.attend(moving, timesteps, rows(1), columns=words)
+        map_bytes = maps.shape[1] * maps.shape[2]
         prompt = torch.ones(1, maps.shape[-1], dtype=torch.bool, device="meta")
         shares = normalize_over_words(maps, prompt)
         named = [Subject("", place, ("",), place, ()) for place in _PLACES]
@@ -264,7 +271,7 @@ def count_sampling(
         denoise = count_flops(
             lambda: model.denoise(two, times, rows(2), record=slice(1, None), columns=words)
         )
-    return SamplingPasses(forward, backward, denoise)
+    return SamplingPasses(forward, backward, denoise, map_bytes)
 
 
 def words_of(model: Network) -> Sequence[int]:

@@ -64,10 +64,20 @@ def _attn_res(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def _maps_kept(text: str) -> str:
+    kind, colon, steps = text.strip().lower().partition(":")
+    if kind == "every" and int(steps) >= 1:
+        return f"every:{int(steps)}"
+    if (kind, colon) != ("last", ""):
+        raise ValueError(text)
+    return kind
+
+
 _THRESHOLDS = _text("--thresholds", "list of step:threshold", "0:0.05,10:0.5", _thresholds)
 _SCALE_RANGE = _text("--scale-range", "range", "1:0.5", _scale_range)
 _LAYERS = _text("--attn-layers", "list of numbers", "4-11,15", _numbers)
 _ATTN_RES = _text("--attn-res", "size", "16x16", _attn_res)
+_MAPS_KEPT = _text("--attention-maps", "choice of steps: last or every:N", "every:10", _maps_kept)
 
 
 class SteeringSettings(Settings):
@@ -195,6 +205,11 @@ class GuidanceConfig(SteeringSettings):
         description="Compare a subject with the words up to the end token only. Default: not for "
         "Stable Diffusion 1.x.",
     )
+    attention_maps: Annotated[str, _MAPS_KEPT] = Field(
+        "last",
+        description="Which of a subject's attention maps to keep: last, the last step's, or every:N, also "
+        "those of steps 0, N, 2N and so on. Default: last.",
+    )
     by_method: dict[str, SteeringSettings] = Field(
         {},
         description="Steering per method, for models that need values other than those of the method's "
@@ -227,6 +242,11 @@ class GuidanceConfig(SteeringSettings):
         of_model = self.by_method.get(name, SteeringSettings())
         own = METHODS[name].steering.for_steps(self.num_inference_steps)
         return self.over(of_model.over(own))
+
+    def map_steps(self, steps: int) -> list[int]:
+        """Return the steps, of `steps`, whose attention maps are kept. The last one's always is."""
+        _, _, every = self.attention_maps.partition(":")
+        return sorted({*(range(0, steps, int(every)) if every else ()), steps - 1})
 
     def updated(self, **values) -> GuidanceConfig:
         """Return a validated copy with some values changed."""

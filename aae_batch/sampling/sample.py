@@ -207,7 +207,7 @@ def admit(
         scheduler=scheduler,
         timesteps=scheduler.timesteps,
         step_arguments=family.step_arguments(scheduler, generator, config.eta),
-        trace=AttentionTrace(subjects, steps),
+        trace=AttentionTrace(subjects, steps, config.map_steps(steps)),
         schedule=GuidanceSchedule(config.steering(), steps),
         started=time.monotonic(),
         search=search,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -38,13 +40,20 @@ def describe(maps: Tensor, excitations: Tensor) -> Tensor:
 
 class AttentionTrace:
     """Collects one sample's records, step by step; a later record of a step replaces the earlier
-    one."""
+    one.
 
-    def __init__(self, subjects: tuple[Subject, ...], steps: int) -> None:
+    Args:
+        map_steps: the steps whose maps are kept. Default: the last.
+    """
+
+    def __init__(
+        self, subjects: tuple[Subject, ...], steps: int, map_steps: Sequence[int] | None = None
+    ) -> None:
         self.subjects = subjects
+        self._map_steps = frozenset(map_steps or [steps - 1])
+        self._maps: dict[int, Tensor] = {}
         self._figures = np.zeros((steps, len(subjects), 5), dtype=np.float32)
         self._loss = np.zeros(steps, dtype=np.float32)
-        self._last_maps: Tensor | None = None
 
     def observe(self, step: int, figures: np.ndarray, loss: float, maps: Tensor) -> None:
         """Record one forward.
@@ -57,7 +66,8 @@ class AttentionTrace:
         """
         self._figures[step] = figures
         self._loss[step] = loss
-        self._last_maps = maps
+        if step in self._map_steps:
+            self._maps[step] = maps
 
     def worst(self, step: int) -> float:
         """Return the largest attention of the worst subject at a step; 1 without subjects."""
@@ -65,9 +75,9 @@ class AttentionTrace:
 
     def record(self, num_refinements: int, last_threshold: float | None) -> AttentionRecord:
         """Return the complete `AttentionRecord`."""
-        if self._last_maps is None:
+        if not self._maps:
             return AttentionRecord()
-        maps = self._last_maps.float().cpu().numpy()
+        maps = torch.stack([*self._maps.values()], dim=1).float().cpu().numpy()
         best = self._figures[:, :, 0].max(axis=0)
         return AttentionRecord(
             subjects=tuple(self._subject(i, maps[i]) for i in range(len(self.subjects))),
@@ -77,9 +87,11 @@ class AttentionTrace:
             neglected=None if last_threshold is None else bool(best.min() < last_threshold),
         )
 
-    def _subject(self, index: int, map: np.ndarray) -> SubjectAttention:
+    def _subject(self, index: int, maps: np.ndarray) -> SubjectAttention:
+        """Return the record of one subject, given its maps: [map_steps, height, width]."""
         subject, figures = self.subjects[index], self._figures[:, index]
-        scale = float(map.max())
+        scales = maps.max(axis=(1, 2))
+        shares = maps / np.where(scales > 0, scales, 1)[:, None, None]
         return SubjectAttention(
             subject=subject.name,
             token_indices=subject.token_indices,
@@ -89,6 +101,7 @@ class AttentionTrace:
             entropy=figures[:, 2].copy(),
             center_x=figures[:, 3].copy(),
             center_y=figures[:, 4].copy(),
-            map=np.round(map / (scale or 1.0) * 255).astype(np.uint8),
-            map_scale=scale,
+            map_steps=tuple(self._maps),
+            maps=np.round(shares * 255).astype(np.uint8),
+            map_scales=scales,
         )

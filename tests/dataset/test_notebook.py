@@ -110,13 +110,30 @@ def test_attention_is_that_of_the_row(opened):
     assert opened.heatmap("a", "dog").size == opened.image("a").size
 
 
+@pytest.mark.parametrize(("kept", "steps"), [("last", [2]), ("every:2", [0, 2])])
+def test_maps_over_time_are_those_of_the_steps_that_the_run_kept(make_output, kept, steps):
+    opened = open_dataset(make_output(attention_maps=kept).storage.root)
+    found, maps = opened.maps("a", "dog")
+    assert found == steps
+    assert maps.dtype == np.float32
+    assert maps == pytest.approx(np.stack([np.full((4, 2), 0.1 * (1 + step)) for step in steps]))
+    assert opened.dataset.attention().schema.names[-1] == (
+        "map_scale" if kept == "last" else "map_scales"
+    )
+    assert opened.heatmap("a", "dog", step=2) == opened.heatmap("a", "dog")
+    with pytest.raises(
+        OutputError, match=r"no map of step 1, only of .*2: .* --attention-maps every:N"
+    ):
+        opened.heatmap("a", "dog", step=1)
+
+
 def test_subjects_of_the_same_words_are_told_apart_by_their_place(make_output, monkeypatch):
     row = {"prompt": "a cat and a cat", "subjects": ["cat", "cat"], "id": "x"}
     opened = open_dataset(make_output(rows=[row]).storage.root)
     laid = []
     monkeypatch.setattr(
-        "aae_batch.dataset.notebook.attention_map",
-        lambda seen: laid.append(seen["token_indices"]) or np.ones((4, 2), np.float32),
+        "aae_batch.dataset.notebook.attention_maps",
+        lambda seen: laid.append(seen["token_indices"]) or ([0], np.ones((1, 4, 2), np.float32)),
     )
     for subject in ("cat", 0, 1):
         opened.heatmap("x", subject)

@@ -8,9 +8,10 @@ from aae_batch.dataset.reader import Dataset
 from aae_batch.manifest.reader import open_manifest
 
 
+@pytest.mark.parametrize("maps", ["last", "every:2"])
 @pytest.mark.parametrize("layout", ["files", "webdataset", "parquet"])
-def test_a_shard_written_again_from_its_outcomes_is_the_same(make_output, layout):
-    output = make_output(layout)
+def test_a_shard_written_again_from_its_outcomes_is_the_same(make_output, layout, maps):
+    output = make_output(layout, attention_maps=maps)
     dataset = Dataset(output.storage)
     run = dataset.run
     assert run is not None
@@ -22,6 +23,8 @@ def test_a_shard_written_again_from_its_outcomes_is_the_same(make_output, layout
     assert [outcome.failed for outcome in outcomes] == [False, True]
     with open_manifest(output.manifest) as manifest:
         _, extras = manifest.read(2, 4)
+    for name in names[:2]:
+        output.storage.delete(name)
     shard.commit(outcomes, extras)
     assert {name: output.storage.read_bytes(name) for name in names} == before
 

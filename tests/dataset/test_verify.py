@@ -115,6 +115,13 @@ def rewrite_tar(change):
     return damage
 
 
+def without_the_first_map(rows):
+    """What a run that keeps maps of fewer steps would have written."""
+    size = len(rows[0]["map"])
+    first = {"maps": rows[0]["maps"][size:]}
+    return [rows[0] | first | {n: rows[0][n][1:] for n in ("map_steps", "map_scales")}]
+
+
 def short(rows):
     rows[0]["entropy"] = rows[0]["entropy"][:-1]
     return rows
@@ -292,9 +299,10 @@ DAMAGES = [
 ]
 
 
+@pytest.mark.parametrize("maps", ["last", "every:2"])
 @pytest.mark.parametrize("kind", LAYOUTS)
-def test_an_output_is_proved(make_output, kind):
-    output = make_output(kind)
+def test_an_output_is_proved(make_output, kind, maps):
+    output = make_output(kind, attention_maps=maps)
     done = []
     with open_manifest(output.manifest) as manifest:
         found = verify.verify(output.storage, manifest, lambda *counts: done.append(counts))
@@ -317,6 +325,23 @@ def test_a_damage_is_told_and_what_is_deleted_of_it_and_nothing_else(
     assert not found.proved
     assert found.only_incomplete == (problem[0] == "missing")
     assert verify.to_delete(storage, found) == [name for name in deleted if storage.exists(name)]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (without_the_first_map, "maps are not those of the steps [0, 2]"),
+        (lambda rows: [rows[0] | {"map_scales": [0.1]}], "maps are not those of the steps [0, 2]"),
+        (lambda rows: [rows[0] | {"maps": rows[0]["map"]}], "maps over time have another size"),
+        (lambda rows: [rows[0] | {"maps": None}], "maps over time have another size"),
+    ],
+)
+def test_maps_of_other_steps_or_sizes_are_found(make_output, change, words):
+    storage = make_output(attention_maps="every:2").storage
+    attention(1, change)(storage)
+    found = verify.verify(storage)
+    assert told(found.problems) == [OF_C]
+    assert words in found.problems[0].text
 
 
 @pytest.mark.parametrize("kind", ["files", "parquet"])

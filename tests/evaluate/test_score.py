@@ -87,7 +87,7 @@ def outcome(into: Shard, row, guidance) -> Outcome:
             SubjectAttention(
                 *(name, (i,), (name,), np.linspace(0.1, best - 0.1 * i, STEPS, dtype=np.float32)),
                 *[np.zeros(STEPS, np.float32)] * 4,
-                *(np.zeros((4, 4), np.uint8), 0.1),
+                *((STEPS - 1,), np.zeros((1, 4, 4), np.uint8), np.full(1, 0.1, np.float32)),
             )
             for i, name in enumerate(request.subjects)
         ),

@@ -12,19 +12,21 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
 
 from aae_batch.dataset import rewriting
-from aae_batch.dataset.reader import Dataset, attention_map
+from aae_batch.dataset.reader import Dataset, attention_map, attention_maps
 from aae_batch.dataset.verify import verify
 from aae_batch.errors import (
     JobError,
     ManifestError,
     ModelError,
     OutputError,
+    RequestError,
     SettingsError,
     SubjectError,
 )
@@ -223,6 +225,32 @@ def test_a_kill_while_failed_rows_are_rewritten_is_healed_by_the_plain_command(
     assert run_job(again, worker_class=FakeWorker)["failed"] == 0
     with open_manifest(job.manifest) as manifest:
         assert verify(open_storage(job.output), manifest).proved
+
+
+def test_maps_over_time_are_kept_and_stay_when_failed_rows_are_generated_again(settings, ray_here):
+    class Unlucky(GenerateWorker):
+        def admit(self, batch, request, **how):
+            if request.id == "row-01":
+                raise RequestError(request.id, "out of luck")
+            super().admit(batch, request, **how)
+
+    job = settings(shard_size=12)
+    job = job.model_copy(update={"guidance": job.guidance.updated(attention_maps="every:2")})
+    assert run_job(job, worker_class=Unlucky)["failed"] == 1
+    dataset = Dataset(job.output)
+    before = dataset.attention().to_pylist()
+    assert run_job(job.model_copy(update={"retry_failed": True}))["failed"] == 0
+    seen = dataset.attention().to_pylist()
+    assert [row for row in seen if row["id"] != "row-01"] == before
+    for row in seen:
+        steps, maps = attention_maps(row)
+        assert (steps, maps.shape) == ([0, 2, STEPS - 1], (3, 8, 8))
+        assert np.array_equal(maps[-1], attention_map(row))
+        assert not np.array_equal(maps[0], maps[-1])
+    with open_manifest(job.manifest) as manifest:
+        assert verify(open_storage(job.output), manifest).proved
+    with pytest.raises(OutputError, match=r'guidance\.attention_maps: "every:2" -> "last"'):
+        run_job(settings(shard_size=12))
 
 
 def test_nothing_is_written_before_an_actor_has_loaded_the_model(settings, ray_here):

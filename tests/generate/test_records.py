@@ -175,6 +175,17 @@ def test_a_run_of_a_version_with_one_guided_method_goes_on(plan, storage):
         plan(guidance=GuidanceConfig(scale_factor=5.0))
 
 
+def test_a_run_of_a_version_without_maps_over_time_goes_on_and_is_given_none(plan, storage):
+    run = plan().run
+    guidance = {
+        name: v for name, v in run["settings"]["guidance"].items() if name != "attention_maps"
+    }
+    begin(storage, of_settings(run, run["settings"] | {"guidance": guidance}))
+    assert plan().begun
+    with pytest.raises(OutputError, match=r'guidance\.attention_maps: "last" -> "every:5"'):
+        plan(guidance=GuidanceConfig(attention_maps="every:5"))
+
+
 def test_a_method_that_only_this_version_has_changes_no_run(plan, storage):
     run = plan().run
     settings = dict(run["settings"])

@@ -107,6 +107,15 @@ def test_refinements_cost_guided_passes_and_only_where_there_are_thresholds(conf
     assert flops("attend-and-excite", config, 20) == flops("attend-and-excite", config, 0)
 
 
+def test_maps_over_time_are_bytes_of_the_tables(config, costs):
+    def table_bytes(maps: str) -> float:
+        return quote(work(), costs, config.updated(attention_maps=maps)).table_bytes
+
+    two_subjects, places = 2, 8 * 8
+    assert table_bytes("every:2") - table_bytes("last") == two_subjects * places * 2  # 0 and 2 of 3
+    assert table_bytes("every:1") - table_bytes("last") == two_subjects * places * 3
+
+
 def test_hours_and_bytes_follow_from_what_is_assumed(config, costs):
     one = quote(work(), costs, config, tflops=50)
     many = quote(work(count=1000), costs, config, tflops=25)

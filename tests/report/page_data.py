@@ -171,10 +171,11 @@ def record(row: Row) -> AttentionRecord:
         f"word {n}" for n in range(len(row.request.token_indices or ()))
     ]
     for i, name in enumerate(named):
-        where = np.zeros((4, 4), np.uint8)
-        where[:, 3 * (i % 2)] = 255
+        where = np.zeros((1, 4, 4), np.uint8)
+        where[..., 3 * (i % 2)] = 255
+        seen = (3,), where, np.full(1, 0.25, np.float32)
         curve = np.linspace(0.1, last - 0.1 * i, 4, dtype=np.float32)
-        subjects.append(SubjectAttention(name, (2 + i,), (name,), *[curve] * 5, where, 0.25))
+        subjects.append(SubjectAttention(name, (2 + i,), (name,), *[curve] * 5, *seen))
     worst = min(float(subject.max_attention[-1]) for subject in subjects)
     return AttentionRecord(
         tuple(subjects),

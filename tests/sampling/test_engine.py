@@ -256,6 +256,10 @@ def test_a_resolution_without_cross_attention_is_refused_with_those_that_have_it
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"thresholds": {0: 1.5}}, "thresholds"),
         ({"guidance": 3}, "guidance"),
+        *(
+            ({"attention_maps": said}, "write e.g. 'every:10'")
+            for said in ("all", "every:0", "last:2")
+        ),
     ],
 )
 def test_a_wrong_setting_is_named(values, says):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.trace import AttentionTrace, describe
 from aae_batch.sampling.words import Subject
 
@@ -26,9 +27,10 @@ def test_the_figures_of_a_map_that_is_not_alike_in_any_direction():
     assert y == pytest.approx(0.75 * 0.5 / 3 + 0.25 * 1.5 / 3)  # from the top
 
 
-def traced(excitations: list[tuple[float, float]]) -> AttentionTrace:
+def traced(excitations: list[tuple[float, float]], maps: str = "last") -> AttentionTrace:
     """A trace of two subjects with these excitations at each step."""
-    trace = AttentionTrace((CAT, DOG), steps=len(excitations))
+    steps = len(excitations)
+    trace = AttentionTrace((CAT, DOG), steps, GuidanceConfig(attention_maps=maps).map_steps(steps))
     for step, both in enumerate(excitations):
         figures = np.zeros((2, 5), dtype=np.float32)
         figures[:, 0] = both
@@ -64,3 +66,29 @@ def test_the_map_kept_is_that_of_the_last_step_as_it_lies():
     assert dog.map_scale == expected.max()
     assert np.array_equal(dog.map, np.round(expected / expected.max() * 255))
     assert (dog.subject, dog.token_indices, dog.tokens) == ("dog", (5,), ("dog",))
+
+
+@pytest.mark.parametrize(
+    ("maps", "steps"),
+    [
+        ("last", [6]),
+        ("every:1", [0, 1, 2, 3, 4, 5, 6]),
+        ("every:3", [0, 3, 6]),
+        ("every:4", [0, 4, 6]),
+    ],
+)
+def test_the_maps_of_every_nth_step_and_the_last_are_kept_each_by_its_own_scale(maps, steps):
+    dog = traced([(0.5, 0.5)] * 7, maps).record(0, None).subjects[1]
+    expected = [100 * step + torch.arange(6.0, 12.0).reshape(2, 3).numpy() for step in steps]
+    assert list(dog.map_steps) == steps
+    assert list(dog.map_scales) == [map.max() for map in expected]
+    for map, probabilities in zip(dog.maps, expected, strict=True):
+        assert np.array_equal(map, np.round(255 * probabilities / probabilities.max()))
+    assert np.array_equal(dog.map, dog.maps[-1])
+
+
+def test_a_map_without_attention_is_zero():
+    trace = AttentionTrace((CAT,), steps=1)
+    trace.observe(0, np.zeros((1, 5), np.float32), 1.0, torch.zeros(1, 2, 2))
+    (cat,) = trace.record(0, None).subjects
+    assert (cat.map.max(), cat.map_scale) == (0, 0)
