@@ -81,14 +81,14 @@ class SubjectAttention:
     subject: str
     token_indices: tuple[int, ...]
     tokens: tuple[str, ...]
-    max_attention: np.ndarray
-    mean_attention: np.ndarray
-    entropy: np.ndarray
-    center_x: np.ndarray
-    center_y: np.ndarray
+    max_attention: np.ndarray = field(repr=False)
+    mean_attention: np.ndarray = field(repr=False)
+    entropy: np.ndarray = field(repr=False)
+    center_x: np.ndarray = field(repr=False)
+    center_y: np.ndarray = field(repr=False)
     map_steps: tuple[int, ...]
-    maps: np.ndarray
-    map_scales: np.ndarray
+    maps: np.ndarray = field(repr=False)
+    map_scales: np.ndarray = field(repr=False)
 
     @property
     def map(self) -> np.ndarray:
@@ -123,15 +123,16 @@ class AttentionRecord:
     """
 
     subjects: tuple[SubjectAttention, ...] = ()
-    loss: np.ndarray = field(default_factory=_no_steps)
+    loss: np.ndarray = field(default_factory=_no_steps, repr=False)
     num_refinements: int = 0
     final_loss: float | None = None
     neglected: bool | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
-    """The result of one request: either an image or an error.
+    """The result of one request: either an image or an error. A notebook shows its image, and the maps
+    and curves of its subjects.
 
     Attributes:
         request: the request as given.
@@ -143,6 +144,7 @@ class Result:
             other slots share that time.
         guided: guided forwards with their backwards.
         denoised: texts that were denoised, over all steps: two a step with classifier-free guidance.
+        method: the request's or the run's; None if the request could not be sampled.
     """
 
     request: Request
@@ -153,8 +155,19 @@ class Result:
     seconds: float = 0.0
     guided: int = 0
     denoised: int = 0
+    method: str | None = None
 
     @property
     def forwards(self) -> int:
         """What the result cost: guided forwards and texts denoised."""
         return self.guided + self.denoised
+
+    def __repr__(self) -> str:
+        from aae_batch.display import result_text
+
+        return result_text(self)
+
+    def _repr_html_(self) -> str:
+        from aae_batch.display import result_html
+
+        return result_html(self)

@@ -17,15 +17,15 @@ _CHROMA = 0.15
 hue in degrees."""
 
 
-def heatmap(image: Image.Image, attention: np.ndarray) -> Image.Image:
+def heatmap(image: Image.Image, attention: np.ndarray, most: float | None = None) -> Image.Image:
     """Return an RGB image of the size of `image`, with the map laid over it.
 
     Args:
-        attention: [height, width] of any size, non-negative. It is scaled so that its largest value
-            gets the lightest colour.
+        attention: [height, width] of any size, non-negative.
+        most: the value of the lightest colour. Default: the largest of `attention`.
     """
     attention = attention.astype(np.float32)
-    shares = Image.fromarray(attention / (attention.max() or 1))
+    shares = Image.fromarray(attention / ((attention.max() if most is None else most) or 1))
     smooth = np.asarray(shares.resize(image.size, Image.Resampling.BICUBIC))
     colours = colour_map()[np.rint(smooth.clip(0, 1) * 255).astype(np.uint8)]
     return Image.blend(image.convert("L").convert("RGB"), Image.fromarray(colours), OPACITY)

@@ -161,6 +161,7 @@ class Sample:
             seconds=time.monotonic() - self.started,
             guided=self.guided,
             denoised=self.denoised,
+            method=self.config.method,
         )
 
     def fail(self, error: RowError) -> Result:

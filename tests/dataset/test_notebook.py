@@ -1,16 +1,25 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from aae_batch import open_dataset
 from aae_batch.dataset.heatmap import colour_map, heatmap
-from aae_batch.errors import OutputError
+from aae_batch.dataset.layout import metric_name, metric_run_name
+from aae_batch.errors import AaeBatchError, OutputError, RequestError
+from aae_batch.request import AttentionRecord, Request, Result, SubjectAttention
+
+GUIDED, PLAIN = "attend-and-excite", "stable-diffusion"
 
 
 @pytest.fixture(params=["files", "webdataset", "parquet"])
@@ -21,9 +30,9 @@ def opened(request, make_output):
 @pytest.fixture
 def pair(make_output):
     """A prompt drawn by both methods from the same noise."""
-    methods = ("attend-and-excite", "stable-diffusion")
+    methods = (GUIDED, PLAIN)
     row = {"prompt": "<b>a cat</b>", "subjects": ["cat"], "seed": 3}
-    rows = [row | {"method": method} for method in methods]
+    rows = [row | {"id": method, "method": method} for method in methods]
     return open_dataset(make_output(rows=rows).storage.root)
 
 
@@ -71,8 +80,22 @@ def test_what_is_not_there_is_said(opened):
         opened.heatmap("a", "frog")
     with pytest.raises(OutputError, match="seed 7: its seeds are"):
         opened.compare("a cat", 7)
+    with pytest.raises(OutputError, match="'a cat' needs a seed: its seeds are"):
+        opened.compare("a cat")
     with pytest.raises(OutputError, match="the same to the letter"):
         opened.compare("A cat", 7)
+    with pytest.raises(
+        OutputError, match=r"no scores 'clip.min_subject': `aae-batch evaluate .* --metric clip`"
+    ):
+        opened.worst(by="clip.min_subject")
+    with pytest.raises(OutputError, match="no column of numbers 'prompt'"):
+        opened.worst(by="prompt")
+
+
+def test_without_pandas_the_package_is_named(opened, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(AaeBatchError, match="needs pandas: pip install pandas"):
+        opened.to_pandas()
 
 
 def test_before_the_first_shard_there_are_columns_and_no_rows(make_output):
@@ -170,15 +193,114 @@ def test_colours_grow_lighter_by_equal_steps():
     assert np.allclose(lightness, np.linspace(0.2, 0.95, 256), atol=0.003)
 
 
-def test_methods_stand_side_by_side(pair):
-    comparison = pair.compare("<b>a cat</b>", 3)
-    assert list(comparison.images) == ["attend-and-excite", "stable-diffusion"]
+@pytest.mark.parametrize("which", [("<b>a cat</b>", 3), ("<b>a cat</b>",), (PLAIN,), (GUIDED, 3)])
+def test_methods_stand_side_by_side_the_plain_one_first(pair, which):
+    comparison = pair.compare(*which)
+    assert (
+        list(comparison.images)
+        == list(comparison.maps)
+        == ["stable-diffusion", "attend-and-excite"]
+    )
+    assert [name for name, _ in comparison.maps["stable-diffusion"]] == ["cat"]
     html = comparison._repr_html_()
-    assert html.count("data:image/png;base64,") == 2
+    assert html.count("data:image/png;base64,") == 4, "two pictures, and a map of each"
     assert "&lt;b&gt;a cat&lt;/b&gt;</b>, seed 3" in html
+    assert "attention 0 " in html, "a scale"
     png = Image.open(io.BytesIO(comparison._repr_png_()))
     assert png.size == (32, 8)
-    assert (png.getpixel((0, 0)), png.getpixel((16, 0))) == ((0, 0, 0), (40, 0, 0))
+    assert (png.getpixel((0, 0)), png.getpixel((16, 0))) == ((40, 0, 0), (0, 0, 0))
+
+
+def test_methods_are_compared_on_one_scale():
+    plain, guided = (
+        heatmap(Image.new("RGB", (8, 8)), np.full((4, 4), share), most=0.8)
+        .convert("L")
+        .getpixel((4, 4))
+        for share in (0.2, 0.8)
+    )
+    assert plain < guided
+
+
+def write_clip_scores(storage, values: dict[str, float]) -> None:
+    """Scores of shard 0, as `aae-batch evaluate --metric clip` writes them."""
+    table = pq.read_table(pa.BufferReader(storage.read_bytes("metadata/00000.parquet")))
+    scores = table.select(["id", "sha256"]).append_column(
+        "clip_min_subject", pa.array([values.get(row_id) for row_id in table["id"].to_pylist()])
+    )
+    sink = pa.BufferOutputStream()
+    marked = scores.replace_schema_metadata({"fingerprint": "f"})
+    pq.write_table(marked, sink)
+    storage.write_bytes(metric_name("clip", 0), sink.getvalue().to_pybytes())
+    run = {"settings": {}, "fingerprint": "f"}
+    storage.write_bytes(metric_run_name("clip"), json.dumps(run).encode())
+
+
+def test_the_worst_rows_come_first(make_output):
+    output = make_output(losses={"a": 0.3, "b": 0.9, "c": 0.6})
+    name = "attention/00001.parquet"
+    table = pq.read_table(pa.BufferReader(output.storage.read_bytes(name)))
+    rows = [row | {"max_attention": [0.9, 0.9, -0.1]} for row in table.to_pylist()]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), sink)
+    output.storage.write_bytes(name, sink.getvalue().to_pybytes())
+    write_clip_scores(output.storage, {"a": 0.4, "b": 0.2})
+    opened = open_dataset(output.storage.root)
+
+    def ids(**how) -> list[str]:
+        return opened.worst(**how).rows["id"].to_pylist()
+
+    assert ids(n=1) == ["c"], "by attention"
+    assert ids() == ["c", "a", "b"], "and without failed rows, and rows without subjects"
+    assert ids(by="-final_loss") == ["b", "c", "d.1", "a"]
+    assert ids(by="clip.min_subject") == ["b", "a"], "without rows that were not scored"
+    ranking = opened.worst(2, by="clip.min_subject")
+    assert repr(ranking).splitlines()[:2] == [
+        "2 rows by clip.min_subject",
+        f"0.2  b  attend-and-excite, seed {ranking.rows['seed'][0]}  a cat",
+    ]
+    assert ranking._repr_html_().count("<img") == 2
+
+
+def result(prompt: str = "a cat", steps: tuple[int, ...] = (2,), **made) -> Result:
+    curve = np.array([0.1, 0.5, 0.9], np.float32)
+    maps = np.full((len(steps), 4, 4), 200, np.uint8)
+    scales = np.full(len(steps), 0.3, np.float32)
+    cat = SubjectAttention("cat", (2,), ("cat",), *[curve] * 5, steps, maps, scales)
+    seen = AttentionRecord((cat,), loss=1 - curve, final_loss=0.1)
+    image = Image.new("RGB", (600, 400))
+    made = {"image": image, "attention": seen, "method": "attend-and-excite"} | made
+    return Result(Request(prompt, subjects=["cat"], seed=3), **made)
+
+
+@pytest.mark.parametrize(("steps", "pictures"), [((2,), 2), ((0, 1, 2), 4)])
+def test_a_result_shows_its_picture_its_maps_and_its_curves(steps, pictures):
+    html = result(steps=steps)._repr_html_()
+    assert html.count("<img") == pictures
+    assert html.count("<polyline") == 1
+    assert "attend-and-excite, seed 3" in html
+    for step in steps:
+        assert f"cat, step {step}<" in html
+
+
+def test_a_result_is_told_in_a_line_and_a_long_prompt_is_clipped():
+    long = result("<b>a cat</b> " + "and a dog " * 40, latents=torch.zeros(4, 64, 64))
+    assert len(repr(long)) < 250
+    assert "attend-and-excite, seed 3: 600 x 400, final loss 0.100" in repr(long)
+    assert len(repr(long.attention)) < 250
+    shown = re.sub(r'"[^"]*"', "", long._repr_html_())  # without attributes
+    assert "<b>a cat" not in shown
+    assert shown.count("and a dog") < 10
+
+
+def test_a_result_without_a_picture_says_why():
+    bad = result(image=None, attention=None, error=RequestError("r", "<i>height</i>"), method=None)
+    assert repr(bad) == "<Result of 'a cat', seed 3: failed: row r: <i>height</i>>"
+    assert "failed: row r: &lt;i&gt;height" in bad._repr_html_()
+    assert "<img" not in bad._repr_html_()
+
+
+def test_a_result_without_subjects_is_a_picture():
+    assert result(attention=AttentionRecord())._repr_html_().count("<img") == 1
 
 
 def test_rows_of_one_method_are_told_apart_and_failures_are_named(make_output):
