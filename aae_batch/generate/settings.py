@@ -241,7 +241,8 @@ class JobSettings(TrialSettings, FormSettings, ModelSettings):
     group = "Options"
 
     manifest: Annotated[str, BeforeValidator(os.fspath)] = Field(
-        description="Parquet, CSV or JSONL, path or URL; one row per image. Columns: prompt "
+        description="Parquet, CSV, TSV or JSONL, or a folder of Parquet files, path or URL; one row per "
+        "image. Columns: prompt "
         "(required), subjects or token_indices, seed, id, negative_prompt, guidance_scale, "
         "num_inference_steps, height, width, method; others are copied to the metadata table."
     )

@@ -1,4 +1,4 @@
-"""Reads a manifest, one row per image, from Parquet, or from CSV or JSONL converted to Parquet.
+"""Reads a manifest, one row per image, from Parquet, or from other tables converted to Parquet.
 
 The columns are `columns.MANIFEST_COLUMNS`, of which only `prompt` is required. Other columns are copied
 to the metadata table unchanged. A `ManifestError` concerns the manifest as a whole; an error in one row
@@ -7,35 +7,49 @@ is stored with that row.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from aae_batch.columns import ALIASES, NAMES, RESERVED
 from aae_batch.errors import ManifestError, OutputError, RequestError
 from aae_batch.manifest import row_groups
+from aae_batch.manifest.plain import plain_schema
 from aae_batch.manifest.repeats import Repeats
-from aae_batch.manifest.row import Row, Unreadable, default_id, id_of, read_row
+from aae_batch.manifest.row import Row, Unreadable, default_id, id_of, read_row, whole_number
 from aae_batch.manifest.row_groups import RowGroups
-from aae_batch.store.base import is_url
-from aae_batch.store.fetch import fetch
+from aae_batch.store.base import expanded, is_url
+from aae_batch.store.open import open_url
 from aae_batch.store.scratch import scratch_folder
 
 _ENCODING = b"aae_batch.encoding"
 _IS_JSON = {_ENCODING: b"json"}
 _LINES_AT_ONCE = 20_000
 _ROWS_AT_ONCE = 1_000
+_COPIED_AT_ONCE = 8
+_SEPARATORS = (",", ";", "\t", "|")
+_FLOAT = r"^-?\d+(\.0|(\.\d+)?e\+\d+)$"
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
+"""What a compressed file begins with, and Arrow's name of the compression."""
+
+_COMPRESSED = (".gz", ".bz2", ".zst")
+FORMATS = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
+"""Suffixes of a manifest. All but the first may have one of a compression after them."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +99,7 @@ class Manifest:
 
     Attributes:
         path: path or URL that was opened. The rows come from a copy made when it was opened.
-        digest: SHA-256 of the file.
+        digest: SHA-256 of the file, or of the digests of a folder's parts.
         extras: the columns that are not manifest columns.
     """
 
@@ -94,8 +108,8 @@ class Manifest:
     extras: pa.Schema
     _groups: RowGroups
     _repeats: Repeats
-    _states: set[tuple[int, int, int]]
-    """(mtime, size, inode) of the file at which it is known to have this content; empty for a URL."""
+    _states: set[_State]
+    """At which it is known to have this content; empty for a URL."""
 
     @property
     def own(self) -> frozenset[str]:
@@ -112,11 +126,11 @@ class Manifest:
 
     @property
     def changed(self) -> bool:
-        """Whether the file changed since it was opened; False for a URL or a missing file."""
+        """Whether it changed since it was opened; False for a URL or a missing file."""
         try:
             if not self._states or (state := _state(self.path)) in self._states:
                 return False
-            if _digest(self.path) != self.digest:
+            if _digest([Path(self.path, name) for name, *_ in state]) != self.digest:
                 return True
             self._states.add(state)  # only the mtime differs
         except OSError:  # deleted or unreachable: the copy has its rows
@@ -141,53 +155,150 @@ class Manifest:
 
 @contextmanager
 def open_manifest(path: str | Path, s3_endpoint: str | None = None) -> Iterator[Manifest]:
-    """Open a manifest by its suffix: `.parquet`, `.csv` or `.jsonl`.
+    """Open a manifest by its suffix, one of `FORMATS`, or a folder of Parquet files as one manifest.
+
+    Of a folder, files whose names begin with `_` or `.` are left out; the others' rows follow each other
+    in the order of their names, in which numbers count by their value.
 
     Args:
-        path: path or URL of the file.
+        path: path or URL of the file or folder.
         s3_endpoint: URL of an S3-compatible store, for an `s3://` path.
 
     Raises:
         ManifestError: the manifest cannot be read, has no rows, lacks `prompt`, or has a column that
             clashes with one the run adds.
     """
-    path = str(path)
-    if not is_url(path) and Path(path).is_dir():
-        raise ManifestError(f"Manifest {path} is a folder; name one file in it.")
-    if not is_url(path) and not Path(path).is_file():
+    path = expanded(path)
+    if not is_url(path) and not Path(path).exists():
         raise ManifestError(f"Manifest {path} does not exist; check the path.")
-    converters = {".parquet": None, ".csv": _convert_csv, ".jsonl": _convert_jsonl}
-    suffix = PurePosixPath(path).suffix.lower()
-    if suffix not in converters:
-        raise ManifestError(
-            f"Manifest {path} must end in one of {', '.join(converters)}; convert it to one."
-        )
     with ExitStack() as stack:
         with _readable(path):
             folder = stack.enter_context(scratch_folder())
-            copies = folder / "source"
-            copies.mkdir()
-            if is_url(path):
-                states, source = set(), fetch(path, copies, s3_endpoint)
-            else:  # copy first, so that the bytes hashed are the bytes read
-                states, source = {_state(path)}, copies / Path(path).name
-                shutil.copyfile(path, source)
-            parquet, convert = source, converters[suffix]
-            if convert is not None:
-                parquet = folder / "converted.parquet"
-                convert(source, parquet)
-            file = stack.enter_context(row_groups.opened(parquet))
-            _check_columns(path, file.schema_arrow)
-            if row_groups.too_large(file):
-                row_groups.regroup(file, folder / "regrouped.parquet")
-                file = stack.enter_context(row_groups.opened(folder / "regrouped.parquet"))
-            groups = RowGroups(file)
+            states = (
+                set() if is_url(path) else {_state(path)}
+            )  # before the copy, whose bytes are hashed
+            sources = _copies(path, folder / "source", s3_endpoint)
+            digest = _digest(sources)
+            parquet = _converted(path, sources, folder)
+            groups = RowGroups(stack.enter_context(row_groups.opened(parquet)))
             if len(groups) == 0:
                 raise ManifestError(f"Manifest {path} has no rows.")
             extras = pa.schema([field for field in groups.schema if _column_of(field.name) is None])
-            repeats = _repeated_ids(groups)
-            manifest = Manifest(path, _digest(source), extras, groups, repeats, states)
+            manifest = Manifest(path, digest, extras, groups, _repeated_ids(groups), states)
         yield manifest
+
+
+def format_of(path: str) -> str | None:
+    """Return the suffix in `FORMATS` that a path or URL has, before that of a compression; None without
+    one."""
+    name = PurePosixPath(path.lower())
+    packed = name.suffix in _COMPRESSED
+    suffix = PurePosixPath(name.stem).suffix if packed else name.suffix
+    return suffix if suffix in FORMATS[packed:] else None
+
+
+def _copies(path: str, folder: Path, s3_endpoint: str | None) -> list[Path]:
+    """Copy a manifest to a new folder, and return its files there, in the order of their rows."""
+    fetch: Callable[[str, Path], object]
+    names = [(PurePosixPath if is_url(path) else Path)(path).name] if format_of(path) else []
+    if is_url(path):
+        storage = open_url(path.rstrip("/").rpartition("/")[0], s3_endpoint)
+        if not names or not storage.exists(names[0]):
+            prefix = open_url(path, s3_endpoint)
+            if (parts := _parts(entry.name for entry in prefix.entries(""))) or not names:
+                storage, names = prefix, parts
+        fetch = storage.download
+    else:
+        is_folder = Path(path).is_dir()
+        parent = Path(path) if is_folder else Path(path).parent
+        names = _parts(os.listdir(path)) if is_folder else names
+
+        def fetch(name: str, copy: Path) -> None:
+            shutil.copyfile(parent / name, copy)
+
+    if not names and not is_url(path) and is_folder:
+        raise ManifestError(
+            f"Manifest {path} is a folder without Parquet files; name one file in it, or a folder of Parquet "
+            "files."
+        )
+    if not names:
+        raise ManifestError(
+            f"Manifest {path} must end in one of {', '.join(FORMATS)}, where all but the first may have "
+            f"{', '.join(_COMPRESSED)} after them, or be a folder with Parquet files; convert it to one of "
+            "these."
+        )
+    folder.mkdir()
+    many = len(names) > 1
+    copies = [folder / (f"{i:08d}.parquet" if many else name) for i, name in enumerate(names)]
+    with ThreadPoolExecutor(_COPIED_AT_ONCE) as pool:
+        list(pool.map(fetch, names, copies))
+    return copies
+
+
+def _parts(names: Iterable[str]) -> list[str]:
+    """Return the Parquet files among the names in a folder, in order."""
+
+    def order(name: str) -> tuple[list[str | int], str]:
+        return [int(n) if n.isdecimal() else n for n in re.split(r"(\d+)", name)], name
+
+    return sorted(
+        (
+            name
+            for name in names
+            if "/" not in name and name[:1] not in "._" and name.lower().endswith(FORMATS[0])
+        ),
+        key=order,
+    )
+
+
+def _converted(path: str, sources: Sequence[Path], folder: Path) -> Path:
+    """Return a Parquet file with the rows of all sources, in columns of plain types and in row groups that
+    fit in memory."""
+    convert = _CONVERTERS.get(format_of(sources[0].name) or "")
+    if convert is not None:
+        parquet = folder / "converted.parquet"
+        convert(_unpacked(sources[0], folder), parquet)
+        sources = [parquet]
+    schema = _schema_of(path, sources)
+    _check_columns(path, schema)
+    if len(sources) == 1:
+        with row_groups.opened(sources[0]) as file:
+            if file.schema_arrow.equals(schema) and not row_groups.too_large(file):
+                return sources[0]
+    row_groups.regroup(sources, schema, folder / "regrouped.parquet")
+    return folder / "regrouped.parquet"
+
+
+def _schema_of(path: str, sources: Sequence[Path]) -> pa.Schema:
+    """Return the schema that holds the rows of all sources."""
+    schema = pa.schema([])
+    for number, source in enumerate(sources, 1):
+        with row_groups.opened(source) as file:
+            own = plain_schema(file.schema_arrow)
+        if number == 1:
+            schema = own
+            continue
+        try:
+            schema = pa.unify_schemas([schema, own], promote_options="permissive")
+        except pa.ArrowException:
+            name, kinds = next(
+                (field.name, (schema.field(field.name).type, field.type))
+                for field in own
+                if field.name in schema.names and not _unify(schema.field(field.name), field)
+            )
+            raise ManifestError(
+                f"Manifest {path} has a column {name} that is {kinds[0]} in its first parts and {kinds[1]} "
+                f"in part {number}; write it in one type."
+            ) from None
+    return schema
+
+
+def _unify(one: pa.Field, other: pa.Field) -> bool:
+    try:
+        pa.unify_schemas([pa.schema([one]), pa.schema([other])], promote_options="permissive")
+    except pa.ArrowException:
+        return False
+    return True
 
 
 @contextmanager
@@ -196,7 +307,7 @@ def _readable(path: str) -> Iterator[None]:
         yield
     except _ContentError as error:
         raise ManifestError(f"Manifest {path}: {error}") from None
-    except (OutputError, pa.ArrowException, UnicodeError, OSError) as error:
+    except (OutputError, pa.ArrowException, UnicodeError, OSError, csv.Error) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         said = f"Manifest {path} cannot be read: {lines[0].rstrip('.')}."
         by_arrow = isinstance(error, pa.ArrowException) and "UTF8" in str(error)
@@ -218,7 +329,7 @@ def _check_columns(path: str, schema: pa.Schema) -> None:
             f"Manifest {path} has no column prompt, only {', '.join(names) or 'none'}; name the "
             "column with the texts prompt."
         )
-    # Rows are selected with SQL, whose column names are case-insensitive.
+    # Rows are selected with SQL, whose column names are case-insensitive. Spaces are overlooked by people.
     known = {name.lower(): name for name in (*NAMES, *ALIASES, *RESERVED)}
     for name in names:
         if names.count(name) > 1:
@@ -228,10 +339,11 @@ def _check_columns(path: str, schema: pa.Schema) -> None:
                 f"Manifest {path} has a column {name}, a name that is reserved for a column "
                 f"that the run adds; rename it, e.g. to my_{name}."
             )
-        if (taken := known.setdefault(name.lower(), name)) != name:
+        if (taken := known.setdefault(name.strip().lower(), name)) != name:
+            how = "case" if name == name.strip() else "spaces"
             raise ManifestError(
-                f"Manifest {path} has a column {name}, which differs from {taken} only in case; "
-                f"rename it, e.g. to my_{name}."
+                f"Manifest {path} has a column {name}, which differs from {taken} only in {how}; "
+                f"rename it, e.g. to my_{name.strip()}."
             )
         if ALIASES.get(name) in names:
             raise ManifestError(
@@ -260,42 +372,93 @@ def _repeated_ids(groups: RowGroups) -> Repeats:
 # --- conversion ----------------------------------------------------------------------------------
 
 
-def _refuse_gzip(source: Path) -> None:
+def _unpacked(source: Path, folder: Path) -> Path:
+    """Decompress a file if it is compressed, whatever its name says."""
     with source.open("rb") as file:
-        if file.read(2) == b"\x1f\x8b":
-            raise _ContentError(
-                "the file is compressed with gzip, whatever its name says; unpack it first."
-            )
+        begins = file.read(4)
+    for magic, compression in _COMPRESSIONS.items():
+        if begins.startswith(magic):
+            target = folder / f"unpacked{format_of(source.name)}"
+            with (
+                pa.input_stream(str(source), compression=compression) as packed,
+                target.open("wb") as file,
+            ):
+                shutil.copyfileobj(packed, file)
+            return target
+    return source
 
 
 def _convert_csv(source: Path, target: Path) -> None:
     """Convert CSV to Parquet: manifest columns stay text and are parsed per row, other types are inferred."""
-    _refuse_gzip(source)
     with source.open(encoding="utf-8-sig") as file:
-        header = pa.csv.read_csv(
-            pa.BufferReader(file.readline().encode()),
-            parse_options=pa.csv.ParseOptions(newlines_in_values=True),
-        ).column_names
-    own = [name for name in header if _column_of(name) is not None]
+        line = file.readline()
+    separator, names = _header(line, source.suffix.lower())
+    if any(
+        name != name.lstrip() for name in names
+    ):  # Arrow takes a space for a part of what follows
+        source = _without_spaces(source, separator)
+    names = [name.strip() for name in names]
+    own = [name for name in names if _column_of(name) is not None]
     table = pa.csv.read_csv(
-        source,
-        parse_options=pa.csv.ParseOptions(newlines_in_values=True),
+        pa.OSFile(str(source)),  # by a path, Arrow would decompress by its suffix
+        read_options=pa.csv.ReadOptions(column_names=names, skip_rows=1),
+        parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
         convert_options=pa.csv.ConvertOptions(
             column_types=dict.fromkeys(own, pa.string()),
             null_values=[""],
             strings_can_be_null=True,
         ),
     )
-    for field in table.schema:
+    for i, field in enumerate(table.schema):
         if pa.types.is_binary(field.type):  # inferred only for text that is not UTF-8
             raise _ContentError(f"column {field.name} is not UTF-8; save it as UTF-8 text.")
+        if field.name in own:
+            texts = pc.utf8_trim_whitespace(table[i])
+            texts = pc.if_else(pc.equal(texts, ""), None, texts)
+            table = table.set_column(
+                i, field, _without_points(texts) if field.name == "id" else texts
+            )
     pq.write_table(table, target, row_group_size=_LINES_AT_ONCE)
+
+
+def _header(line: str, suffix: str) -> tuple[str, list[str]]:
+    """Return the separator of a table and its column names: the first separator between which one is
+    `prompt`, else a comma, or a tab in a `.tsv`."""
+    separators = sorted(
+        _SEPARATORS, key=lambda separator: (separator == "\t") != (suffix == ".tsv")
+    )
+    found = [
+        (separator, next(csv.reader([line], delimiter=separator, skipinitialspace=True), []))
+        for separator in separators
+    ]
+    wanted = (pair for pair in found if "prompt" in (name.strip().lower() for name in pair[1]))
+    separator, _ = next(wanted, found[0])
+    return separator, next(csv.reader([line], delimiter=separator), [])
+
+
+def _without_spaces(source: Path, separator: str) -> Path:
+    target = source.with_name("without-spaces.csv")
+    with (
+        source.open(encoding="utf-8-sig", newline="") as file,
+        target.open("w", encoding="utf-8", newline="") as out,
+    ):
+        rows = csv.reader(file, delimiter=separator, skipinitialspace=True)
+        csv.writer(out, delimiter=separator).writerows(rows)
+    return target
+
+
+def _without_points(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return ids as whole numbers if all are floats, as pandas writes whole numbers beside empty cells."""
+    if not pc.all(pc.match_substring_regex(ids, _FLOAT)).as_py():
+        return ids
+    numbers = ((text, whole_number(text)) for text in ids.to_pylist())
+    texts = [text if number is None else str(number) for text, number in numbers]
+    return pa.chunked_array([pa.array(texts, pa.string())])
 
 
 def _convert_jsonl(source: Path, target: Path) -> None:
     """Convert JSONL to Parquet: manifest columns become JSON text, so that a wrong type fails only its
     row; each extra column gets the type that fits all its values, or becomes JSON text if no type does."""
-    _refuse_gzip(source)
     schema = pa.schema([])
     texts: set[str] = set()
     for records in _json_chunks(source):
@@ -394,14 +557,29 @@ _NOT_FOR_PYTHON = (ValueError, OverflowError, ImportError, pa.ArrowException)
 """Raised for e.g. text that is not UTF-8, a date in the year 10,000, or nanoseconds."""
 
 
-def _state(path: str) -> tuple[int, int, int]:
-    seen = os.stat(path)
-    return seen.st_mtime_ns, seen.st_size, seen.st_ino
+_CONVERTERS: dict[str, Callable[[Path, Path], None]] = {
+    ".csv": _convert_csv,
+    ".tsv": _convert_csv,
+    ".jsonl": _convert_jsonl,
+    ".ndjson": _convert_jsonl,
+}
+
+_State: TypeAlias = tuple[tuple[str, int, int, int], ...]
+"""Of each file, or part of a folder: (name in the folder or nothing, mtime, size, inode)."""
 
 
-def _digest(path: str | Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _state(path: str) -> _State:
+    names = _parts(os.listdir(path)) if os.path.isdir(path) else [""]
+    seen = [(name, os.stat(Path(path, name))) for name in names]
+    return tuple((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in seen)
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    """Return the SHA-256 of a file, or of several files' digests, in order."""
+    digests = []
+    for path in paths:
+        with open(path, "rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from aae_batch.errors import PromptError, RequestError, RowError, shown
@@ -16,6 +18,11 @@ from aae_batch.request import Request
 ID_DIGITS = 8
 MOST_PIXELS = 16_384
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}")
+_NUMBER = re.compile(r"[+-]?\d{1,100}(?P<float>\.\d{0,100})?(?P<exponent>[eE][+-]?\d{1,3})?")
+_PIECE = re.compile(
+    r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d*)?|[][(),]|\s+""", re.DOTALL
+)
+"""Of a list as Python or numpy writes it: a text, a number, a sign, or space."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +112,34 @@ def id_of(index: int, value: Any) -> str:
     """Return the id of a row as valid UTF-8; see `is_safe_id` for use as a file name."""
     if _is_missing(value) or value == "":
         return default_id(index)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    if not isinstance(value, str) and (number := whole_number(value)) is not None:
+        value = number
     return str(value).encode("utf-8", "backslashreplace").decode()
 
 
+def whole_number(value: Any) -> int | None:
+    """Return a whole number that a table gives in any type, such as 7.0 in a column with empty cells;
+    None for anything else."""
+    if isinstance(value, str):
+        match = _NUMBER.fullmatch(value.strip())
+        if match is None:
+            return None
+        value = float(match[0]) if match["float"] or match["exponent"] else int(match[0])
+    if isinstance(value, int):
+        return None if isinstance(value, bool) else value
+    if not isinstance(value, (float, Decimal)) or not math.isfinite(value):
+        return None
+    return int(value) if value == int(value) else None
+
+
 def _text(value: Any) -> str:
+    if isinstance(value, bytes):  # as engines write it that do not mark text in Parquet
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            raise _UnfitError("is not UTF-8 text") from None
     if not isinstance(value, str):
         raise _UnfitError("is not text")
     try:
@@ -123,20 +152,18 @@ def _text(value: Any) -> str:
 
 
 def _whole(value: Any) -> int:
-    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,100}\s*", value):
-        return int(value)
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
+    number = whole_number(value)
+    if number is None:
         raise _UnfitError("is not a whole number")
-    return value
+    return number
 
 
 def _seed(value: Any) -> int:
+    """Return a seed as 64 bits with a sign: torch draws the same noise from `n` and `n - 2**64`."""
     number = _whole(value)
-    if not -(2**63) <= number < 2**63:
+    if not -(2**63) <= number < 2**64:
         raise _UnfitError("does not fit 64 bits; use a smaller number")
-    return number
+    return number - 2**64 if number >= 2**63 else number
 
 
 def _steps(value: Any) -> int:
@@ -173,22 +200,42 @@ def _method(value: Any) -> str:
 
 
 def _listed(value: Any) -> list[Any]:
-    """Parse a list given as a list, as JSON text, or as text separated by `;`."""
+    """Parse a list given as a list, as JSON, Python's or numpy's text, or as text separated by `;`."""
+    if isinstance(value, bytes):
+        value = _text(value)
     if isinstance(value, str):
         if not value.lstrip().startswith("["):
             return [part.strip() for part in value.split(";") if part.strip()]
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise _UnfitError("starts like a JSON list but is not one") from None
+            value = _python_list(value.strip())
     if not isinstance(value, list):
         raise _UnfitError('is not a list; write ["cat", "frog"], or cat;frog in a CSV')
     return value
 
 
+def _python_list(text: str) -> list[Any]:
+    """Parse a list as `str` writes it: `['a', 'b']`, or `['a' 'b']` of numpy's array."""
+    pieces = _PIECE.findall(text)
+    joined = ""
+    for piece in pieces:
+        if not piece.isspace():
+            between = joined and joined[-1] not in "[(," and piece not in ("]", ")", ",")
+            joined += "," * bool(between) + piece
+    try:
+        if "".join(pieces) == text:
+            return ast.literal_eval(joined)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        pass
+    raise _UnfitError(
+        "starts like a list but is not one; write [\"cat\", \"frog\"], ['cat', 'frog'] or cat;frog"
+    )
+
+
 def _subjects(value: Any) -> tuple[str, ...]:
     subjects = _listed(value)
-    if not all(isinstance(subject, str) for subject in subjects):
+    if not all(isinstance(subject, (str, bytes)) for subject in subjects):
         raise _UnfitError("is not a list of words of the prompt")
     return tuple(_text(subject) for subject in subjects)
 
@@ -196,7 +243,7 @@ def _subjects(value: Any) -> tuple[str, ...]:
 def _token_indices(value: Any) -> tuple[tuple[int, ...], ...]:
     try:
         return tuple(
-            tuple(_index(index) for index in entry) if isinstance(entry, list) else (_index(entry),)
+            tuple(map(_index, entry)) if isinstance(entry, (list, tuple)) else (_index(entry),)
             for entry in _listed(value)
         )
     except _UnfitError:

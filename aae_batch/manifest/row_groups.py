@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from aae_batch.manifest.plain import plain_table
 
 MOST_ROWS, MOST_BYTES = 1 << 20, 256 << 20
 """Limits up to which a row group is held in memory. pyarrow writes 2^20 rows by default."""
@@ -71,10 +73,24 @@ def too_large(file: pq.ParquetFile) -> bool:
     return any(group.num_rows > MOST_ROWS or group.total_byte_size > MOST_BYTES for group in groups)
 
 
-def regroup(file: pq.ParquetFile, target: Path) -> None:
-    """Rewrite a table to `target` with small row groups."""
-    size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
-    rows = _REGROUPED_BYTES * file.metadata.num_rows // max(size, 1)
-    with pq.ParquetWriter(target, file.schema_arrow) as writer:
-        for batch in file.iter_batches(max(1, min(rows, _REGROUPED_ROWS))):
-            writer.write_batch(batch)
+def regroup(sources: Iterable[Path], schema: pa.Schema, target: Path) -> None:
+    """Write the rows of Parquet files to one file with small row groups, in the columns of `schema`."""
+    held: list[pa.Table] = []
+    with pq.ParquetWriter(target, schema) as writer:
+        for batch in _batches(sources):
+            held.append(plain_table(pa.Table.from_batches([batch]), schema))
+            rows, size = sum(map(len, held)), sum(table.nbytes for table in held)
+            if rows >= _REGROUPED_ROWS or size >= _REGROUPED_BYTES:
+                writer.write_table(pa.concat_tables(held))
+                held.clear()
+        if held:
+            writer.write_table(pa.concat_tables(held))
+
+
+def _batches(sources: Iterable[Path]) -> Iterator[pa.RecordBatch]:
+    for source in sources:
+        with opened(source) as file:
+            groups = (file.metadata.row_group(i) for i in range(file.num_row_groups))
+            size = sum(group.total_byte_size for group in groups)
+            rows = _REGROUPED_BYTES * file.metadata.num_rows // max(size, 1)
+            yield from file.iter_batches(max(1, min(rows, _REGROUPED_ROWS)))

@@ -25,6 +25,11 @@ def is_url(place: str | os.PathLike[str]) -> bool:
     return SCHEME.match(os.fspath(place)) is not None
 
 
+def expanded(place: str | os.PathLike[str]) -> str:
+    """Return a path or URL as text, with the home folder in place of a leading `~`."""
+    return os.path.expanduser(os.fspath(place))
+
+
 @dataclass(frozen=True)
 class Entry:
     """An object in a listing. `tag` changes when the object's content changes."""

@@ -43,7 +43,7 @@ WRONG_VALUES = [
     {"token_indices": [[[2]]]}, {"token_indices": [2**40]}, {"token_indices": {"a": 2}},
     {"token_indices": "[[2], x]"}, {"token_indices": TOO_DEEP}, {"seed": [1]}, {"seed": True},
     {"seed": "9" * 5000}, {"seed": 2**64}, {"seed": 0.5}, {"height": 10**400},
-    {"height": 8 * 10**12}, {"height": "8e1"}, {"width": 7}, {"width": -(10**400)},
+    {"height": 8 * 10**12}, {"width": 7}, {"width": -(10**400)},
     {"num_inference_steps": 10**9}, {"num_inference_steps": "many"}, {"guidance_scale": 10**400},
     {"guidance_scale": [7.5]}, {"guidance_scale": -1}, {"guidance_scale": True},
     {"method": ["stable-diffusion"]}, {"method": 1},
@@ -129,7 +129,7 @@ def test_a_wrong_value_is_its_row_s_alone_and_can_be_written_down(tmp_path, valu
     ("column", "values"),
     [
         ("prompt", pa.array([1.5, None])),
-        ("prompt", pa.array([b"a cat", b"\xff"])),
+        ("prompt", pa.array([b"\xff", b"\xff"])),
         ("prompt", pa.nulls(2)),
         ("prompt", pa.array([b"\xff\xfe", b"\x80"]).view(pa.string())),
         ("seed", pa.array([datetime.date(2020, 1, 1), None])),
@@ -218,12 +218,9 @@ def some_parquet() -> bytes:
         ("m.csv", b"prompt,x\n" + b"a,b\n" * 9_000 + b"a,\xe9\n", "column x is not UTF-8"),
         ("m.csv", "prompt,other\na,caf\u00e9\n".encode("latin-1"), "Save it as UTF-8"),
         ("m.csv", "prompt\na cat\n".encode("utf-16"), "Save it as UTF-8"),
-        ("m.csv", gzip.compress(b"prompt\na cat\n", mtime=0), "compressed with gzip.*unpack it"),
-        (
-            "m.jsonl",
-            gzip.compress(b'{"prompt": "a cat"}\n', mtime=0),
-            "compressed with gzip.*unpack it",
-        ),
+        ("m.csv", gzip.compress(b"prompt\na cat\n", mtime=0)[:-9], "cannot be read"),
+        ("m.jsonl.bz2", b"BZh9" + b"\0" * 99, "cannot be read"),
+        ("m.csv.zst", b"\x28\xb5\x2f\xfd" + b"\xff" * 99, "cannot be read"),
         ("m.jsonl", '{"prompt": "caf\u00e9"}\n'.encode("latin-1"), "Save it as UTF-8"),
         ("m.jsonl", b'{"prompt": "a"}\n\n{"prompt": "b"\n', "line 3 is not JSON"),
         ("m.jsonl", b'{"prompt": "a", "x": ' + TOO_DEEP.encode() + b"}\n", "line 1 is nested too"),
@@ -257,10 +254,13 @@ def test_pages_that_are_damaged_are_refused_when_they_are_read(tmp_path):
         rows_of(path)
 
 
-def test_a_folder_is_no_manifest(tmp_path):
+def test_a_folder_without_parquet_files_is_no_manifest(tmp_path):
     folder = tmp_path / "m.parquet"
     folder.mkdir()
-    with pytest.raises(ManifestError, match="is a folder; name one file in it"):
+    (folder / "m.csv").write_text("prompt\na cat\n")
+    with pytest.raises(
+        ManifestError, match="is a folder without Parquet files; name one file in it"
+    ):
         rows_of(folder)
 
 

@@ -66,7 +66,7 @@ def test_ids_and_seeds_have_defaults_that_depend_on_nothing_else(tmp_path):
     [
         ({"seed": "abc"}, "column seed: 'abc' is not a whole number"),
         ({"seed": 1.5}, "column seed: 1.5 is not a whole number"),
-        ({"seed": 2**63}, "use a smaller number"),
+        ({"seed": 2**64}, "use a smaller number"),
         ({"prompt": None}, "column prompt: is empty"),
         ({"prompt": 5}, "column prompt: 5 is not text"),
         ({"height": 100}, "column height: 100 is not a multiple of 8; use 96"),
@@ -77,7 +77,7 @@ def test_ids_and_seeds_have_defaults_that_depend_on_nothing_else(tmp_path):
         ({"guidance_scale": float("inf")}, "is not a number from 0"),
         ({"subjects": 5}, "column subjects: 5 is not a list"),
         ({"subjects": [5]}, "is not a list of words"),
-        ({"subjects": '["cat"'}, "starts like a JSON list but is not one"),
+        ({"subjects": '["cat"'}, "starts like a list but is not one"),
         ({"token_indices": ["x"]}, "is not a list of token positions"),
         ({"id": "../escape"}, "cannot be a file name"),
         ({"id": ".hidden"}, "cannot be a file name"),
@@ -172,7 +172,7 @@ def test_subject_indices_is_another_name_for_token_indices(tmp_path):
         ("m.csv", "prompt,prompt\na,b\n", "column prompt twice"),
         ("m.csv", "", "cannot be read"),
         ("m.parquet", "not parquet", "cannot be read"),
-        ("m.txt", "prompt", "must end in one of .parquet, .csv, .jsonl"),
+        ("m.txt", "prompt", "must end in one of .parquet, .csv, .tsv, .jsonl"),
     ],
 )
 def test_a_manifest_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, name, text, said):

@@ -49,5 +49,5 @@ def test_a_file_with_row_groups_too_large_to_hold_is_read_all_the_same(path, mon
 
 
 def test_regrouping_changes_nothing_but_the_row_groups(path, tmp_path):
-    row_groups.regroup(row_groups.opened(path), tmp_path / "new.parquet")
+    row_groups.regroup([path], pq.read_schema(path), tmp_path / "new.parquet")
     assert pq.read_table(tmp_path / "new.parquet").equals(pq.read_table(path), check_metadata=True)

@@ -30,7 +30,7 @@ def build(
     source: Annotated[
         str,
         typer.Argument(
-            help="Prompts: .txt, one per line; .csv, .jsonl or .parquet with a column prompt (other "
+            help="Prompts: .txt, one per line; a table as a manifest may be, with a column prompt (other "
             "columns are kept); or .yaml with lists for a template, and optionally the template. A path "
             "or a URL."
         ),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @settings_command()
 def validate(
     context: typer.Context,
-    manifest: Annotated[str, typer.Argument(help="Parquet, CSV or JSONL: a path or a URL.")],
+    manifest: Annotated[str, typer.Argument(help="Parquet, CSV, TSV or JSONL: a path or a URL.")],
     model: str,
     revision: str | None,
     method: str | None,

@@ -13,12 +13,11 @@ import yaml
 from aae_batch.errors import ManifestError, OutputError, shown
 from aae_batch.manifest.build.prompt import MOST_PROMPTS, Prompt, Prompts
 from aae_batch.manifest.build.template import expand
-from aae_batch.manifest.reader import Manifest, open_manifest
-from aae_batch.store.base import is_url
+from aae_batch.manifest.reader import FORMATS, Manifest, format_of, open_manifest
+from aae_batch.store.base import expanded, is_url
 from aae_batch.store.fetch import fetch
 from aae_batch.store.scratch import scratch_folder
 
-TABLES = (".csv", ".jsonl", ".parquet")
 YAML = (".yaml", ".yml")
 _SETTINGS = (
     "negative_prompt", "guidance_scale", "num_inference_steps", "height", "width", "seed", "method"
@@ -34,8 +33,8 @@ def read_prompts(
 ) -> Prompts:
     """Read the prompts of a file, by its suffix.
 
-    `.txt` has one prompt per line. `.csv`, `.jsonl` and `.parquet` are tables like manifests; the columns
-    of a row are kept with its prompt. `.yaml` has named lists, and optionally `template`, a text or a list
+    `.txt` has one prompt per line. Tables are those that a manifest may be; the columns of a row are kept
+    with its prompt. `.yaml` has named lists, and optionally `template`, a text or a list
     of texts, and `subjects`.
 
     Args:
@@ -61,11 +60,11 @@ def read_prompts(
         prompts = [Prompt(line.strip()) for line in lines if line.strip()]
         _check_number(path, len(prompts))
         return Prompts(prompts)
-    if suffix in TABLES:
+    if format_of(path) or not suffix or os.path.isdir(expanded(path)):
         with open_manifest(path, s3_endpoint) as manifest:
             _check_number(path, len(manifest))
             return _from_table(manifest)
-    raise ManifestError(f"Source {path} must end in one of {', '.join(('.txt', *TABLES, *YAML))}.")
+    raise ManifestError(f"Source {path} must end in one of {', '.join(('.txt', *FORMATS, *YAML))}.")
 
 
 def _check_number(path: str, count: int) -> None:
@@ -84,7 +83,7 @@ def read_text(path: str, s3_endpoint: str | None = None) -> str:
     """
     try:
         if not is_url(path):
-            return Path(path).read_text(encoding="utf-8-sig")
+            return Path(expanded(path)).read_text(encoding="utf-8-sig")
         with scratch_folder() as folder:
             return fetch(path, folder, s3_endpoint).read_text(encoding="utf-8-sig")
     except UnicodeError:

@@ -77,7 +77,7 @@ def test_yaml_has_lists_and_perhaps_the_template_and_subjects(tmp_path):
         ("p.yaml", "animal: [cat]", "has no template; write e.g."),
         ("p.yaml", "- cat", "has no lists"),
         ("p.yaml", "a: [b", "is not YAML"),
-        ("p.docx", "a", "must end in one of .txt, .csv"),
+        ("p.docx", "a", "must end in one of .txt, .parquet, .csv"),
     ],
 )
 def test_a_source_that_cannot_be_read_is_refused_in_a_sentence(tmp_path, name, text, said):
