@@ -6,7 +6,6 @@ since most rows repeat settings and prompts.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Hashable, Sequence
 from copy import copy
 from dataclasses import replace
@@ -21,10 +20,9 @@ from aae_batch.request import Request
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.families import SIZES, STABLE_DIFFUSION, Family, Sizes
 from aae_batch.sampling.resolve import check_settings, settings_of, subjects_of
-from aae_batch.sampling.words import KNOWN_WORDS, streams_of, why_unknown
+from aae_batch.sampling.words import KNOWN_WORDS, plainly_named, streams_of, why_unknown
 
 _KEPT = 100_000
-_PLAIN = re.compile(r"[a-z]+(?: [a-z]+)*")
 
 T = TypeVar("T")
 
@@ -135,22 +133,17 @@ class Judge:
             stream.tokenizer.prepare(prompts)  # type: ignore[attr-defined]
 
     def plainly_has(self, request: Request) -> bool:
-        """Return True if a cheap check proves that all subjects are in the prompt, as is usual: they are
-        words of letters separated by spaces, share no word, and the prompt is not truncated. On False,
-        `resolve_subjects` decides."""
+        """Return True if a cheap check proves that all subjects are in the prompt, as is usual, and the
+        prompt is not truncated. On False, `resolve_subjects` decides."""
         if not request.subjects or request.token_indices is not None:
             return False
         prompt, streams = request.prompt, self.streams
+        if not plainly_named(prompt, request.subjects):
+            return False
         if any(len(stream.tokenizer(prompt).input_ids) > stream.length for stream in streams):
             return False
-        if any(why_unknown(streams, text) for text in (prompt, request.negative_prompt or "")):
-            return False
-        spaced = f" {prompt.lower()} "
-        subjects = [subject.lower() for subject in request.subjects]
-        words = [word for subject in subjects for word in subject.split()]
-        return len(set(words)) == len(words) and all(
-            _PLAIN.fullmatch(subject) and (f" {subject} " in spaced or f" {subject}," in spaced)
-            for subject in subjects
+        return not any(
+            why_unknown(streams, text) for text in (prompt, request.negative_prompt or "")
         )
 
     def error_of(self, row: Row) -> RowError | None:

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any, Literal, Protocol
 
@@ -47,6 +48,10 @@ DETERMINERS = {
 # fmt: on
 
 _BETWEEN_WORDS = {*CONJUNCTIONS, *PREPOSITIONS, *DETERMINERS}
+
+_PLAIN = re.compile(r"[a-z]+(?: [a-z]+)*")
+_SEPARATORS = re.compile(r"\s*[,|/&+\n]\s*|\s+and\s+")
+"""What people write between subjects. Between subjects in text stands `;`."""
 
 KNOWN_WORDS = "known_words"
 """Key in a tokenizer's configuration: the only words that its model was trained on."""
@@ -321,15 +326,33 @@ def resolve_subjects(reads: Reads, request: Request) -> tuple[Subject, ...]:
     return by_words or by_index or ()
 
 
-def _find_phrases(
-    tables: Sequence[TokenTable], row: str, phrases: Sequence[str]
-) -> tuple[Subject, ...]:
-    """Give each phrase an occurrence of its own.
+def plainly_named(prompt: str, subjects: Sequence[str]) -> bool:
+    """Return True if a cheap check proves that each subject has a place of its own in the prompt, as is
+    usual: they are words of letters separated by spaces, and share no word. On False, `places_of` decides."""
+    spaced = f" {prompt.lower()} "
+    subjects = [subject.lower() for subject in subjects]
+    words = [word for subject in subjects for word in subject.split()]
+    return len(set(words)) == len(words) and all(
+        _PLAIN.fullmatch(subject) and (f" {subject} " in spaced or f" {subject}," in spaced)
+        for subject in subjects
+    )
+
+
+def places_of(
+    prompt: str, row: str, phrases: Sequence[str], table: TokenTable | None = None
+) -> list[tuple[int, int]]:
+    """Give each phrase an occurrence of its own in the prompt, and return its start and stop.
 
     Longer phrases choose first, so that "cat" does not take the one in "red cat"; among equally
     long ones, those with the fewest occurrences choose first.
+
+    Args:
+        table: the prompt's tokens, for the message.
+
+    Raises:
+        SubjectError: a phrase has no occurrence of its own.
     """
-    prompt = _Folded.of(tables[0].prompt)
+    folded = _Folded.of(prompt)
     wanted = [_Folded.of(phrase.strip()).text for phrase in phrases]
     for phrase, text in zip(phrases, wanted, strict=True):
         if not text:
@@ -337,15 +360,24 @@ def _find_phrases(
                 row, f"subject {shown(phrase)} has no words; remove it or name something"
             )
     places = [
-        [place for place in prompt.places(text) if _stands_alone(tables[0].prompt, *place)]
-        for text in wanted
+        [place for place in folded.places(text) if _stands_alone(prompt, *place)] for text in wanted
     ]
-    taken: list[tuple[int, int]] = []
-    found: dict[int, Subject] = {}
+    taken: dict[int, tuple[int, int]] = {}
     for i in sorted(range(len(phrases)), key=lambda i: (-len(wanted[i]), len(places[i]))):
-        place = next((p for p in places[i] if not any(_overlap(p, q) for q in taken)), None)
-        if place is None:
-            raise SubjectError(row, _why_missing(tables[0], phrases, i, wanted, places[i]))
+        free = (p for p in places[i] if not any(_overlap(p, q) for q in taken.values()))
+        if (place := next(free, None)) is None:
+            raise SubjectError(row, _why_missing(prompt, phrases, i, wanted, places[i], table))
+        taken[i] = place
+    return [taken[i] for i in range(len(phrases))]
+
+
+def _find_phrases(
+    tables: Sequence[TokenTable], row: str, phrases: Sequence[str]
+) -> tuple[Subject, ...]:
+    """Return the subject that each phrase names, at its place in the prompt."""
+    found = []
+    places = places_of(tables[0].prompt, row, phrases, tables[0])
+    for phrase, place in zip(phrases, places, strict=True):
         seen = [table.between(*place) for table in tables]
         known = [
             (tokens, table)
@@ -353,13 +385,12 @@ def _find_phrases(
             if _are_known(tokens)
         ]
         if not known:
-            raise SubjectError(row, _why_unread(phrases[i]))
+            raise SubjectError(row, _why_unread(phrase))
         whole = [tokens for tokens, table in known if tokens and tokens[-1].index < table.end]
         if not whole:
-            raise SubjectError(row, _why_cut(tables, phrases[i]))
-        found[i] = _subject(phrases[i], whole)
-        taken.append(place)
-    subjects = tuple(found[i] for i in range(len(phrases)))
+            raise SubjectError(row, _why_cut(tables, phrase))
+        found.append(_subject(phrase, whole))
+    subjects = tuple(found)
     owner: dict[int, Subject] = {}
     for index, subject in ((index, one) for one in subjects for index in one.token_indices):
         other = owner.setdefault(index, subject)
@@ -511,11 +542,12 @@ def _is_mark(character: str) -> bool:
 
 
 def _why_missing(
-    table: TokenTable,
+    prompt: str,
     phrases: Sequence[str],
     i: int,
     wanted: Sequence[str],
     places: Sequence[tuple[int, int]],
+    table: TokenTable | None,
 ) -> str:
     """Explain why phrase `i`, which stands at `places`, has no occurrence of its own."""
     phrase, found = shown(phrases[i]), len(places)
@@ -528,12 +560,29 @@ def _why_missing(
             "occurrence belongs to one subject, the longest first, so name one subject less there, "
             "or give token_indices"
         )
-    if within := _Folded.of(table.prompt).places(wanted[i]):
+    if within := _Folded.of(prompt).places(wanted[i]):
         return (
             f"subject {phrase} is not in the prompt as a word of its own, only inside "
-            f"{shown(_around(table.prompt, *within[0]))}; name that, or give token_indices"
+            f"{shown(_around(prompt, *within[0]))}; name that, or give token_indices"
         )
-    return f"subject {phrase} is not in the prompt; its tokens are {table}"
+    missing = f"subject {phrase} is not in the prompt"
+    parts = [part for part in _SEPARATORS.split(phrases[i].strip()) if part]
+    if len(parts) > 1 and any(_Folded.of(prompt).places(_Folded.of(part).text) for part in parts):
+        named = " and ".join(map(shown, parts))
+        return f"{missing}; did you mean {named}? Put ; between subjects: {shown(';'.join(parts))}"
+    if near := _nearest(prompt, phrases[i]):
+        return f"{missing}; did you mean {shown(near)}?"
+    return missing + (f"; its tokens are {table}" if table else "; use the prompt's own words")
+
+
+def _nearest(prompt: str, phrase: str) -> str | None:
+    """Return what stands in the prompt and is written much like a phrase: a typo, or another number."""
+    words = [word.strip('.,;:!?"()') for word in prompt.split()]
+    length = len(phrase.split())
+    spans = (" ".join(words[i : i + length]) for i in range(len(words) - length + 1))
+    known = {span.lower(): span for span in spans}
+    near = get_close_matches(phrase.lower().strip(), known, n=1, cutoff=0.7)
+    return known[near[0]] if near else None
 
 
 def _around(prompt: str, start: int, stop: int) -> str:

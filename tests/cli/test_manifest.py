@@ -111,6 +111,28 @@ def test_a_model_adds_the_positions_of_the_tokens(run, tmp_path):
     assert "Prompt 'a circle': subject 'dog' is not in the prompt" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("subjects", "said"),
+    [
+        ("red cirlce", "subject 'red cirlce' is not in the prompt; did you mean 'red circle'?\n"),
+        ("frog", "subject 'frog' is not in the prompt; use the prompt's own words.\n"),
+        (
+            "circle;circle",
+            "subject 'circle' is in the prompt only once; name it as often as it occurs.\n",
+        ),
+    ],
+)
+def test_a_subject_that_is_not_in_its_prompt_is_refused_without_a_model(
+    run, tmp_path, subjects, said
+):
+    (tmp_path / "p.csv").write_text(f"prompt,subjects\na red circle,{subjects}\n")
+    result = run("build", "p.csv", "n.parquet")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        f"aae-batch: Prompt 'a red circle': {said}",
+    )
+
+
 def test_the_benchmark_is_the_paper_s_for_both_methods(run, tmp_path):
     result = run("benchmark", "m.parquet")
     assert result.exit_code == 0, result.output

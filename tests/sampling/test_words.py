@@ -58,6 +58,22 @@ def test_a_missing_word_is_told_with_the_words_there_are():
     )
 
 
+@pytest.mark.parametrize(
+    ("subject", "meant"),
+    [
+        ("red cirlce", "'red circle'"),
+        ("red circles", "'red circle'"),
+        ("Stars", "'star'"),
+        ("red circle, blue star", "'red circle' and 'blue star'? Put ; between subjects: 'red circle;blue star'"),
+        ("red circle|blue star", "'red circle' and 'blue star'? Put ;"),
+        ("red circle and blue star", "'red circle' and 'blue star'? Put ;"),
+    ],
+)  # fmt: skip
+def test_a_word_that_is_nearly_there_is_suggested(subject, meant):
+    said = refusal("a red circle and a blue star", subjects=[subject])
+    assert said.startswith(f"subject '{subject}' is not in the prompt; did you mean {meant}")
+
+
 def test_a_subject_that_was_cut_off_is_told_so():
     prompt = "a circle and " * 5 + "a star"
     assert "cut off" in refusal(prompt, subjects=["star"])

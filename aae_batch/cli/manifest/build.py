@@ -114,6 +114,7 @@ def build(
     wanted_seeds = making.parse_seeds(seeds) if seeds else []
     wanted_methods = making.parse_methods(methods) if methods else []
     prompts = sources.read_prompts(source, template, _listed(subjects), s3_endpoint)
+    naming.check_subjects(prompts)
     found = naming.Found(prompts, ())
     if find_subjects is not False:
         with count_reporter("prompts looked through for subjects") as on_progress:

@@ -10,7 +10,14 @@ from aae_batch.errors import ManifestError, RowError
 from aae_batch.manifest.build.prompt import Prompt, Prompts
 from aae_batch.methods import METHODS
 from aae_batch.request import Request
-from aae_batch.sampling.words import Reads, noun_phrase, resolve_subjects, streams_of
+from aae_batch.sampling.words import (
+    Reads,
+    noun_phrase,
+    places_of,
+    plainly_named,
+    resolve_subjects,
+    streams_of,
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +88,25 @@ def find_subjects(
     return Found(replace(prompts, prompts=some), places)
 
 
+def check_subjects(prompts: Prompts) -> None:
+    """Check that each subject stands in its prompt, whatever tokenizer reads it.
+
+    Raises:
+        ManifestError: a subject does not.
+    """
+    for prompt in prompts.prompts:
+        if prompt.subjects and not plainly_named(prompt.text, prompt.subjects):
+            try:
+                places_of(prompt.text, "", prompt.subjects)
+            except RowError as error:
+                raise _of(prompt, error) from None
+
+
+def _of(prompt: Prompt, error: RowError) -> ManifestError:
+    said = f"Prompt {prompt.text!r}: {error.reason}"
+    return ManifestError(said if said.endswith("?") else f"{said}.")
+
+
 def with_token_indices(prompts: Prompts, reads: Reads) -> Prompts:
     """Add the token positions of the subjects.
 
@@ -93,7 +119,7 @@ def with_token_indices(prompts: Prompts, reads: Reads) -> Prompts:
         try:
             subjects = resolve_subjects(reads, request)
         except RowError as error:
-            raise ManifestError(f"Prompt {prompt.text!r}: {error.reason}.") from None
+            raise _of(prompt, error) from None
         indices = tuple(subject.token_indices for subject in subjects)
         # With several streams a word has several positions, and rows are not taken by indices.
         one = len(streams_of(reads)) == 1
