@@ -15,8 +15,7 @@ import pyarrow.compute as pc
 
 from aae_batch.dataset import layout
 from aae_batch.dataset.methods import shown_settings
-from aae_batch.errors import SettingsError
-from aae_batch.export.formats import SAMPLES, Format, Parquet
+from aae_batch.export.formats import SAMPLES, Format, Parquet, WebDataset
 from aae_batch.export.selection import Selection
 from aae_batch.export.settings import ExportSettings
 from aae_batch.export.source import Source
@@ -80,6 +79,9 @@ def dataset_card(facts: Facts, settings: ExportSettings, written: Format) -> Dat
     if settings.format == "hf":
         assert isinstance(written, Parquet)
         _add_info(data, written, len(facts.selection))
+    if settings.format == "webdataset":
+        assert isinstance(written, WebDataset)
+        data["dataset_info"] = {"features": tar_features(facts.schema, written.suffix)}
     methods = sorted(facts.figures["method"].unique().to_pylist())
     heads, lines = _means(facts, methods)
     *others, last = map(_code, methods)
@@ -114,24 +116,6 @@ def _size_category(rows: int) -> str:
     return _SIZES[min(max(0, len(str(rows)) - 3), len(_SIZES) - 1)]
 
 
-def check_features(schema: pa.Schema) -> None:
-    """Check that `datasets` can describe every column.
-
-    Raises:
-        SettingsError: a column has a type that `datasets` has no feature for.
-    """
-    from datasets import Features
-
-    try:
-        for column in schema:
-            Features.from_arrow_schema(pa.schema([column]))
-    except ValueError:
-        raise SettingsError(
-            f"Column {column.name} is of the type {column.type}, which Hugging Face's datasets "
-            "cannot describe: choose --format parquet."
-        ) from None
-
-
 def _add_info(data: DatasetCardData, written: Parquet, rows: int) -> None:
     from datasets import DatasetInfo, Features, SplitDict, SplitInfo
     from datasets.info import DatasetInfosDict
@@ -145,6 +129,30 @@ def _add_info(data: DatasetCardData, written: Parquet, rows: int) -> None:
         dataset_size=written.memory_bytes,
     )
     DatasetInfosDict(default=info).to_dataset_card_data(data)
+
+
+def tar_features(schema: pa.Schema, suffix: str) -> list[dict[str, Any]]:
+    """Return what `datasets` finds in a sample of a tar, as the header writes it. Without it, `datasets`
+    takes a column for one of nulls if the first five rows have no value."""
+    columns = [{"name": column.name, **_feature(column.type)} for column in schema]
+    return [
+        {"name": suffix.removeprefix("."), "dtype": "image"},
+        {"name": "json", "struct": columns},
+        {"name": "__key__", "dtype": "string"},
+        {"name": "__url__", "dtype": "string"},
+    ]
+
+
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    if pa.types.is_dictionary(kind):
+        return _feature(kind.value_type)
+    if pa.types.is_struct(kind):
+        return {"struct": [{"name": field.name, **_feature(field.type)} for field in kind]}
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        entry = _feature(kind.value_type)
+        return {"list": entry.get("struct") or entry.get("dtype") or entry}
+    floats = {pa.float32(): "float32", pa.float64(): "float64"}
+    return {"dtype": floats.get(kind, str(kind))}
 
 
 def _means(facts: Facts, methods: Sequence[str]) -> tuple[list[str], list[list[str]]]:

@@ -14,7 +14,7 @@ from aae_batch.dataset.pictures import checked_bytes, read_pictures
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.webdataset import json_columns
 from aae_batch.errors import OutputError
-from aae_batch.export.card import Facts, check_features, dataset_card
+from aae_batch.export.card import Facts, dataset_card
 from aae_batch.export.destination import Marker, replace, replaceable
 from aae_batch.export.formats import CARD, SAMPLES, Part, open_format
 from aae_batch.export.samples import SAMPLES_SHOWN, samples_page
@@ -49,8 +49,6 @@ def export(
         SettingsError: the settings do not fit the rows.
     """
     source = open_source(dataset, settings.partial)
-    if settings.format == "hf":
-        check_features(source.schema)
     replaceable(destination, settings.force)  # fail before reading the tables
     selection = choose(source, settings.where, settings.best, choosing)
     if not len(selection):

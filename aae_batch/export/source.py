@@ -10,6 +10,7 @@ import pyarrow as pa
 from aae_batch.dataset.reader import Dataset
 from aae_batch.errors import OutputError
 from aae_batch.export.score_columns import ScoreColumns
+from aae_batch.manifest.plain import plain_schema, plain_table
 
 _LEFT_OUT = frozenset(
     ["status", "error_type", "error", "file_name", "seconds", "shard", "fingerprint"]
@@ -63,5 +64,6 @@ def open_source(dataset: Dataset, partial: bool) -> Source:
 
 
 def exported(rows: pa.Table) -> pa.Table:
-    """Return only the columns that describe the images."""
-    return rows.drop_columns([name for name in rows.column_names if name in _LEFT_OUT])
+    """Return only the columns that describe the images, in types that every reader knows."""
+    rows = rows.drop_columns([name for name in rows.column_names if name in _LEFT_OUT])
+    return plain_table(rows, plain_schema(rows.schema))

@@ -63,6 +63,14 @@ def test_datasets_reads_tars(output_of):
     assert [image.getpixel((0, 0))[0] for image in rows["png"]] == [0, 40, 80, 160]
 
 
+def test_datasets_reads_tars_whose_columns_have_their_first_value_late(make_output):
+    rows = [{"id": f"r{i}", "prompt": "a cat", "method": "stable-diffusion"} for i in range(8)]
+    rows[7] |= {"negative_prompt": "blur", "note": "late"}
+    loaded = run(2, output=make_output("webdataset", rows=rows).storage.root)["rows"]
+    assert [row["negative_prompt"] for row in loaded["json"]] == [None] * 7 + ["blur"]
+    assert loaded[7]["json"]["note"] == "late"
+
+
 def test_webdataset_iterates_the_tars(output_of):
     pairs = list(run(4, output=output_of("webdataset"))["pairs"])
     assert [row["id"] for _, row in pairs] == OK

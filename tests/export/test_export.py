@@ -106,6 +106,54 @@ def test_tars_are_those_of_webdataset(make_output, run, tmp_path):
     assert [image.getpixel((0, 0))[0] for image in rows["png"]] == REDS
 
 
+def extension(kind: pa.DataType, values: list) -> pa.Array:
+    return pa.ExtensionArray.from_storage(kind, pa.array(values, kind.storage_type))
+
+
+COLUMNS = {
+    "uuid": extension(pa.uuid(), [b"0123456789abcdef", None]),
+    "json": extension(pa.json_(), ['{"a": 1}', None]),
+    "flag": extension(pa.bool8(), [1, None]),
+    "tensor": extension(pa.fixed_shape_tensor(pa.float32(), [1]), [[1], None]),
+    "view": pa.array([["a"], None], pa.list_view(pa.string_view())),
+    "map": pa.array([[("a", 1)], None], pa.map_(pa.string(), pa.int8())),
+    "small": pa.array([1, None], pa.decimal32(3, 1)),
+    "half": pa.array([1, None], pa.float16()),
+    "word": pa.array(["a", None]).dictionary_encode(),
+    "wide": pa.array([["a"], None], pa.large_list(pa.large_string())),
+    "pair": pa.array([["a", "b"], None], pa.list_(pa.string(), 2)),
+    "nested": pa.array([[{"a": 1.5}], None], pa.list_(pa.struct([("a", pa.float32())]))),
+    "none": pa.nulls(2),
+    "": pa.array([0, 1], pa.uint64()),
+}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_export_with_columns_of_any_type_loads(make_output, run, tmp_path, format):
+    output = make_output("parquet")
+    for name, values in COLUMNS.items():
+        add_column(output, name, values)
+    result = run(output, "--format", format)
+    assert result.exit_code == 0, result.output
+    rows = load(tmp_path / "dest")
+    row = rows[0]["json"] if format == "webdataset" else rows[0]
+    assert row["uuid"] == "30313233-3435-3637-3839-616263646566"
+    assert row["json"] == '{"a": 1}'
+    assert row["map"] == [{"key": "a", "value": 1}]
+    assert row["nested"] == [{"a": 1.5}]
+    assert rows.num_rows == len(OK)
+
+
+def test_tars_load_if_a_column_has_its_first_value_late(make_output, run, tmp_path):
+    rows = [{"id": f"r{i}", "prompt": "a cat", "method": "stable-diffusion"} for i in range(8)]
+    rows[7] |= {"negative_prompt": "blur", "subjects": ["cat"], "note": "late"}
+    result = run(make_output("webdataset", rows=rows), "--format", "webdataset")
+    assert result.exit_code == 0, result.output
+    loaded = load(tmp_path / "dest")["json"]
+    assert [row["negative_prompt"] for row in loaded] == [None] * 7 + ["blur"]
+    assert (loaded[7]["subjects"], loaded[7]["note"]) == (["cat"], "late")
+
+
 def test_columns_that_json_has_no_values_for_are_named_as_left_out_of_tars(
     make_output, run, tmp_path
 ):
@@ -190,20 +238,6 @@ def test_a_dataset_goes_from_store_to_store(make_output, run, request, where):
     ]
     table = pq.read_table(io.BytesIO(found.read_bytes("data/train-00000-of-00001.parquet")))
     assert table["id"].to_pylist() == OK
-
-
-def test_a_column_that_the_hub_cannot_describe_is_refused_before_anything_is_replaced(
-    make_output, run, tmp_path
-):
-    output = make_output()
-    assert run(output).exit_code == 0
-    add_column(output, "sizes", pa.array([[("cat", 2)]] * 2, pa.map_(pa.string(), pa.int32())))
-    result = run(output, "--force")
-    assert result.exit_code == 2
-    assert "Column sizes is of the type map<string, int32" in result.output
-    assert exported(tmp_path / "dest") == OK
-    assert run(output, "--force", "--format", "parquet").exit_code == 0
-    assert pq.read_table(tmp_path / "dest" / "data")["sizes"][0].as_py() == [("cat", 2)]
 
 
 # --- which rows ----------------------------------------------------------------------------------
