@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
@@ -12,12 +11,13 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from aae_batch.dataset.image_format import ImageFormat, ImageKind, Layout
 from aae_batch.errors import SettingsError
-from aae_batch.evaluate.settings import JudgeSettings, weights_of
+from aae_batch.evaluate.settings import JudgeSettings, Place, weights_of
 from aae_batch.generate.acceptance import TRIES, Acceptance, Unaccepted, metrics_named
 from aae_batch.ladder import Ladder
 from aae_batch.methods import DEFAULT, METHODS, load_plugins
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.settings import Settings
+from aae_batch.store.base import expanded
 
 SHARD_SIZE = 256
 
@@ -73,7 +73,7 @@ class ModelSettings(Settings):
 
     group = "Model"
 
-    model: str = Field(
+    model: Place = Field(
         "shapes",
         description="Hub id, folder in diffusers' layout, URL of one (s3://bucket/folder), or "
         "'shapes' or 'shapes-flow', the models in this package.",
@@ -240,13 +240,13 @@ class JobSettings(TrialSettings, FormSettings, ModelSettings):
 
     group = "Options"
 
-    manifest: Annotated[str, BeforeValidator(os.fspath)] = Field(
+    manifest: Annotated[str, BeforeValidator(expanded)] = Field(
         description="Parquet, CSV, TSV or JSONL, or a folder of Parquet files, path or URL; one row per "
         "image. Columns: prompt "
         "(required), subjects or token_indices, seed, id, negative_prompt, guidance_scale, "
         "num_inference_steps, height, width, method; others are copied to the metadata table."
     )
-    output: str = Field(
+    output: Place = Field(
         description="Folder for the dataset, s3://bucket/prefix, or another URL (gs://, abfs://, "
         "hf://). An incomplete dataset is resumed."
     )

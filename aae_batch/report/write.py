@@ -32,6 +32,7 @@ def write_report(
     """
     prefix = ""
     if html is not None:
+        html = html.expanduser()
         if is_url(storage.root):
             embed = True
         else:

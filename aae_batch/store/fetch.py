@@ -151,4 +151,4 @@ def _writing_to_cache() -> Iterator[None]:
 
 def _cache() -> Path:
     named = os.environ.get("AAE_BATCH_CACHE")
-    return Path(named) if named else user_cache_path("aae-batch") / "models"
+    return Path(named).expanduser() if named else user_cache_path("aae-batch") / "models"

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from aae_batch.errors import OutputError
 from aae_batch.store import whole_file
-from aae_batch.store.base import Storage
+from aae_batch.store.base import Storage, expanded
 from aae_batch.store.folder_lock import is_lock_file, locked_folder, read_note
 from aae_batch.store.lock import TIMING, Holder, Lock, Timing
 
@@ -20,7 +20,7 @@ class LocalStorage(Storage):
     followed."""
 
     def __init__(self, root: str) -> None:
-        self.root = os.path.abspath(root)
+        self.root = os.path.abspath(expanded(root))
 
     def read_bytes(self, name: str) -> bytes:
         with self._readable(name) as path:

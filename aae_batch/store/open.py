@@ -13,6 +13,10 @@ _USERINFO = re.compile(r"[^/@]*:(?!\d+(?:/|$))[^@]*@")
 """`user:password@`, also with a `/` in the password; does not match `host:8020/`."""
 
 
+_S3 = ("s3", "s3a", "s3n")
+"""S3, and what Hadoop and Spark call it."""
+
+
 def open_storage(root: str | os.PathLike[str], s3_endpoint: str | None = None) -> Storage:
     """Return the storage of an output root: a folder, `s3://bucket/prefix`, or any fsspec scheme.
 
@@ -37,11 +41,13 @@ def open_url(url: str, s3_endpoint: str | None = None) -> ObjectStorage:
     match = SCHEME.match(url)
     assert match is not None
     scheme, rest = match.group(1).lower(), url[match.end() :].rstrip("/")
-    if _USERINFO.match(rest) or (scheme == "s3" and re.match("[^/]*[@:]", rest)):
+    if _USERINFO.match(rest) or (scheme in _S3 and re.match("[^/]*[@:]", rest)):
         raise OutputError(
             f"A {scheme}:// URL must not contain credentials, since URLs are stored with the settings: "
             "put the credentials in the environment, and leave them out of the URL."
         )
+    if scheme in _S3[1:]:
+        raise OutputError(f"Cannot use {scheme}://{rest}: write s3://{rest}.")
     if scheme == "s3":
         from aae_batch.store.s3 import S3Storage
 

@@ -134,6 +134,7 @@ def _validate(
     from aae_batch.errors import OutputError
     from aae_batch.manifest.reader import open_manifest
     from aae_batch.manifest.validate import Problem, validate
+    from aae_batch.store.base import expanded
 
     kept: list[Problem] = []
     with ExitStack() as stack:
@@ -143,7 +144,9 @@ def _validate(
         write = None
         if output:
             try:
-                file = stack.enter_context(open(output, "w", encoding="utf-8", newline=""))
+                file = stack.enter_context(
+                    open(expanded(output), "w", encoding="utf-8", newline="")
+                )
             except OSError as error:
                 raise OutputError(f"Cannot write {output}: {error.strerror}.") from error
             write = csv.writer(file)

@@ -16,7 +16,7 @@ from aae_batch.methods import DEFAULT
 from aae_batch.sampling.config import GuidanceConfig, SteeringSettings
 from aae_batch.sampling.families import FAMILIES, Family, Reader, Sizes, why_not_guidable
 from aae_batch.sampling.words import Stream, Tokenizer
-from aae_batch.store.base import is_url
+from aae_batch.store.base import expanded, is_url
 from aae_batch.store.fetch import fetch_folder, fetch_in_turn
 
 SHAPES_MODEL, SHAPES_FLOW_MODEL = "shapes", "shapes-flow"
@@ -342,7 +342,7 @@ def default_guidance(
 
 
 def source_of(model: str, s3_endpoint: str | None = None, weights: bool = True) -> str:
-    """Return where to load a model from: `model` as given, an embedded model's folder, or the
+    """Return where to load a model from: `model` itself, an embedded model's folder, or the
     local copy of a model in an object store.
 
     Args:
@@ -354,7 +354,7 @@ def source_of(model: str, s3_endpoint: str | None = None, weights: bool = True) 
     if model in EMBEDDED:
         return str(files("aae_batch.shapes") / EMBEDDED[model])
     if not is_url(model):
-        return model
+        return expanded(model)
     try:
         endings = MODEL_FILES if weights else _SMALL_FILES
         return str(fetch_folder(model, lambda name: name.endswith(endings), s3_endpoint))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from aae_batch.errors import ModelError, OutputError, SettingsError
 from aae_batch.sampling.model.loading import first_line, from_hub, is_not_found, is_quantized
-from aae_batch.store.base import is_url
+from aae_batch.store.base import expanded, is_url
 from aae_batch.store.fetch import fetch_folder, folder_digest
 
 WEIGHTS = ".safetensors"
@@ -57,7 +57,7 @@ class Lora:
                 f"lora {text!r} is not ID or ID:scale with a finite number as the scale; give for "
                 "example owner/name:0.8."
             )
-        return cls(head, scale)
+        return cls(expanded(head), scale)
 
     def __str__(self) -> str:
         return f"{self.id}:{self.scale!r}"
