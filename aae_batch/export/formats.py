@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from aae_batch.dataset import layout
 from aae_batch.dataset.webdataset import tar_of
-from aae_batch.errors import SettingsError
+from aae_batch.errors import OutputError, SettingsError
 from aae_batch.manifest.row import is_safe_id
 from aae_batch.store.base import Storage
 
@@ -167,12 +167,25 @@ class ImageFolder:
     destination: Storage
     suffix: str
     rows: list[pa.Table] = field(default_factory=list)
+    taken: dict[str, str] = field(default_factory=dict)
 
     def write(self, part: Part) -> None:
+        """Write a part.
+
+        Raises:
+            OutputError: two images would be one file.
+        """
         names = [f"{row_id}{self.suffix}" for row_id in part.rows["id"].to_pylist()]
         with ThreadPoolExecutor(THREADS) as pool:
             paths = [f"train/{name}" for name in names]
             list(pool.map(self.destination.write_bytes, paths, part.pictures))
+        is_one = self.destination.exists(paths[0].upper())  # on a disk that does not tell case
+        for name in names if is_one else ():
+            if (other := self.taken.setdefault(name.lower(), name)) != name:
+                raise OutputError(
+                    f"{other} and {name} are one file on the disk of {self.destination.root}: choose another "
+                    "format, or leave one out with --where."
+                )
         self.rows.append(part.rows.add_column(0, "file_name", pa.array(names, pa.string())))
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from ray.util.metrics import Gauge
 
 from aae_batch.dataset import layout, partial
-from aae_batch.dataset.layouts import shard_of
+from aae_batch.dataset.layouts import Files, shard_of
 from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.rewriting import writing
@@ -162,10 +162,18 @@ class GenerateJob(Job[Outcome]):
         begin(self.storage, self.run)
 
     def task(self, piece: Piece, commit: bool) -> GenerateTask:
-        part = self.manifest.part(piece.start, piece.stop)
+        part = self._unique_files.part(piece.start, piece.stop)
         keep = piece.shard in self.plan.again
         files = () if keep else tuple(self.partial_files.get(piece.shard, ()))
         return GenerateTask(piece, self.run["fingerprint"], commit, part, keep, files)
+
+    @cached_property
+    def _unique_files(self) -> Manifest:
+        """The manifest, in which ids are the same if their images would be one file."""
+        are_files = self.run["layout"] == Files.layout
+        # another name is the same file where the disk does not tell case
+        is_one = are_files and self.storage.exists(layout.RUN.upper())
+        return self.manifest.folding_case() if is_one else self.manifest
 
     def commit(self, shard: int, outcomes: list[Outcome]) -> None:
         places = Shards.of(self.run)[shard]

@@ -60,12 +60,14 @@ class Part:
     Attributes:
         start: position of its first row in the manifest.
         repeats: duplicate rows in this part -> the first row of the manifest with the same id.
+        folds_case: whether ids that differ only in case are the same.
     """
 
     start: int
     table: pa.Table
     extra_names: tuple[str, ...]
     repeats: dict[int, int]
+    folds_case: bool = False
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -82,7 +84,8 @@ class Part:
             row = read_row(self.start + i, {name: column[i] for name, column in values.items()})
             first = self.repeats.get(row.index)
             if row.error is None and first is not None:
-                reason = f"column id: already used by row {first + 1} of the manifest; ids must be unique"
+                how = ", but for upper and lower case, which are one on its disk" * self.folds_case
+                reason = f"column id: already used by row {first + 1} of the manifest{how}; ids must be unique"
                 row = replace(row, error=RequestError(row.id, reason))
             rows.append(row)
         return rows
@@ -110,6 +113,11 @@ class Manifest:
     _repeats: Repeats
     _states: set[_State]
     """At which it is known to have this content; empty for a URL."""
+    folds_case: bool = False
+
+    def folding_case(self) -> Manifest:
+        """Return the same manifest, in which ids that differ only in case are the same."""
+        return replace(self, folds_case=True, _repeats=_repeated_ids(self._groups, str.lower))
 
     @property
     def own(self) -> frozenset[str]:
@@ -141,7 +149,8 @@ class Manifest:
         """Return rows `start` to `stop - 1`, not parsed yet."""
         with _readable(self.path):
             table = self._groups.read(start, stop)
-        return Part(start, table, tuple(self.extras.names), self._repeats.within(start, stop))
+        repeats = self._repeats.within(start, stop)
+        return Part(start, table, tuple(self.extras.names), repeats, self.folds_case)
 
     def read(self, start: int, stop: int) -> tuple[list[Row], pa.Table]:
         """Return rows `start` to `stop - 1`, parsed, and their extra columns."""
@@ -351,7 +360,8 @@ def _check_columns(path: str, schema: pa.Schema) -> None:
             )
 
 
-def _repeated_ids(groups: RowGroups) -> Repeats:
+def _repeated_ids(groups: RowGroups, key: Callable[[str], str] | None = None) -> Repeats:
+    """Find the rows whose id, or whose id's `key`, an earlier row has."""
     if "id" not in groups.schema.names:
         return Repeats.among(list)
     kind = groups.schema.field("id")
@@ -361,9 +371,10 @@ def _repeated_ids(groups: RowGroups) -> Repeats:
         for column in groups.column("id"):
             values = _values(column, kind)
             if pa.types.is_string(kind.type) and not _is_json(kind):
-                yield [text or default_id(start + i) for i, text in enumerate(values)]
+                names = [text or default_id(start + i) for i, text in enumerate(values)]
             else:
-                yield [id_of(start + i, value) for i, value in enumerate(values)]
+                names = [id_of(start + i, value) for i, value in enumerate(values)]
+            yield names if key is None else [key(name) for name in names]
             start += len(values)
 
     return Repeats.among(ids)

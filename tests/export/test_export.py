@@ -23,6 +23,8 @@ from aae_batch.export.export import ExportSettings, export
 from aae_batch.export.formats import FORMATS, Part, open_format
 from aae_batch.export.score_columns import ScoreColumns
 from aae_batch.export.selection import Best
+from aae_batch.methods import BASELINE
+from aae_batch.store.local import LocalStorage
 from aae_batch.store.open import open_storage
 
 OK = ["a", "b", "c", "d.1"]
@@ -176,6 +178,18 @@ def test_a_folder_of_images_has_their_columns(make_output, run, tmp_path, kind):
     assert rows["id"][:] == OK
     assert [image.getpixel((0, 0))[0] for image in rows["image"]] == REDS
     assert rows[0]["subjects"] == ["cat", "dog"]
+
+
+def test_images_that_would_be_one_file_are_not_exported_as_one(make_output, run, monkeypatch):
+    output = make_output(
+        "parquet", rows=[{"id": i, "prompt": "a", "method": BASELINE} for i in "aBb"]
+    )
+    assert run(output, "--format", "imagefolder").exit_code == 0
+    inside = LocalStorage._path
+    monkeypatch.setattr(LocalStorage, "_path", lambda self, name: inside(self, name.lower()))
+    result = run(output, "--format", "imagefolder", "--force")
+    assert result.exit_code == 2
+    assert "B.png and b.png are one file on the disk of" in result.output
 
 
 def test_plain_parquet_is_loaded_as_pictures(make_output, run, tmp_path):

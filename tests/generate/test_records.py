@@ -13,6 +13,7 @@ from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.run_record import fingerprint
 from aae_batch.dataset.verify import verify
 from aae_batch.errors import JobError, OutputError, SettingsError
+from aae_batch.generate.driver import GenerateJob
 from aae_batch.generate.records import (
     begin,
     earlier_failures,
@@ -21,12 +22,15 @@ from aae_batch.generate.records import (
     summarize,
 )
 from aae_batch.generate.settings import JobSettings
+from aae_batch.job.plan import Piece
 from aae_batch.job.progress import Progress, Tally
 from aae_batch.job.records import Loaded, as_json, check_loaded, resolved
 from aae_batch.manifest.reader import open_manifest
 from aae_batch.report.write import write_report
 from aae_batch.sampling.config import GuidanceConfig
+from aae_batch.store.local import LocalStorage
 from aae_batch.store.open import open_storage
+from tests.small_output import STEPS
 
 
 @pytest.fixture
@@ -260,3 +264,22 @@ def test_an_output_that_does_not_say_what_rows_cost_goes_on_without(make_output,
     assert dataset.metadata().equals(before)
     assert summarize(dataset, None)["methods"]["stable-diffusion"]["mean_forwards"] is None
     write_report(storage)
+
+
+@pytest.mark.parametrize("layout", ["files", "webdataset"])
+def test_ids_whose_images_would_be_one_file_on_the_disk_are_one_id(
+    make_output, layout, monkeypatch
+):
+    rows = [{"id": name, "prompt": "a", "method": "stable-diffusion"} for name in ("A", "b", "a")]
+    output = make_output(layout, rows=rows)
+    guidance = GuidanceConfig(num_inference_steps=STEPS)
+    settings = JobSettings(
+        manifest=output.manifest, output=output.storage.root, guidance=guidance, shard_size=2
+    )
+    inside = LocalStorage._path
+    monkeypatch.setattr(LocalStorage, "_path", lambda self, name: inside(self, name.lower()))
+    with open_manifest(output.manifest) as manifest:
+        plan = make_plan(settings, manifest, output.storage)
+        job = GenerateJob(settings, plan, manifest, Dataset(output.storage))
+        (row,) = job.task(Piece(1, 2, 3), commit=True).part.rows()
+    assert (row.error is not None) == (layout == "files")

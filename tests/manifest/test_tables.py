@@ -105,6 +105,17 @@ def test_a_seed_of_64_bits_is_stored_as_the_signed_number_of_the_same_noise(tmp_
     assert torch.equal(*noise)
 
 
+def test_ids_that_differ_only_in_case_are_the_same_where_files_are(tmp_path):
+    path = parquet(tmp_path / "m.parquet", prompt=["a"] * 3, id=["Ab", "b", "aB"])
+    with open_manifest(path) as manifest:
+        assert [row.error for row in manifest.rows()] == [None] * 3
+        rows = list(manifest.folding_case().rows())
+    assert [row.error is None for row in rows] == [True, True, False]
+    assert "already used by row 1 of the manifest, but for upper and lower case" in str(
+        rows[2].error
+    )
+
+
 # --- lists ---------------------------------------------------------------------------------------
 
 
