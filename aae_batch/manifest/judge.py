@@ -130,7 +130,7 @@ class Judge:
     def prepare(self, prompts: Sequence[str]) -> None:
         """Tokenize prompts in one batch beforehand."""
         for stream in self.streams:
-            stream.tokenizer.prepare(prompts)  # type: ignore[attr-defined]
+            stream.tokenizer.prepare([*map(stream.written, prompts)])  # type: ignore[attr-defined]
 
     def plainly_has(self, request: Request) -> bool:
         """Return True if a cheap check proves that all subjects are in the prompt, as is usual, and the
@@ -140,7 +140,7 @@ class Judge:
         prompt, streams = request.prompt, self.streams
         if not plainly_named(prompt, request.subjects):
             return False
-        if any(len(stream.tokenizer(prompt).input_ids) > stream.length for stream in streams):
+        if any(stream.count(prompt) > stream.length for stream in streams):
             return False
         return not any(
             why_unknown(streams, text) for text in (prompt, request.negative_prompt or "")

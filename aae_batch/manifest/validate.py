@@ -228,7 +228,7 @@ def _warnings(row: Row, streams: Sequence[Stream], ignored: str | None) -> Itera
     for kind, column in ((TRUNCATED, "prompt"), (TRUNCATED_NEGATIVE, "negative_prompt")):
         text = getattr(row.request, column)
         for stream in streams if text else ():
-            length, most = len(stream.tokenizer(text).input_ids), stream.length
+            length, most = stream.count(text), stream.length
             if length > most:
                 special = stream.first - stream.offset + 1
                 who = f"the text encoder {stream.name}" if len(streams) > 1 else "the text encoder"

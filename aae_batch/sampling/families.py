@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aae_batch.errors import SettingsError
-from aae_batch.sampling.words import Stream, Tokenizer
+from aae_batch.sampling.words import Stream, Tokenizer, embeddings_of
 
 if TYPE_CHECKING:
     from aae_batch.sampling.config import GuidanceConfig
@@ -93,6 +93,7 @@ class Family:
         trims_text: compares a subject with the words up to the end token, not with the padding.
         is_flow: trained by flow matching: it predicts velocities.
         has_cross_attention: values of cross-attention may come from another text than keys.
+        has_textual_inversion: its pipeline writes out the vectors of embeddings in a prompt.
     """
 
     name: str
@@ -106,6 +107,7 @@ class Family:
     trims_text: bool = True
     is_flow: bool = False
     has_cross_attention: bool = False
+    has_textual_inversion: bool = True
 
     def classifier_free(self, config: GuidanceConfig) -> float:
         """Return the scale of classifier-free guidance; 1 or less is none."""
@@ -151,7 +153,8 @@ class Family:
             length = tokenizer.model_max_length
             if reader.is_bounded:
                 length = bounded or length
-            streams.append(Stream(tokenizer, length, offset, reader.name))
+            embeddings = embeddings_of(tokenizer) if self.has_textual_inversion else {}
+            streams.append(Stream(tokenizer, length, offset, reader.name, embeddings))
             offset += length
         return tuple(streams)
 
@@ -179,6 +182,7 @@ SD3 = Family(
     is_flow=True,
     max_sequence_length=256,
     defaults={"guidance_scale": 7.0, "num_inference_steps": 28},
+    has_textual_inversion=False,
 )
 FLUX = Family(
     "FLUX.1",

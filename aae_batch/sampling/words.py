@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import pairwise
 from typing import Any, Literal, Protocol
@@ -77,18 +77,29 @@ class Stream:
         length: its number of positions, e.g. 77.
         offset: the position in the whole text at which it begins.
         name: what reports call it; empty if it is the only one.
+        embeddings: tokens added by textual inversion, and what the pipeline writes for each before it
+            encodes a prompt: `<toy>` stands for `<toy> <toy>_1` if it has two vectors.
     """
 
     tokenizer: Tokenizer
     length: int
     offset: int = 0
     name: str = ""
+    embeddings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def first(self) -> int:
         """Position in the whole text of a prompt's first token: CLIP has a start token before it,
         T5 has none."""
         return self.offset + len(self.tokenizer("").input_ids) - 1
+
+    def written(self, prompt: str) -> str:
+        """Return the text that the pipeline encodes for a prompt: with every vector of its embeddings."""
+        return _written(self, prompt)[0] if self.embeddings else prompt
+
+    def count(self, prompt: str) -> int:
+        """Return how many positions a prompt would take, with start and end."""
+        return len(self.tokenizer(self.written(prompt)).input_ids)
 
 
 Reads = Tokenizer | Sequence[Stream]
@@ -100,6 +111,38 @@ def streams_of(reads: Reads) -> Sequence[Stream]:
     if isinstance(reads, Sequence):
         return reads
     return (Stream(reads, reads.model_max_length),)
+
+
+def embeddings_of(tokenizer: Any) -> dict[str, str]:
+    """Return the embeddings that a tokenizer of transformers was given by textual inversion, as diffusers
+    names them (`TextualInversionLoaderMixin`); see `Stream.embeddings`."""
+    added = {str(one) for one in tokenizer.added_tokens_decoder.values() if not one.special}
+    found = {}
+    for token in added:
+        vectors = [token]
+        while (vector := f"{token}_{len(vectors)}") in added:
+            vectors.append(vector)
+        found[token] = " ".join(vectors)
+    return found
+
+
+def _written(stream: Stream, prompt: str) -> tuple[str, list[tuple[int, int]]]:
+    """Return the text that the pipeline encodes for a prompt, and for each of its characters the start
+    and stop of what it stands for in the prompt."""
+    text, spans = prompt, [(i, i + 1) for i in range(len(prompt))]
+    for token, vectors in stream.embeddings.items():
+        is_there = re.search(rf"{re.escape(token)}(?!_\d)", text)
+        if token == vectors or not is_there:
+            continue
+        before, *after = text.split(token)
+        written, at = spans[: len(before)], len(before)
+        for part in after:
+            stop = at + len(token)
+            written += [(spans[at][0], spans[stop - 1][1])] * len(vectors)
+            written += spans[stop : stop + len(part)]
+            at = stop + len(part)
+        text, spans = vectors.join([before, *after]), written
+    return text, spans
 
 
 @dataclass(frozen=True)
@@ -219,11 +262,16 @@ def token_tables(reads: Reads, prompt: str) -> list[TokenTable]:
 
 
 def _table(stream: Stream, prompt: str) -> TokenTable:
-    encoded = stream.tokenizer(prompt, verbose=False, return_offsets_mapping=True)
+    text, spans = _written(stream, prompt)
+    encoded = stream.tokenizer(text, verbose=False, return_offsets_mapping=True)
     names = stream.tokenizer.convert_ids_to_tokens(encoded.input_ids)
+    starts_at = [start for start, _ in spans] + [len(prompt)]
     pieces = [
-        (name, *_span(prompt, name, start, stop))
-        for name, (start, stop) in zip(names, encoded.offset_mapping, strict=True)
+        (name, starts_at[start], spans[stop - 1][1] if start < stop else starts_at[start])
+        for name, start, stop in (
+            (name, *_span(text, name, *offsets))
+            for name, offsets in zip(names, encoded.offset_mapping, strict=True)
+        )
     ]
     first = stream.first - stream.offset
     end = min(len(pieces), stream.length) - 1
@@ -260,9 +308,12 @@ def why_unknown(reads: Reads, text: str) -> str | None:
     Only small models such as the embedded one list the words they know (`KNOWN_WORDS`); with other
     words they would draw something else.
     """
-    known = streams_of(reads)[0].tokenizer.init_kwargs.get(KNOWN_WORDS)
+    stream = streams_of(reads)[0]
+    known = stream.tokenizer.init_kwargs.get(KNOWN_WORDS)
     if not known:
         return None
+    for embedding in sorted(stream.embeddings, key=len, reverse=True):
+        text = text.replace(embedding, " ")
     words = dict.fromkeys(re.findall(r"\w+|[^\w\s\x00-\x7f]+", text.lower()))
     unknown = [word for word in words if word not in known]
     if not unknown:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from aae_batch import Request
+from aae_batch import GuidanceConfig, Request
 from aae_batch.errors import PromptError, SubjectError
+from aae_batch.manifest.judge import Judge
+from aae_batch.manifest.row import Row
+from aae_batch.sampling.model.family import network_of
+from aae_batch.sampling.model.loading import load_streams
 from aae_batch.sampling.phrases import conjuncts
 from aae_batch.sampling.words import Stream, resolve_subjects, token_table, token_tables
+from tests.conftest import TEXT_WIDTH, small_pipeline
 from training.flow import t5_tokenizer
 from training.networks import tokenizer
 
@@ -196,3 +202,59 @@ def test_subjects_that_share_a_token_are_refused():
     ):
         resolve_subjects(T5, Request(prompt, subjects=named))
     assert len(resolve_subjects(TOKENIZER, Request(prompt, subjects=named))) == 2
+
+
+# --- embeddings of textual inversion ---
+
+
+@pytest.fixture(scope="module")
+def with_embeddings(tmp_path_factory):
+    """A saved pipeline with an embedding of three vectors and one of one, and its tokenizer's stream."""
+    pipe = small_pipeline()
+    for token, vectors in {"<toy>": 3, "<one>": 1}.items():
+        pipe.load_textual_inversion(torch.randn(vectors, TEXT_WIDTH), token=token)
+    folder = tmp_path_factory.mktemp("toy")
+    pipe.save_pretrained(folder)
+    return pipe, load_streams(str(folder))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a <toy> and a red circle",
+        "<toy><toy>, a <one> star",
+        "a <toy>_1 star",
+        "one <toy> two <toy> three <toy> four <toy> five <toy> six",
+        "a red circle",
+    ],
+)
+def test_an_embedding_has_the_positions_that_the_pipeline_gives_its_vectors(
+    with_embeddings, prompt
+):
+    pipe, streams = with_embeddings
+    encoded = pipe.tokenizer(pipe.maybe_convert_prompt(prompt, pipe.tokenizer)).input_ids
+    assert streams[0].count(prompt) == len(encoded)
+    table = token_table(streams, prompt)
+    seen = [token.token for token in table.tokens if token.kind != "truncated"]
+    assert seen[:-1] == pipe.tokenizer.convert_ids_to_tokens(encoded)[: len(seen) - 1]
+    vectors = [token for token in table.words if token.token[0] == "<"]
+    assert all(token.text in ("<toy>", "<one>", "<toy>_1") for token in vectors)
+
+
+def test_a_subject_after_an_embedding_is_found_behind_all_its_vectors(with_embeddings):
+    _, streams = with_embeddings
+    prompt = "a <toy> and a red circle"
+    for reads in (
+        streams,
+        Judge(streams, GuidanceConfig()).streams,
+        network_of(with_embeddings[0]).streams,
+    ):
+        found = resolve_subjects(reads, Request(prompt, subjects=["red circle", "<toy>"]))
+        assert [subject.token_indices for subject in found] == [(7, 8), (2, 3, 4)]
+
+
+def test_a_prompt_that_its_embeddings_lengthen_is_cut_off(with_embeddings):
+    judge = Judge(with_embeddings[1], GuidanceConfig())
+    late = "<toy> <toy> <toy> <toy> and a circle"
+    with pytest.raises(SubjectError, match="'circle' is cut off"):
+        judge.resolve(Row(0, Request(late, subjects=("circle",))))
