@@ -79,7 +79,7 @@ class Judge:
         index = loading.index_of(model, revision=revision, s3_endpoint=s3_endpoint)
         streams = loading.load_streams(model, config.max_sequence_length, index=index)
         check_settings(streams, config)
-        return cls(streams, config, loading.sizes_of(index), plugin, index.family)
+        return cls(streams, config, loading.sizes_of(index, config.attn_res), plugin, index.family)
 
     def resolve(self, row: Row) -> tuple[GuidanceConfig, int]:
         """Return the settings of a row and its number of subjects, by the first method that can sample

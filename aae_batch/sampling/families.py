@@ -23,26 +23,31 @@ class Sizes:
 
     Attributes:
         multiple: both are a multiple of this.
+        least: the smallest; maps have two cells a side or more, which smoothing needs.
         most: the largest that the network has positions for; None without a limit.
     """
 
     multiple: int = 8
+    least: int = 40
     most: int | None = None
 
     @classmethod
-    def of(cls, family: Family, factor: int, config: Mapping[str, Any]) -> Sizes:
+    def of(cls, family: Family, factor: int, config: Mapping[str, Any], level: int) -> Sizes:
         """Return those of a model.
 
         Args:
             factor: pixels per latent cell.
             config: its network's configuration.
+            level: how often a UNet has halved the latents' side where guidance reads; halves round
+                up.
         """
         multiple, positions = factor * family.patch, config.get("pos_embed_max_size")
-        return cls(multiple, positions and positions * multiple)
+        least = max(4 * multiple, (multiple << level) + multiple)
+        return cls(multiple, least, positions and positions * multiple)
 
     def why_not(self, name: str, pixels: int) -> str | None:
         """Return what is wrong with a height or width, else None."""
-        least, most = 4 * self.multiple, self.most
+        least, most = self.least, self.most
         if pixels % self.multiple == 0 and least <= pixels <= (most or pixels):
             return None
         upper = f" and at most {most}" if most else ""
@@ -85,6 +90,7 @@ class Family:
         parts: the components that it cannot do without, under diffusers' names.
         readers: the text that its network attends to, in this order.
         patch: latent cells per side of one of the network's tokens; 1 for a UNet.
+        level: how often a UNet has halved the latents' side where guidance reads by default.
         max_sequence_length: default of that setting, as in its pipeline; None without a bounded
             reader.
         defaults: other settings whose default is that of its pipeline.
@@ -101,6 +107,7 @@ class Family:
     parts: tuple[str, ...]
     readers: tuple[Reader, ...] = (CLIP,)
     patch: int = 1
+    level: int = 0
     max_sequence_length: int | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
     is_guidance_embedded: bool = False
@@ -163,6 +170,7 @@ STABLE_DIFFUSION = Family(
     "Stable Diffusion 1 and 2",
     "aae_batch.sampling.model.unet:StableDiffusion",
     ("unet", *_ONE),
+    level=2,  # maps of 16 x 16 for latents of 64 x 64, as in the paper
     trims_text=False,
     has_cross_attention=True,
 )
@@ -170,6 +178,7 @@ SDXL = Family(
     "Stable Diffusion XL",
     "aae_batch.sampling.model.sdxl:StableDiffusionXL",
     ("unet", *_TWO),
+    level=1,  # ten layers at 64 x 64, against sixty at 32 x 32 (see docs/models.md)
     defaults={"guidance_scale": 5.0},
     has_cross_attention=True,
 )

@@ -19,9 +19,11 @@ from aae_batch.manifest.judge import Judge
 from aae_batch.manifest.reader import open_manifest
 from aae_batch.manifest.row import read_row
 from aae_batch.manifest.validate import Problem, validate
+from aae_batch.methods import METHODS
 from aae_batch.sampling.families import SIZES
 from aae_batch.sampling.resolve import resolve
 from aae_batch.sampling.sample import admit
+from tests.conftest import small_pipeline
 
 PROMPT = {"prompt": "a red circle and a blue square"}
 NAMED = PROMPT | {"subjects": ["circle"]}
@@ -221,6 +223,30 @@ def test_what_a_row_says_overrides_the_run_for_all_alike_though_it_be_0_or_empty
     assert {name: getattr(sampled, name) for name in OVERRIDES} == expected
     assert {name: written[name] for name in OVERRIDES} == expected
     assert subjects == 1
+
+
+@pytest.mark.parametrize(("maps", "least"), [(None, 40), ((8, 8), 32)])
+def test_an_image_is_large_enough_for_maps_of_two_cells_a_side(tmp_path, maps, least):
+    small_pipeline().save_pretrained(tmp_path)
+    config = GuidanceConfig(
+        num_inference_steps=1, max_iter_to_alter=1, thresholds={}, attn_res=maps
+    )
+    engine = Engine.from_pretrained(str(tmp_path), slots=20, device="cpu")
+    judge = Judge.load(str(tmp_path), config)
+    named = {"prompt": "a red circle and a blue square", "subjects": ["red circle", "square"]}
+    for height, width in ((least, least), (least - 8, 64), (64, least - 8)):
+        sides = {"height": height, "width": width}
+        rows = [read_row(i, named | sides | {"method": name}) for i, name in enumerate(METHODS)]
+        errors = [result.error for result in engine.generate([row.request for row in rows], config)]
+        said = Counter(map(str, errors))
+        assert Counter(str(judge.error_of(row)) for row in rows) == said
+        if min(height, width) < least:
+            assert all(
+                f"is {least - 8}; it must be a multiple of 8, and at least {least}" in text
+                for text in said
+            )
+        else:
+            assert set(errors) == {None}
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ class Network(ABC):
     def sizes(self) -> families.Sizes:
         """What height and width of an image may be."""
         factor = self.pipe.vae_scale_factor
-        return families.Sizes.of(self.facts, factor, self.network.config)
+        return families.Sizes.of(self.facts, factor, self.network.config, self.facts.level)
 
     @property
     def streams(self) -> tuple[Stream, ...]:

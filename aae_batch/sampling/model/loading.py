@@ -296,11 +296,14 @@ def _tokenizer(model: str, index: Index, reader: Reader) -> Tokenizer:
         return kind.from_pretrained(index.folder, subfolder=reader.folder)
 
 
-def sizes_of(index: Index) -> Sizes:
+def sizes_of(index: Index, attn_res: tuple[int, int] | None = None) -> Sizes:
     """Return what height and width of an image may be, from the configurations of the VAE (a factor
-    of 8 if it has none) and of the network."""
+    of 8 if it has none) and of the network, and from the maps' resolution."""
     blocks = index.config_of("vae").get("block_out_channels", [0] * 4)
-    return Sizes.of(index.family, 2 ** (len(blocks) - 1), index.config_of("transformer"))
+    network, level = index.config_of(index.family.parts[0]), index.family.level
+    if attn_res is not None and isinstance(size := network.get("sample_size"), int):
+        level = max(0, (size // attn_res[0]).bit_length() - 1)
+    return Sizes.of(index.family, 2 ** (len(blocks) - 1), network, level)
 
 
 def _defaults(index: Index) -> dict[str, Any]:

@@ -16,8 +16,6 @@ class StableDiffusionXL(StableDiffusion):
     the pooled text, and the image's size as a condition."""
 
     facts = families.SDXL
-    default_level = 1
-    """Maps of 64 x 64: ten layers there, against sixty at 32 x 32 (see docs/models.md)."""
 
     def encode_negative(self, config: GuidanceConfig) -> Bag:
         """Without a negative prompt this is zeros, if the model was trained so."""

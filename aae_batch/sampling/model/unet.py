@@ -24,12 +24,10 @@ class StableDiffusion(Network):
     """A UNet that predicts epsilon or v, with cross-attention to CLIP's tokens."""
 
     facts = families.STABLE_DIFFUSION
-    default_level = 2
-    """Maps have a quarter of the latents' side, as in the paper: 16 of 64. Each level halves it."""
 
     def __init__(self, pipe) -> None:
         super().__init__(pipe)
-        self._level = self.default_level
+        self._level = self.facts.level
 
     @property
     def network(self) -> UNet2DConditionModel:
@@ -84,6 +82,11 @@ class StableDiffusion(Network):
             name = type(own).__name__  # refused by its name
         return named_scheduler(own, name, SCHEDULER_CLASSES)
 
+    @property
+    def sizes(self) -> families.Sizes:
+        factor = self.pipe.vae_scale_factor
+        return families.Sizes.of(self.facts, factor, self.unet.config, self._level)
+
     def map_size(self, latents: Tensor) -> tuple[int, int]:
         height, width = latents.shape[-2:]
         for _ in range(self._level):  # each level halves, rounding up
@@ -123,7 +126,7 @@ class StableDiffusion(Network):
             for level in range(levels)
             if cross_attention_layers(self.unet, level)
         }
-        wanted = attn_res or (height >> self.default_level, width >> self.default_level)
+        wanted = attn_res or (height >> self.facts.level, width >> self.facts.level)
         if wanted not in possible:
             have = ", ".join(f"{h}x{w}" for h, w in possible)
             raise SettingsError(
