@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aae_batch.errors import ModelError
-from aae_batch.sampling.model.loading import MODEL_FILES, source_of, torch_device, torch_dtype
+from aae_batch.sampling.model.loading import (
+    MODEL_FILES,
+    refuse_missing_folder,
+    source_of,
+    torch_device,
+    torch_dtype,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -92,12 +98,6 @@ class Judge:
         return self.tokenizer(
             list(texts), padding=padding, truncation=True, max_length=longest, return_tensors="pt"
         ).to(self.model.device)
-
-
-def refuse_missing_folder(model: str) -> None:
-    """Raise a ModelError if `model` is the path of a folder that does not exist."""
-    if (Path(model).is_absolute() or model.startswith((".", "~"))) and not Path(model).is_dir():
-        raise ModelError(f"Model folder {model!r} does not exist; check the path.")
 
 
 def _why(model: str, source: str, error: Exception) -> str:

@@ -129,7 +129,8 @@ def weights_of(metric: Metric, s3_endpoint: str | None) -> dict[str, str | None]
     Raises:
         ModelError: a model is missing in its folder or object store, or cannot be read.
     """
-    from aae_batch.evaluate.models import JUDGE_FILES, refuse_missing_folder
+    from aae_batch.evaluate.models import JUDGE_FILES
+    from aae_batch.sampling.model.loading import refuse_missing_folder
     from aae_batch.sampling.model.weights import weights_digest
 
     for model in metric.models:

@@ -22,6 +22,7 @@ from aae_batch.dataset.rewriting import writing
 from aae_batch.dataset.run_record import Shards
 from aae_batch.dataset.writer import failed
 from aae_batch.errors import JobError, ManifestError, ModelError, OutputError, RowError
+from aae_batch.generate.dry_run import load_judge
 from aae_batch.generate.records import (
     Plan,
     begin,
@@ -36,8 +37,8 @@ from aae_batch.job.driver import GAVE_UP, Job, OnProgress, run_on_workers
 from aae_batch.job.plan import Piece
 from aae_batch.job.progress import Progress, reasons
 from aae_batch.job.records import Loaded, as_json
-from aae_batch.manifest.judge import Judge
 from aae_batch.manifest.reader import Manifest, open_manifest
+from aae_batch.sampling.model.loading import index_of
 from aae_batch.store.lock import Lock
 from aae_batch.store.open import open_storage
 
@@ -86,17 +87,16 @@ def refuse_unless_some_row_is_good(settings: JobSettings, manifest: Manifest) ->
 
     Raises:
         ManifestError: every row would fail.
+        ModelError: the model is here, and incomplete.
         SettingsError: the run's negative prompt has words that the model does not know.
     """
     try:
-        judge = Judge.load(
-            settings.model,
-            settings.guidance,
-            revision=settings.revision,
-            s3_endpoint=settings.s3_endpoint,
-        ).by(settings.methods)
+        index = index_of(
+            settings.model, revision=settings.revision, s3_endpoint=settings.s3_endpoint
+        )
     except ModelError:  # the model may exist only on the actors' machines; if not, they report it
         return
+    judge = load_judge(settings, index)
     first = None
     for row in manifest.rows():
         error = judge.error_of(row)

@@ -12,7 +12,7 @@ from aae_batch.generate.settings import JobSettings
 from aae_batch.manifest.judge import Judge
 from aae_batch.manifest.reader import open_manifest
 from aae_batch.methods import METHODS
-from aae_batch.sampling.model.loading import named
+from aae_batch.sampling.model.loading import Index, check_local_files, index_of, named
 from aae_batch.sampling.phrases import conjuncts, noun_phrases
 from aae_batch.sampling.resolve import why_ignored
 from aae_batch.sampling.words import resolve_subjects, token_tables
@@ -23,6 +23,17 @@ FAILURES_SHOWN = 10
 PHRASES = {"conjuncts": ("conjuncts", conjuncts), "phrases": ("noun phrases", noun_phrases)}
 """For methods that encode phrases separately: the phrases' name, and the function that finds
 them."""
+
+
+def load_judge(settings: JobSettings, index: Index) -> Judge:
+    """Check the model's files, as far as they are here, and load the judge of the run's rows.
+
+    Raises:
+        ModelError: the model is incomplete.
+        SettingsError: the run's negative prompt has words that the model does not know.
+    """
+    check_local_files(settings.model, index, settings.variant)
+    return Judge.load(settings.model, settings.guidance, index=index).by(settings.methods)
 
 
 def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
@@ -36,12 +47,10 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
         plan = make_plan(settings, manifest, storage)
         if settings.retry_failed:
             plan = plan.retrying(Dataset(storage))
-        judge = Judge.load(
-            settings.model,
-            settings.guidance,
-            revision=settings.revision,
-            s3_endpoint=settings.s3_endpoint,
-        ).by(settings.methods)
+        judge = load_judge(
+            settings,
+            index_of(settings.model, revision=settings.revision, s3_endpoint=settings.s3_endpoint),
+        )
         streams = judge.streams
         write(f"model: {named(settings.model, settings.lora)}")
         if settings.acceptance is not None:

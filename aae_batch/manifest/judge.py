@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from copy import copy
 from dataclasses import replace
 from operator import attrgetter
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from aae_batch.columns import OVERRIDES
 from aae_batch.errors import RowError
@@ -21,6 +21,9 @@ from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.families import SIZES, STABLE_DIFFUSION, Family, Sizes
 from aae_batch.sampling.resolve import check_settings, settings_of, subjects_of
 from aae_batch.sampling.words import KNOWN_WORDS, plainly_named, streams_of, why_unknown
+
+if TYPE_CHECKING:
+    from aae_batch.sampling.model.loading import Index
 
 _KEPT = 100_000
 
@@ -66,8 +69,12 @@ class Judge:
         revision: str | None = None,
         s3_endpoint: str | None = None,
         plugin: Sequence[str] = (),
+        index: Index | None = None,
     ) -> Judge:
         """Load only the model's tokenizers and its VAE configuration.
+
+        Args:
+            index: the model's, if it has been read.
 
         Raises:
             ModelError: the model does not exist, cannot be guided, or lacks a tokenizer.
@@ -76,7 +83,7 @@ class Judge:
         """
         from aae_batch.sampling.model import loading
 
-        index = loading.index_of(model, revision=revision, s3_endpoint=s3_endpoint)
+        index = index or loading.index_of(model, revision=revision, s3_endpoint=s3_endpoint)
         streams = loading.load_streams(model, config.max_sequence_length, index=index)
         check_settings(streams, config)
         return cls(streams, config, loading.sizes_of(index, config.attn_res), plugin, index.family)

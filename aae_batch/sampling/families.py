@@ -87,6 +87,7 @@ class Family:
     Attributes:
         name: what messages and docs call it.
         network: `"module:class"` of its implementation.
+        examples: well-known models of it, by their hub ids.
         parts: the components that it cannot do without, under diffusers' names.
         readers: the text that its network attends to, in this order.
         patch: latent cells per side of one of the network's tokens; 1 for a UNet.
@@ -104,6 +105,7 @@ class Family:
 
     name: str
     network: str
+    examples: tuple[str, ...]
     parts: tuple[str, ...]
     readers: tuple[Reader, ...] = (CLIP,)
     patch: int = 1
@@ -169,6 +171,10 @@ class Family:
 STABLE_DIFFUSION = Family(
     "Stable Diffusion 1 and 2",
     "aae_batch.sampling.model.unet:StableDiffusion",
+    (
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "CompVis/stable-diffusion-v1-4",
+    ),
     ("unet", *_ONE),
     level=2,  # maps of 16 x 16 for latents of 64 x 64, as in the paper
     trims_text=False,
@@ -177,6 +183,10 @@ STABLE_DIFFUSION = Family(
 SDXL = Family(
     "Stable Diffusion XL",
     "aae_batch.sampling.model.sdxl:StableDiffusionXL",
+    (
+        "stabilityai/stable-diffusion-xl-base-1.0",
+        "stabilityai/sdxl-turbo",
+    ),
     ("unet", *_TWO),
     level=1,  # ten layers at 64 x 64, against sixty at 32 x 32 (see docs/models.md)
     defaults={"guidance_scale": 5.0},
@@ -185,6 +195,10 @@ SDXL = Family(
 SD3 = Family(
     "Stable Diffusion 3",
     "aae_batch.sampling.model.sd3:StableDiffusion3",
+    (
+        "stabilityai/stable-diffusion-3.5-medium",
+        "stabilityai/stable-diffusion-3.5-large",
+    ),
     ("transformer", *_TWO),
     readers=(CLIP, Reader("tokenizer_3", "text_encoder_3", "T5", is_bounded=True)),
     patch=2,
@@ -196,6 +210,10 @@ SD3 = Family(
 FLUX = Family(
     "FLUX.1",
     "aae_batch.sampling.model.flux:Flux",
+    (
+        "black-forest-labs/FLUX.1-dev",
+        "black-forest-labs/FLUX.1-schnell",
+    ),
     ("transformer", *_TWO),
     readers=(Reader("tokenizer_2", "text_encoder_2", "T5", is_bounded=True),),
     patch=2,
@@ -207,6 +225,7 @@ FLUX = Family(
 CHROMA = Family(
     "Chroma",
     "aae_batch.sampling.model.flux:Chroma",
+    ("lodestones/Chroma1-HD",),
     ("transformer", *_ONE),
     readers=(Reader("tokenizer", "text_encoder", "T5", is_bounded=True),),
     patch=2,

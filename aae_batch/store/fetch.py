@@ -60,24 +60,26 @@ def fetch_folder(url: str, wanted: Callable[[str], bool], s3_endpoint: str | Non
     return folder
 
 
-def fetch_in_turn(name: str, fetch: Callable[[], T], passes: Callable[[BaseException], bool]) -> T:
+def fetch_in_turn(
+    name: str, fetch: Callable[[], T], patience: Callable[[BaseException], float]
+) -> T:
     """Call `fetch` in one process of this machine at a time, retry it after temporary errors, and
     return its result. If many processes start together, the first one fetches and the others find the
     result in the cache.
 
     Args:
         name: identifies what is fetched.
-        passes: whether an error is temporary.
+        patience: how many seconds to wait in all, at most, after an error; 0 if it is not temporary.
 
     Raises:
         OutputError: the folder of the lock cannot be written to.
     """
     with _one_at_a_time(hashlib.sha256(name.encode()).hexdigest()):
-        for seconds in WAITS:
+        for i, seconds in enumerate(WAITS):
             try:
                 return fetch()
             except Exception as error:
-                if not passes(error):
+                if sum(WAITS[: i + 1]) >= patience(error):
                     raise
             time.sleep(seconds)
         return fetch()

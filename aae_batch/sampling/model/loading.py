@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from difflib import get_close_matches
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,8 +15,18 @@ from typing import Any, NamedTuple
 
 from aae_batch.errors import ModelError, OutputError, SettingsError
 from aae_batch.methods import DEFAULT
+from aae_batch.quiet import quiet
 from aae_batch.sampling.config import GuidanceConfig, SteeringSettings
 from aae_batch.sampling.families import FAMILIES, Family, Reader, Sizes, why_not_guidable
+from aae_batch.sampling.model.files import (
+    check_files,
+    no_safetensors,
+    no_variant,
+    only_variants,
+    refuse_single_file,
+    refuse_without_vocabulary,
+    variants_in,
+)
 from aae_batch.sampling.words import Stream, Tokenizer
 from aae_batch.store.base import expanded, is_url
 from aae_batch.store.fetch import fetch_folder, fetch_in_turn
@@ -44,9 +56,6 @@ QUANTIZERS = {
     "torchao": ("torchao", "torchao"),
 }
 """Modules, and what to install, by the quantisation method in a network's configuration."""
-
-_VARIANT = re.compile(r"[^.]+\.([^.]+?)(?:-\d{5}-of-\d{5})?\.safetensors")
-"""`model.fp16.safetensors`, or `model.fp16-00001-of-00002.safetensors`."""
 
 
 def load_pipeline(
@@ -81,6 +90,12 @@ def load_pipeline(
         SettingsError: the device or dtype is unknown or unavailable, or a LoRA is malformed.
     """
     import diffusers
+
+    with quiet():
+        return _load(diffusers, model, revision, variant, lora, device, dtype, s3_endpoint)
+
+
+def _load(diffusers, model, revision, variant, lora, device, dtype, s3_endpoint):
     import torch
 
     from aae_batch.sampling.model.lora import add_loras, lora_file, parse_loras, refuse_without_peft
@@ -94,7 +109,7 @@ def load_pipeline(
         refuse_without_peft()
     lora_files = [lora_file(one, s3_endpoint) for one in loras]
     folder = _here(model, source_of(model, s3_endpoint), revision, variant=variant)
-    _refuse_other_variant(model, Path(folder), index, variant)
+    variant = check_files(model, Path(folder), index.components, variant)
     with explained(model, folder, needs_quantizer):
         pipe = getattr(diffusers, _PLAIN.get(index.pipeline, index.pipeline)).from_pretrained(
             folder,
@@ -104,6 +119,8 @@ def load_pipeline(
             **_without_checker(index.pipeline),
         )
     pipe.set_progress_bar_config(disable=True)
+    _refuse_missing_parameters(model, pipe)
+    _bound_tokenizers(pipe)
     if loras:
         add_loras(pipe, loras, lora_files)
     try:
@@ -114,6 +131,40 @@ def load_pipeline(
         raise ModelError(
             f"Model {model!r} cannot be moved to {place}: {first_line(str(error))}"
         ) from error
+
+
+def _refuse_missing_parameters(model: str, pipe) -> None:
+    """Raise a ModelError if the weights lack some of a network's parameters, which diffusers leaves without
+    data."""
+    import torch
+
+    for part, network in pipe.components.items():
+        if not isinstance(network, torch.nn.Module):
+            continue
+        missing = [name for name, one in network.named_parameters() if one.is_meta]
+        if missing:
+            raise ModelError(
+                f"Model {model!r}: the weights of {part} lack {len(missing)} parameters, such as "
+                f"{missing[0]}; take those that belong to its config.json."
+            )
+
+
+def _bound_tokenizers(pipe) -> None:
+    """Let no tokenizer of CLIP return more positions than its encoder has: some are saved without
+    `model_max_length`."""
+    for number in ("", "_2"):
+        tokenizer = getattr(pipe, f"tokenizer{number}", None)
+        encoder = getattr(pipe, f"text_encoder{number}", None)
+        if tokenizer is not None and encoder is not None:
+            tokenizer.model_max_length = most_positions(tokenizer, encoder.config.to_dict())
+    if hasattr(pipe, "tokenizer_max_length"):  # Stable Diffusion 3 and FLUX.1 keep it
+        pipe.tokenizer_max_length = pipe.tokenizer.model_max_length
+
+
+def most_positions(tokenizer: Any, encoder: Mapping[str, Any]) -> int:
+    """Return the number of positions of a tokenizer whose text encoder has this configuration; T5's
+    says nothing about it."""
+    return min(tokenizer.model_max_length, encoder.get("max_position_embeddings", math.inf))
 
 
 def is_quantized(network: Any) -> bool:
@@ -156,31 +207,6 @@ def _refuse_without_quantizer(model: str, index: Index) -> bool:
                 f"installed: pip install '{package}', or use the model without quantisation."
             )
     return bool(methods)
-
-
-def _refuse_other_variant(model: str, folder: Path, index: Index, variant: str | None) -> None:
-    """Check that a local model has a variant, or any weights without one.
-
-    Raises:
-        ModelError: it does not.
-    """
-    weights = [
-        file.name for part in index.components for file in folder.glob(f"{part}/*.safetensors")
-    ]
-    found = [_VARIANT.fullmatch(name) for name in weights]
-    variants = sorted({one[1] for one in found if one is not None})
-    if variant is not None and variant not in variants:
-        fixes = [f"give --variant {name}" for name in variants]
-        raise ModelError(_no_variant(model, variant, fixes + ["leave it out"] * (None in found)))
-    if variant is None and weights and None not in found:
-        raise ModelError(
-            f"Model {model!r} has only weights of the variant {' or '.join(variants)}; add --variant "
-            f"{variants[0]}."
-        )
-
-
-def _no_variant(model: str, variant: str, fixes: Sequence[str] = ("leave it out",)) -> str:
-    return f"Model {model!r} has no weights of the variant {variant!r}; {' or '.join(fixes)}."
 
 
 _PLAIN = {"StableDiffusionAttendAndExcitePipeline": "StableDiffusionPipeline"}
@@ -236,11 +262,10 @@ def index_of(model: str, *, revision: str | None = None, s3_endpoint: str | None
     Raises:
         ModelError: the model does not exist or cannot be guided.
     """
+    _refuse_no_name(model)
     source = source_of(model, s3_endpoint, weights=False)
-    looks_local = model in EMBEDDED or Path(model).is_absolute()
-    if (looks_local or model.startswith((".", "~"))) and not Path(source).is_dir():
-        raise ModelError(f"Model folder {model!r} does not exist; check the path.")
-    folder = Path(_here(model, source, revision, weights=False))
+    with quiet():
+        folder = Path(_here(model, source, revision, weights=False))
     with explained(model, str(folder)):
         file = folder / "model_index.json"
         if not file.is_file():
@@ -254,6 +279,16 @@ def index_of(model: str, *, revision: str | None = None, s3_endpoint: str | None
     }
     components = {part: (kind[0], kind[1]) for part, kind in listed.items() if kind[0] is not None}
     return Index(name, FAMILIES[name], folder, components, listed.keys() - components.keys())
+
+
+def check_local_files(model: str, index: Index, variant: str | None) -> None:
+    """Check the files of a model in a local folder; pass others, whose weights are not here yet.
+
+    Raises:
+        ModelError: they are incomplete.
+    """
+    if model in EMBEDDED or Path(model).is_dir():
+        check_files(model, index.folder, index.components, variant)
 
 
 def load_streams(
@@ -287,13 +322,11 @@ def _tokenizer(model: str, index: Index, reader: Reader) -> Tokenizer:
     from transformers import CLIPTokenizer, T5Tokenizer
 
     kind = {"CLIP": CLIPTokenizer, "T5": T5Tokenizer}[reader.name]
-    folder = index.folder / reader.folder
-    files = ("tokenizer.json", "spiece.model", "vocab.json")
-    if not any((folder / file).is_file() for file in files):
-        # transformers would make a tokenizer that knows no words
-        raise ModelError(f"Model {model!r} has no vocabulary in {reader.folder}; load it whole.")
-    with explained(model, str(index.folder)):
-        return kind.from_pretrained(index.folder, subfolder=reader.folder)
+    refuse_without_vocabulary(model, index.folder, [reader.folder])
+    with explained(model, str(index.folder)), quiet():
+        tokenizer = kind.from_pretrained(index.folder, subfolder=reader.folder)
+    tokenizer.model_max_length = most_positions(tokenizer, index.config_of(reader.encoder))
+    return tokenizer
 
 
 def sizes_of(index: Index, attn_res: tuple[int, int] | None = None) -> Sizes:
@@ -342,6 +375,38 @@ def default_guidance(
         raise ModelError(f"Model {model!r}: {file} is not a JSON object: {error}.") from error
     except SettingsError as error:
         raise ModelError(f"Model {model!r}: {file} does not fit: {error}") from error
+
+
+def refuse_missing_folder(model: str) -> None:
+    """Raise a ModelError if `model` is the path of a folder that does not exist, or of a file."""
+    if not Path(model).is_file() and (
+        model in EMBEDDED or is_url(model) or Path(model).is_dir() or _HUB_ID.fullmatch(model)
+    ):
+        return
+    refuse_single_file(model)
+    raise ModelError(f"Model folder {model!r} does not exist; check the path.")
+
+
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def _refuse_no_name(model: str) -> None:
+    """Raise a ModelError if `model` can be neither a folder nor a hub id."""
+    refuse_missing_folder(model)
+    if model not in EMBEDDED and not Path(model).is_dir() and "/" not in model:
+        raise ModelError(
+            f"Model {model!r} is neither a folder here nor an embedded model ({', '.join(EMBEDDED)}), and a "
+            f"hub id has an owner: owner/name{_meant(model)}."
+        )
+
+
+def _meant(model: str) -> str:
+    """Return the question for the known model whose name is nearest, if one is near."""
+    ids = [one for family in FAMILIES.values() for one in family.examples]
+    known = {one.rpartition("/")[2].lower(): one for one in (*ids, *EMBEDDED)}
+    known |= {one.lower(): one for one in ids}
+    near = get_close_matches(model.lower(), known, n=1, cutoff=0.7)
+    return f" (did you mean {known[near[0]]!r}?)" if near else ""
 
 
 def source_of(model: str, s3_endpoint: str | None = None, weights: bool = True) -> str:
@@ -403,7 +468,9 @@ def _here(
             return from_hub(f"{model} {revision}", fetch)
         except ValueError as error:
             if variant is not None and f"`variant={variant}`" in str(error):
-                raise ModelError(_no_variant(model, variant)) from error
+                raise ModelError(no_variant(model, variant)) from error
+            if variant is None and (variants := variants_in(str(error))):
+                raise ModelError(only_variants(model, variants)) from error
             raise
 
 
@@ -418,27 +485,32 @@ def from_hub(name: str, fetch: Callable[[], str]) -> str:
         OSError, ValueError: whatever `fetch` raises.
     """
     try:
-        return fetch_in_turn(name, fetch, _may_pass)
+        return fetch_in_turn(name, fetch, _patience)
     except OutputError as error:
         raise ModelError(str(error)) from None
 
 
-def _may_pass(error: BaseException) -> bool:
-    """True if the hub was busy or unreachable, False if it has no such model."""
+_UNREACHABLE_SECONDS = 4.0
+"""Most machines without a network will not get one, and their users wait for an answer."""
+
+
+def _patience(error: BaseException) -> float:
+    """Return how many seconds to wait for the hub: few if it cannot be reached, none if it has no such
+    model."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
-        return False
+        return 0
     cause: BaseException | None = error
     while cause is not None:
         status = getattr(getattr(cause, "response", None), "status_code", None)
         if status is not None:
-            return status in (408, 429) or status >= 500
+            return math.inf if status in (408, 429) or status >= 500 else 0
         # The hub's client has changed its HTTP library twice; they agree on these names.
         if {kind.__name__ for kind in type(cause).__mro__} & {"TransportError", "ConnectionError"}:
-            return True
+            return _UNREACHABLE_SECONDS
         cause = cause.__cause__ or cause.__context__
-    return False
+    return 0
 
 
 @contextmanager
@@ -465,17 +537,14 @@ def explained(model: str, source: str, needs_quantizer: bool = False) -> Iterato
 def _why_unloadable(model: str, source: str, error: Exception) -> str:
     text = str(error)
     if "safetensors" in text:
-        return (
-            f"Model {model!r} has no safetensors weights, and pickled ones are not loaded; convert it "
-            "with pipe.save_pretrained(folder, safe_serialization=True), or take another revision or "
-            "variant."
-        )
+        return no_safetensors(model)
     if Path(source).is_dir():
         return f"Folder {model!r} is not a complete diffusers model: {first_line(text)}"
     if is_not_found(error):
         return (
             f"Model {model!r} was not found: it is neither a local folder nor a hub id that you can "
-            "access; check the spelling, or log in with `hf auth login` if it is private or gated."
+            f"access; check the spelling{_meant(model)}, or log in with `hf auth login` if it is private "
+            "or gated."
         )
     return (
         f"Model {model!r} is not a folder here and the hub cannot be reached; check the network, or "
@@ -493,8 +562,8 @@ def first_line(text: str) -> str:
     return text.strip().splitlines()[0] if text.strip() else "no details were given"
 
 
-def torch_device(name: str):
-    """`auto` (CUDA, else MPS, else CPU), or a torch device by name.
+def torch_device(name: Any):
+    """`auto` (CUDA, else MPS, else CPU), or a torch device or its name.
 
     Raises:
         SettingsError: it is unknown or not available.
@@ -508,21 +577,22 @@ def torch_device(name: str):
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise SettingsError(
-            f"Device {name!r} cannot be used here ({first_line(str(error))}); try 'auto' or 'cpu'."
+            f"Device '{name}' cannot be used here ({first_line(str(error))}); try 'auto' or 'cpu'."
         ) from error
     return device
 
 
-def torch_dtype(name: str, device):
-    """`auto` (bfloat16 or float16 on CUDA, else float32), or a torch dtype by name.
+def torch_dtype(name: Any, device):
+    """`auto` (bfloat16 or float16 on CUDA, else float32), or a torch dtype or its name.
 
     Raises:
         SettingsError: it is unknown.
     """
     import torch
 
+    name = str(name).removeprefix("torch.")
     known = ("float16", "bfloat16", "float32", "float64")
     if name in known:
         return getattr(torch, name)

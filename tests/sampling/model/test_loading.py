@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 
 from aae_batch import Engine, GuidanceConfig, Request
 from aae_batch.errors import ModelError, SettingsError
@@ -91,8 +94,119 @@ def test_another_kind_of_pipeline_is_refused_before_its_weights_are_read(tmp_pat
 
 def test_pickled_weights_are_not_loaded(sd1_pipeline, tmp_path):
     sd1_pipeline.save_pretrained(tmp_path, safe_serialization=False)
-    with pytest.raises(ModelError, match="safetensors"):
+    with pytest.raises(
+        ModelError, match=r"no safetensors weights in \w+, only .*\.bin, and pickled"
+    ):
         load_pipeline(str(tmp_path))
+
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def without_a_parameter(file: Path) -> None:
+    weights = load_file(file)
+    weights.pop("conv_out.weight")
+    save_file(weights, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "said"),
+    [
+        ("tokenizer", shutil.rmtree, "has no vocabulary in tokenizer; copy"),
+        ("unet", shutil.rmtree, r"has no unet/config\.json; copy"),
+        ("scheduler", shutil.rmtree, r"has no scheduler/scheduler_config\.json; copy"),
+        (UNET, Path.unlink, "has no weights in unet; copy"),
+        (UNET, cut, rf"{UNET} is cut off or damaged"),
+        ("text_encoder/model.safetensors", cut, r"text_encoder/model.safetensors is cut off"),
+        (
+            UNET,
+            lambda file: file.write_text("version https://git-lfs.github"),
+            "run `git lfs pull`",
+        ),
+        (UNET, without_a_parameter, r"weights of unet lack 1 parameters, such as conv_out\.weight"),
+    ],
+)
+def test_a_broken_folder_is_told_by_the_part(folder, tmp_path, name, harm, said):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    harm(tmp_path / name)
+    with pytest.raises(ModelError, match=said) as refused:
+        load_pipeline(str(tmp_path))
+    assert ". " not in str(refused.value)
+
+
+def test_a_lora_that_was_left_in_is_told_with_how_to_save_it(tmp_path):
+    pipe = small_pipeline()
+    pipe.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"]))
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(
+        ModelError, match=r"unet was saved with a LoRA attached.*unload_lora_weights"
+    ):
+        load_pipeline(str(tmp_path))
+
+
+def test_a_single_file_is_told_with_how_to_convert_it(folder):
+    with pytest.raises(ModelError, match=r"single file.*from_single_file\('.*safetensors'\)"):
+        load_pipeline(str(folder / UNET))
+
+
+@pytest.mark.parametrize("family", ["SDXL", "SD3", "FLUX-dev"])
+def test_a_tokenizer_without_a_length_has_that_of_its_text_encoder(tmp_path, family):
+    pipe = PIPELINES[family]()
+    pipe.save_pretrained(tmp_path)
+    before = [stream.length for stream in load_streams(str(tmp_path))]
+    for file in tmp_path.glob("tokenizer*/tokenizer_config.json"):
+        config = json.loads(file.read_text())
+        config.pop("model_max_length", None)
+        file.write_text(json.dumps(config))
+    assert [stream.length for stream in load_streams(str(tmp_path))] == before
+    engine = Engine.from_pretrained(str(tmp_path), slots=1)
+    assert [stream.length for stream in engine.model.streams] == before
+    assert engine.model.encode("a star", engine.defaults)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("shape", "did you mean 'shapes'?"),
+        ("shapes-flw", "did you mean 'shapes-flow'?"),
+        ("stable-diffusion-xl-base-1.0", "mean 'stabilityai/stable-diffusion-xl-base-1.0'?"),
+        ("nonsense", "a hub id has an owner: owner/name."),
+        ("my/folder/of/models", "folder 'my/folder/of/models' does not exist"),
+        ("/nowhere/model.safetensors", "'/nowhere/model.safetensors' does not exist"),
+    ],
+)
+def test_a_name_that_can_be_no_model_is_answered_before_the_hub_is_asked(monkeypatch, name, said):
+    monkeypatch.setattr("aae_batch.sampling.model.loading.from_hub", None)
+    with pytest.raises(ModelError) as refused:
+        load_streams(name)
+    assert said in str(refused.value)
+
+
+def test_dtypes_and_devices_may_be_torch_s_own(folder):
+    pipe = load_pipeline(str(folder), device=torch.device("cpu"), dtype=torch.bfloat16)
+    assert (pipe.unet.dtype, pipe.unet.device) == (torch.bfloat16, torch.device("cpu"))
+
+
+def test_libraries_are_quiet_while_they_load_and_as_before_afterwards(folder, capfd):
+    import diffusers
+    import transformers
+    from huggingface_hub.utils import are_progress_bars_disabled
+
+    def state() -> tuple:
+        logs = (transformers.utils.logging, diffusers.utils.logging)
+        return (
+            [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs],
+            are_progress_bars_disabled(),
+        )
+
+    before = state()
+    load_pipeline(str(folder))
+    assert state() == before
+    assert capfd.readouterr().err == ""
 
 
 def test_unknown_dtype_and_device_are_named(folder):
@@ -134,10 +248,18 @@ def test_a_missing_variant_is_told_with_those_that_are_there(variant_folder, fol
     with pytest.raises(ModelError, match=r"no weights of the variant 'fp16'; leave it out\.$"):
         load_pipeline(str(folder), variant="fp16")
     small_pipeline().save_pretrained(tmp_path, variant="fp16")
-    with pytest.raises(
-        ModelError, match=r"only weights of the variant fp16; add --variant fp16\.$"
-    ):
+    small_pipeline().save_pretrained(tmp_path, variant="ema")
+    with pytest.raises(ModelError, match=r"of the variant ema or fp16; add --variant ema\.$"):
         load_pipeline(str(tmp_path))
+
+
+def test_the_only_variant_is_loaded_unasked(variant_folder, tmp_path):
+    shutil.copytree(variant_folder, tmp_path, dirs_exist_ok=True)
+    for part in ("unet", "text_encoder"):
+        (plain,) = (f for f in (tmp_path / part).glob("*.safetensors") if "fp16" not in f.name)
+        plain.unlink()
+    loaded = load_pipeline(str(tmp_path))
+    assert_same_weights(small_pipeline(seed=1), loaded)
 
 
 @pytest.mark.parametrize("variant", [None, "bf16"])
