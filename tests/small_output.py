@@ -141,5 +141,5 @@ def _seen(name, indices, steps) -> SubjectAttention:
     maps = np.stack([np.full((4, 2), 50 * (1 + step), np.uint8) for step in steps])
     return SubjectAttention(
         *(name, indices, ("token",) * len(indices), *per_step),
-        *(steps, maps, np.full(len(steps), 0.51, np.float32)),
+        *(steps, maps, np.array([0.51 * (1 + step) for step in steps], np.float32)),
     )

@@ -17,7 +17,9 @@ from aae_batch import open_dataset
 from aae_batch.dataset.heatmap import colour_map, heatmap
 from aae_batch.dataset.layout import metric_name, metric_run_name
 from aae_batch.errors import AaeBatchError, OutputError, RequestError
+from aae_batch.ladder import STRIDE
 from aae_batch.request import AttentionRecord, Request, Result, SubjectAttention
+from tests.report.page_data import ACCEPTANCE, TRIED_ROWS, tried, write_dataset
 
 GUIDED, PLAIN = "attend-and-excite", "stable-diffusion"
 
@@ -139,7 +141,9 @@ def test_maps_over_time_are_those_of_the_steps_that_the_run_kept(make_output, ke
     found, maps = opened.maps("a", "dog")
     assert found == steps
     assert maps.dtype == np.float32
-    assert maps == pytest.approx(np.stack([np.full((4, 2), 0.1 * (1 + step)) for step in steps]))
+    assert maps == pytest.approx(
+        np.stack([np.full((4, 2), 0.1 * (1 + step) ** 2) for step in steps])
+    )
     assert opened.dataset.attention().schema.names[-1] == (
         "map_scale" if kept == "last" else "map_scales"
     )
@@ -209,6 +213,13 @@ def test_methods_stand_side_by_side_the_plain_one_first(pair, which):
     png = Image.open(io.BytesIO(comparison._repr_png_()))
     assert png.size == (32, 8)
     assert (png.getpixel((0, 0)), png.getpixel((16, 0))) == ((40, 0, 0), (0, 0, 0))
+
+
+def test_rows_that_were_tried_several_times_go_by_their_first_seed(tmp_path):
+    opened = open_dataset(write_dataset(tmp_path / "out", TRIED_ROWS, tried, **ACCEPTANCE).root)
+    comparison = opened.compare("climbs")
+    assert comparison.seed == 4
+    assert list(comparison.images) == [f"{GUIDED}, seed {4 + STRIDE}"], "and not `at-once`"
 
 
 def test_methods_are_compared_on_one_scale():
