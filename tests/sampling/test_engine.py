@@ -104,12 +104,19 @@ def test_rows_may_differ_in_size_steps_method_and_guidance(sd1_pipeline):
         request(2, num_inference_steps=2, guidance_scale=1.0),
         request(3, method="stable-diffusion", negative_prompt="red"),
     ]
-    results = generate(sd1_pipeline, requests, slots=4)
+    own = CONFIG.updated(attention_maps="every:3")
+    results = generate(sd1_pipeline, requests, slots=4, config=own)
     assert [results[f"r{i}"].error for i in range(4)] == [None] * 4
     assert results["r1"].image.size == (192, 64)
     assert results["r1"].attention.subjects[0].map.shape == (2, 6)
     assert len(results["r2"].attention.loss) == 2
     assert results["r3"].attention.num_refinements == 0
+    assert [results[f"r{i}"].method for i in (2, 3)] == ["attend-and-excite", "stable-diffusion"]
+    steps = [list(results[f"r{i}"].attention.subjects[0].map_steps) for i in (1, 2, 3)]
+    assert steps == [[0, 3], [0, 1], [0, 3]], "every third of the row's own, and the last"
+    for name in ("r1", "r3"):
+        first, last = results[name].attention.subjects[0].maps
+        assert not np.array_equal(first, last)
 
 
 @pytest.mark.parametrize(
