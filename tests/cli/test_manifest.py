@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 
@@ -160,8 +161,10 @@ def test_a_valid_manifest_is_clean(run):
     assert "judged as the model shapes would; --model names another\n" in result.output
     assert "\nwith the model shapes: 20 images" in result.output
     assert "GPU time" not in result.output
-    priced = run("validate", "m.parquet", "--price", "--tflops", "0.5").output
+    more = ("--tflops", "0.5", "--attention-maps", "every:1")
+    priced = run("validate", "m.parquet", "--price", *more).output
     assert "GPU time at a sustained 0.5 TFLOP/s: " in priced
+    assert re.search("tables .*", priced)[0] != re.search("tables .*", result.output)[0]
     assert "names another" not in run("validate", "m.parquet", "--model", "shapes").output
 
 

@@ -32,6 +32,7 @@ def validate(
     max_sequence_length: int | None,
     true_cfg_scale: float | None,
     update: str | None,
+    attention_maps: str | None,
     plugin: str | None,
     s3_endpoint: str | None,
     limit: Annotated[int, typer.Option(min=0, help="Number of problems to show.")] = 20,
