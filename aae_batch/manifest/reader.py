@@ -47,6 +47,7 @@ _FLOAT = r"^-?\d+(\.0|(\.\d+)?e\+\d+)$"
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
 """What a compressed file begins with, and Arrow's name of the compression."""
 
+_SAVE = "Save it as UTF-8, which a spreadsheet calls CSV UTF-8."
 _COMPRESSED = (".gz", ".bz2", ".zst")
 FORMATS = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson")
 """Suffixes of a manifest. All but the first may have one of a compression after them."""
@@ -316,12 +317,13 @@ def _readable(path: str) -> Iterator[None]:
         yield
     except _ContentError as error:
         raise ManifestError(f"Manifest {path}: {error}") from None
-    except (OutputError, pa.ArrowException, UnicodeError, OSError, csv.Error) as error:
+    except UnicodeError as error:
+        raise ManifestError(f"Manifest {path} is not UTF-8 text. {_SAVE}") from error
+    except (OutputError, pa.ArrowException, OSError, csv.Error) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         said = f"Manifest {path} cannot be read: {lines[0].rstrip('.')}."
-        by_arrow = isinstance(error, pa.ArrowException) and "UTF8" in str(error)
-        if by_arrow or isinstance(error, UnicodeError):
-            said += " Save it as UTF-8 text."
+        if isinstance(error, pa.ArrowException) and "UTF8" in str(error):
+            said += f" {_SAVE}"
         raise ManifestError(said) from error
 
 
@@ -403,6 +405,9 @@ def _convert_csv(source: Path, target: Path) -> None:
     """Convert CSV to Parquet: manifest columns stay text and are parsed per row, other types are inferred."""
     with source.open(encoding="utf-8-sig") as file:
         line = file.readline()
+        hint = re.fullmatch(r"sep=(.)\s*", line)  # of a spreadsheet
+        if hint:
+            line = file.readline()
     separator, names = _header(line, source.suffix.lower())
     if any(
         name != name.lstrip() for name in names
@@ -412,7 +417,7 @@ def _convert_csv(source: Path, target: Path) -> None:
     own = [name for name in names if _column_of(name) is not None]
     table = pa.csv.read_csv(
         pa.OSFile(str(source)),  # by a path, Arrow would decompress by its suffix
-        read_options=pa.csv.ReadOptions(column_names=names, skip_rows=1),
+        read_options=pa.csv.ReadOptions(column_names=names, skip_rows=2 if hint else 1),
         parse_options=pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
         convert_options=pa.csv.ConvertOptions(
             column_types=dict.fromkeys(own, pa.string()),

@@ -47,7 +47,7 @@ def open_url(url: str, s3_endpoint: str | None = None) -> ObjectStorage:
             "put the credentials in the environment, and leave them out of the URL."
         )
     if scheme in _S3[1:]:
-        raise OutputError(f"Cannot use {scheme}://{rest}: write s3://{rest}.")
+        raise OutputError(f"Cannot use {scheme}://{rest}: write s3:// in place of {scheme}://.")
     if scheme == "s3":
         from aae_batch.store.s3 import S3Storage
 

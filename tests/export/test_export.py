@@ -126,6 +126,13 @@ COLUMNS = {
     "pair": pa.array([["a", "b"], None], pa.list_(pa.string(), 2)),
     "nested": pa.array([[{"a": 1.5}], None], pa.list_(pa.struct([("a", pa.float32())]))),
     "none": pa.nulls(2),
+    "bytes": pa.array([b"a", None]),
+    "fixed": pa.array([b"ab", None], pa.binary(2)),
+    "large": pa.array([1, None], pa.decimal256(50, 1)),
+    "day": pa.array([0, None], pa.date32()),
+    "clock": pa.array([0, None], pa.time64("us")),
+    "time": pa.array([0, None], pa.timestamp("ns", "UTC")),
+    "span": pa.array([0, None], pa.duration("ms")),
     "": pa.array([0, 1], pa.uint64()),
 }
 

@@ -241,6 +241,7 @@ def test_runs_and_maps_have_a_plain_form():
         ("m.csv", CSV.replace(",", "\t")),
         ("m.csv", "prompt;subjects;n\na red cat and a dog;\"red cat;dog\";1\na frog;frog;2\n"),
         ("m.csv", '\ufeffprompt;subjects;n\r\na red cat and a dog;"red cat;dog";1\r\na frog;frog;2\r\n'),
+        ("m.csv", "sep=;\r\n" + CSV.replace(";", "\0").replace(",", ";").replace("red cat\0dog", '"red cat;dog"')),
         ("m.csv", CSV.replace(",", ", ")),
         ("m.csv", CSV.replace(",", " , ")),
         ("m.csv", 'prompt, subjects, n\na red cat and a dog, "red cat;dog", 1\na frog, "frog", 2\n'),
@@ -249,7 +250,7 @@ def test_runs_and_maps_have_a_plain_form():
             for prompt, subjects, n in (("a red cat and a dog", ["red cat", "dog"], 1), ("a frog", ["frog"], 2))
         )),
     ],
-    ids=["tsv", "TSV", "tabs", "semicolons", "excel", "spaces", "more spaces", "quotes", "ndjson"],
+    ids=["tsv", "TSV", "tabs", "semicolons", "excel", "sep", "spaces", "more spaces", "quotes", "ndjson"],
 )  # fmt: skip
 def test_a_table_is_read_like_a_csv_with_commas(tmp_path, name, text):
     (tmp_path / "plain.csv").write_text(CSV)

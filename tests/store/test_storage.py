@@ -93,8 +93,8 @@ def test_a_name_that_the_system_refuses_is_an_error_of_ours(tmp_path):
         ("abfs://box/x", r"pip install adlfs"),
         ("file:///x", "without file://"),
         ("s3://", "names no bucket"),
-        ("s3a://bucket/out", "write s3://bucket/out"),
-        ("s3n://bucket/out/", "write s3://bucket/out"),
+        ("s3a://bucket/out", "write s3:// in place of s3a://"),
+        ("s3n://bucket/out", "write s3:// in place of s3n://"),
     ],
 )
 def test_a_url_without_a_store_says_what_to_do(url, said):
