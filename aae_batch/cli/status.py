@@ -16,6 +16,7 @@ def status(output: Output, s3_endpoint: str | None) -> None:
     """
     import time
 
+    from aae_batch.dataset import partial
     from aae_batch.dataset import status as progress
     from aae_batch.dataset.reader import Dataset
     from aae_batch.store.open import open_storage
@@ -24,5 +25,7 @@ def status(output: Output, s3_endpoint: str | None) -> None:
     run = dataset.run
     if run is None:
         raise OutputError(f"There is no run in {output}: check the path, or wait until it begins.")
-    shards = dataset.shards()
-    print(progress.status(run, shards, dataset.progress, dataset.summary, time.time()))
+    shards, now = dataset.shards(), time.time()
+    files = partial.kept(dataset.storage, run["fingerprint"])
+    kept = sum(sum(files[shard].values()) for shard in files.keys() - {*shards})
+    print(progress.status(run, shards, dataset.progress, dataset.summary, now, kept))

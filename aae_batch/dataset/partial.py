@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -57,15 +57,19 @@ def keep(shard: Shard, outcomes: Sequence[Outcome]) -> None:
         logger.warning("%d finished rows of shard %d are lost: %s", len(rows), shard.index, error)
 
 
-def kept(storage: Storage, fingerprint: str) -> dict[int, dict[str, int]]:
-    """Return shard -> its files that this run wrote, and how many rows each holds. Reads their footers."""
+def kept(
+    storage: Storage, fingerprint: str, on_other: Callable[[str], None] = lambda name: None
+) -> dict[int, dict[str, int]]:
+    """Return shard -> its files that this run wrote, and how many rows each holds. Reads their footers.
+
+    Args:
+        on_other: called with the name of each other object.
+    """
     found: dict[int, dict[str, int]] = defaultdict(dict)
     for name in storage.list(layout.PARTIAL):
         shard, rows = layout.partial_of(name), _rows_in(storage, name, fingerprint)
         if shard is None or rows is None:
-            logger.warning(
-                "%s is damaged or was not written by this run: it is ignored", storage.place(name)
-            )
+            on_other(name)
         else:
             found[shard][name] = rows
     return dict(found)

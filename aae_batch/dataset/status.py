@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from aae_batch.dataset.layout import PROGRESS, PROGRESS_SECONDS, SUMMARY, ProgressRecord
+from aae_batch.dataset.layout import PARTIAL, PROGRESS, PROGRESS_SECONDS, SUMMARY, ProgressRecord
 from aae_batch.dataset.run_record import Shards
 
 SILENT_AFTER = 4 * PROGRESS_SECONDS
@@ -61,6 +61,7 @@ def status(
     progress: ProgressRecord | None,
     summary: dict[str, Any] | None,
     now: float,
+    kept: int = 0,
 ) -> Status:
     """Return the state of an output.
 
@@ -68,6 +69,7 @@ def status(
         run, progress, summary: the content of the output's files of these names; None if missing.
         committed: shards whose metadata is listed.
         now: seconds since 1970.
+        kept: finished rows of incomplete shards that a stopped job has kept.
     """
     planned = Shards.of(run)
     done = {shard for shard in committed if shard < len(planned)}
@@ -105,6 +107,8 @@ def status(
                     f"{rows_done - progress['done']} rows were committed after that; failures among "
                     "them are not counted."
                 )
+    if kept:
+        notes.append(f"{kept} rows of incomplete shards are kept in {PARTIAL} for the next run.")
     if all_there and not complete:
         notes.append(f"Only {SUMMARY} is missing: the same command writes it.")
     counts = (planned.rows, len(planned), rows_done, len(done), finished)

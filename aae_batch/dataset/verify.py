@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +136,7 @@ def verify(
     for name in storage.list(layout.REWRITING):
         text = f"{name} is an unfinished rewrite: run the same command again."
         found.problems.append(Problem("missing", text, layout.shard_of(name)))
-    found.problems += _partial(storage, run["fingerprint"], committed)
+    found.problems += _partial(storage, run["fingerprint"], {*committed})
     found.problems += _summary(dataset, found)
     return found
 
@@ -224,19 +224,19 @@ def _strangers(storage: Storage, kind: Layout, shards: int) -> Iterator[Problem]
         yield not_ours(others)
 
 
-def _partial(storage: Storage, mark: str, committed: Collection[int]) -> Iterator[Problem]:
+def _partial(storage: Storage, mark: str, committed: set[int]) -> Iterator[Problem]:
     """Yield a problem for every object in `partial/` that the run will not use."""
-    ours = partial.kept(storage, mark)
-    for name in storage.list(layout.PARTIAL):
-        shard = layout.partial_of(name)
-        if shard is None:
+    others: list[str] = []
+    ours = partial.kept(storage, mark, others.append)
+    for shard in committed.intersection(ours):
+        text = f"what {layout.PARTIAL} has of it is of no more use."
+        yield Problem("stray", text, shard, names=tuple(ours[shard]))
+    for name in others:
+        if layout.partial_of(name) is None:
             yield not_ours([name])
-        elif name not in ours.get(shard, ()):
+        else:
             text = f"{name} is damaged, or of another run."
-            yield Problem("stray", text, shard, names=(name,))
-        elif shard in committed:
-            text = f"{name} is of no more use: its shard is committed."
-            yield Problem("stray", text, shard, names=(name,))
+            yield Problem("stray", text, names=(name,))
 
 
 def _summary(dataset: Dataset, found: Verification) -> Iterator[Problem]:

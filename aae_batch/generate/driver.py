@@ -190,7 +190,14 @@ class GenerateJob(Job[Outcome]):
     def _partial_files(self) -> dict[int, dict[str, int]]:
         """Return what is kept of shards that are not committed, as `partial.kept` does; delete what is of
         no more use."""
-        found = partial.kept(self.storage, self.run["fingerprint"]) if self.begun else {}
+        if not self.begun:
+            return {}
+        place, mark = self.storage.place, self.run["fingerprint"]
+        found = partial.kept(
+            self.storage,
+            mark,
+            lambda name: logger.warning("%s is not of this run, or damaged: ignored", place(name)),
+        )
         for shard in self.plan.committed.intersection(found):
             partial.discard(self.storage, found.pop(shard))
         return found

@@ -58,3 +58,8 @@ def test_what_does_not_agree_is_said():
     assert "covers 12 rows, not 95" in status(RUN, [], other, None, NOW).notes[0]
     assert "shards are missing" in status(RUN, [0], PROGRESS, {"failures": {}}, NOW).notes[0]
     assert "Only summary.json is missing" in status(RUN, range(10), PROGRESS, None, NOW).notes[0]
+
+
+def test_rows_that_a_stopped_job_kept_are_told():
+    seen = status(RUN, [0], PROGRESS, None, NOW + 3600, 7)
+    assert seen.notes[-1].startswith("7 rows of incomplete shards are kept in partial/")
