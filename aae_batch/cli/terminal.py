@@ -17,7 +17,7 @@ LINE_SECONDS = 15.0
 @contextmanager
 def progress_reporter() -> Iterator[Callable[[Progress], None]]:
     """Yield a callback that shows a job's progress on standard error, and the first failed row of each
-    kind as soon as it has failed. A bar disappears at the end."""
+    kind as soon as it has failed. A bar disappears at the end; if the job ended well, its text stays."""
     if not sys.stderr.isatty():
         yield lines(_print)
         return
@@ -26,18 +26,21 @@ def progress_reporter() -> Iterator[Callable[[Progress], None]]:
     from rich.progress import Progress as Bar
 
     columns = (BarColumn(bar_width=30), TextColumn("{task.description}", markup=False))
-    console = Console(stderr=True)
+    console, text = Console(stderr=True), ""
     with Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=None)
         tell = new_failures(lambda text: console.print(text, markup=False, highlight=False))
 
         def on_progress(progress: Progress) -> None:
+            nonlocal text
             tell(progress)
             loading = f"loading the model, {progress.done} rows done"
             text = str(progress) if progress.started else loading
             bar.update(task, completed=progress.done, total=progress.total, description=text)
 
         yield on_progress
+    if text:
+        _print(text)
 
 
 @contextmanager
