@@ -117,5 +117,7 @@ def _has_its_image(shard: Shard, outcome: Outcome) -> bool:
     """Return whether the outcome's image is as it was made; True without one."""
     if outcome.failed:
         return True
-    data = shard.read(outcome.metadata["file_name"]) if shard.at_once else outcome.image
+    data = outcome.image
+    if data is None and shard.at_once:
+        data = shard.read(outcome.metadata["file_name"])
     return data is not None and hashlib.sha256(data).hexdigest() == outcome.metadata["sha256"]

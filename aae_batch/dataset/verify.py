@@ -225,12 +225,12 @@ def _strangers(storage: Storage, kind: Layout, shards: int) -> Iterator[Problem]
 
 
 def _partial(storage: Storage, mark: str, committed: set[int]) -> Iterator[Problem]:
-    """Yield a problem for every object in `partial/` that the run will not use."""
+    """Yield the problems of `partial/`: rows of shards that are committed, and other objects."""
     others: list[str] = []
     ours = partial.kept(storage, mark, others.append)
     for shard in committed.intersection(ours):
-        text = f"what {layout.PARTIAL} has of it is of no more use."
-        yield Problem("stray", text, shard, names=tuple(ours[shard]))
+        text = f"{layout.PARTIAL} has rows of it: run the same command again, with --retry-failed if it was."
+        yield Problem("missing", text, shard)
     for name in others:
         if layout.partial_of(name) is None:
             yield not_ours([name])

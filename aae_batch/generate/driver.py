@@ -164,7 +164,7 @@ class GenerateJob(Job[Outcome]):
     def task(self, piece: Piece, commit: bool) -> GenerateTask:
         part = self._unique_files.part(piece.start, piece.stop)
         keep = piece.shard in self.plan.again
-        files = () if keep else tuple(self.partial_files.get(piece.shard, ()))
+        files = tuple(self.partial_files.get(piece.shard, ()))
         return GenerateTask(piece, self.run["fingerprint"], commit, part, keep, files)
 
     @cached_property
@@ -181,11 +181,11 @@ class GenerateJob(Job[Outcome]):
         into = shard_of(self.run, self.storage, shard)
         if shard not in self.plan.again:
             into.commit(outcomes, extras)
-            partial.discard(self.storage, self.partial_files.get(shard, ()))
-            return
-        new = {outcome.index: outcome for outcome in outcomes}
-        kept = [new.get(outcome.index, outcome) for outcome in into.stored_outcomes(places.start)]
-        into.recommit(kept, extras)
+        else:
+            new = {outcome.index: outcome for outcome in outcomes}
+            stored = into.stored_outcomes(places.start)
+            into.recommit([new.get(outcome.index, outcome) for outcome in stored], extras)
+        partial.discard(self.storage, self.partial_files.get(shard, ()))
 
     def _partial_files(self) -> dict[int, dict[str, int]]:
         """Return what is kept of shards that are not committed, as `partial.kept` does; delete what is of
@@ -198,13 +198,12 @@ class GenerateJob(Job[Outcome]):
             mark,
             lambda name: logger.warning("%s is not of this run, or damaged: ignored", place(name)),
         )
-        for shard in self.plan.committed.intersection(found):
+        for shard in self.plan.committed.difference(self.plan.again).intersection(found):
             partial.discard(self.storage, found.pop(shard))
         return found
 
     def keep(self, shard: int, outcomes: list[Outcome]) -> None:
-        if shard not in self.plan.again:
-            partial.keep(shard_of(self.run, self.storage, shard), outcomes)
+        partial.keep(shard_of(self.run, self.storage, shard), outcomes)
 
     def rows_kept(self) -> int:
         return sum(rows for files in self._partial_files().values() for rows in files.values())

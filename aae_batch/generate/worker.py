@@ -189,8 +189,7 @@ class GenerateWorker(Worker[Outcome]):
         made = [flight.outcome.result() for flight in flights]
         finished = bad + [outcome for outcome in made if outcome is not None]
         if len(finished) < len(rows):
-            if not task.keep:
-                partial.keep(self._shard(task), finished)
+            partial.keep(self._shard(task), finished)
             return None
         outcomes = [*before.values(), *finished]
         if task.commit:
@@ -202,6 +201,8 @@ class GenerateWorker(Worker[Outcome]):
         """Return, by row, what an earlier run that was stopped had finished of a piece."""
         rows = range(task.piece.start, task.piece.stop)
         found, damaged = partial.take_up(self._shard(task), task.partial_files, rows)
+        if task.keep:  # it is to generate failed rows again
+            found = {index: outcome for index, outcome in found.items() if not outcome.failed}
         self.count(task.piece, Tally(before=len(found)))
         for name in damaged:
             told = f"{name} is damaged; its rows are generated again"

@@ -534,6 +534,18 @@ class Holding(Noting):
         super().admit(batch, request)
 
 
+def stop_once_begun(output: str):
+    """A callback of a job that sends a signal once `Holding` has begun its row."""
+    begun = Path(f"{output}-begun")
+
+    def stop(progress) -> None:
+        if begun.exists():
+            begun.unlink()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return stop
+
+
 @pytest.mark.parametrize(
     ("layout", "grace", "kept", "is_damaged"),
     [
@@ -548,15 +560,9 @@ def test_what_a_stop_finds_finished_is_not_made_again(
     cheap_reference, settings, layout, grace, kept, is_damaged
 ):
     job = settings(layout=layout, grace=grace, actors=1)
-    begun, sampled = Path(f"{job.output}-begun"), Path(f"{job.output}-sampled")
-
-    def stop(progress) -> None:
-        if begun.exists():
-            begun.unlink()
-            os.kill(os.getpid(), signal.SIGTERM)
-
+    sampled = Path(f"{job.output}-sampled")
     with pytest.raises(KeyboardInterrupt) as stopped:
-        run_job(job, stop, Holding)
+        run_job(job, stop_once_begun(job.output), Holding)
     said = f"{kept} of 12 rows are kept ({kept - 3} of them in incomplete shards)"
     assert said in str(stopped.value)
     assert len(Dataset(job.output).shards()) == 1
@@ -579,6 +585,22 @@ def test_what_a_stop_finds_finished_is_not_made_again(
     assert_same_rows(job.output, cheap_reference)
     with open_manifest(job.manifest) as manifest:
         assert verify(open_storage(job.output), manifest).proved
+
+
+def test_failed_rows_that_a_stop_finds_made_again_are_kept_too(cheap_reference, settings):
+    class Unlucky(FakeWorker):
+        def admit(self, batch, request) -> None:
+            raise SubjectError(request.id, "bad luck.")
+
+    job = settings(actors=1)
+    assert run_job(job, worker_class=Unlucky)["failed"] == 12
+    again = job.model_copy(update={"retry_failed": True})
+    with pytest.raises(KeyboardInterrupt, match=r"5 of 12 rows are kept \(2 of them"):
+        run_job(again, stop_once_begun(job.output), Holding)
+    run_job(again, worker_class=Noting)
+    sampled = Path(f"{job.output}-sampled").read_text().split()
+    assert sorted(sampled) == [f"row-{i:02}" for i in range(12)]
+    assert_same_dataset(job.output, cheap_reference)
 
 
 @pytest.mark.parametrize(
