@@ -32,6 +32,10 @@ from aae_batch.report.tries import OF_ROWS, TRIES, TryFigures, tries_by_row
 LIMIT_LINKED, LIMIT_EMBEDDED = 10_000, 2_000
 """Rows shown by default. An embedded image takes 5 to 20 KB of the page."""
 
+_SCRIPTS = ("data.js", "filters.js", "attention.js", "cards.js", "page.js")
+"""Parts of the page's one script, in order: each may use the constants of those before it, and the functions
+of all."""
+
 _PICTURES_A_BLOCK = 64
 _NOT_PIXELS = ("rows", "manifest", "shard_size", "layout", "started")
 
@@ -121,7 +125,8 @@ def render(page: Page, name: str) -> bytes:
         lstrip_blocks=True,
     )
     folder = files("aae_batch.report") / "page"
-    script, style = ((folder / name).read_text("utf-8") for name in ("page.js", "page.css"))
+    script = "\n".join((folder / name).read_text("utf-8") for name in _SCRIPTS)
+    style = (folder / "page.css").read_text("utf-8")
     figures, run = page.figures, page.run
     shown = {**run, "settings": shown_settings(run, figures.methods())}
     text = environment.get_template("page.html").render(
@@ -147,7 +152,7 @@ def render(page: Page, name: str) -> bytes:
 
 
 def _data(page: Page) -> dict[str, Any]:
-    """Return the data that `page.js` reads; it documents the format."""
+    """Return the data that `data.js` reads; it documents the format."""
     rows = page.rows
     methods = sorted(set(rows.columns["method"]) - {None}, key=method_order)
     return {

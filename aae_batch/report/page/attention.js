@@ -1,0 +1,138 @@
+// --- attention maps ------------------------------------------------------------------------------
+
+document.documentElement.style.setProperty(
+  "--ramp",
+  [0, 51, 102, 153, 204, 255].map((i) => `rgb(${ramp[i].join(" ")})`).join(", "),
+);
+
+/** Draw a map over its image: bilinear between cells, more opaque where attention is higher. */
+function draw(canvas, i) {
+  const [map, height, width] = [maps[i], attention.height[i], attention.width[i]];
+  const times = Math.max(1, Math.round(160 / Math.max(height, width)));
+  canvas.width = width * times;
+  canvas.height = height * times;
+  const context = canvas.getContext("2d");
+  const image = context.createImageData(canvas.width, canvas.height);
+  for (let y = 0, at = 0; y < canvas.height; y++) {
+    const [top, bottom, down] = between(y, times, height);
+    for (let x = 0; x < canvas.width; x++, at += 4) {
+      const [left, right, along] = between(x, times, width);
+      const upper = map[top * width + left] * (1 - along) + map[top * width + right] * along;
+      const lower = map[bottom * width + left] * (1 - along) + map[bottom * width + right] * along;
+      const value = upper * (1 - down) + lower * down;
+      image.data.set(ramp[Math.round(value)], at);
+      image.data[at + 3] = 95 + 0.53 * value;
+    }
+  }
+  context.putImageData(image, 0, 0);
+}
+
+/** Return the two cells whose centres enclose a pixel, and its relative position in [0, 1]. */
+function between(pixel, times, cells) {
+  const at = Math.min(cells - 1, Math.max(0, (pixel + 0.5) / times - 0.5));
+  const low = Math.floor(at);
+  return [low, Math.min(cells - 1, low + 1), at - low];
+}
+
+/** Return the index in `attention` of a dataset row and a label, or undefined. */
+function mapOf(row, label) {
+  return attendedOf(row).find((i) => labels[i] === label);
+}
+
+/** Create buttons that show a subject's map over the images, on hover or focus, or until released. */
+function chips(card, subjects, figures) {
+  let pressed = null;
+  const overlay = (subject) => card.forEach((row, i) => lay(figures[i], mapOf(row, subject)));
+  const press = (subject) => {
+    pressed = subject;
+    for (const one of bar.children) one.setAttribute("aria-pressed", one.subject === pressed);
+    overlay(pressed);
+  };
+  const buttons = subjects.flatMap((subject, i) => {
+    if (card.every((row) => mapOf(row, subject) === undefined)) return [];
+    const button = el("button", { type: "button", class: "chip", style: `--hue: ${hue(i)}` });
+    button.append(el("span", { dir: "auto" }, subject));
+    button.setAttribute("aria-pressed", "false");
+    button.title = "Show its attention over the images";
+    button.subject = subject;
+    button.addEventListener("click", () => press(pressed === subject ? null : subject));
+    button.addEventListener("pointerenter", ({ pointerType }) => {
+      if (pointerType === "mouse") overlay(subject);
+    });
+    button.addEventListener("pointerleave", () => overlay(pressed));
+    button.addEventListener("focus", () => button.matches(":focus-visible") && overlay(subject));
+    button.addEventListener("blur", () => overlay(pressed));
+    return [button];
+  });
+  const named = { class: "chips", role: "group", "aria-label": "Attention of" };
+  const bar = el("div", named, ...buttons);
+  bar.clear = () => press(null);
+  return bar;
+}
+
+function lay(figure, i) {
+  const canvas = figure.querySelector("canvas");
+  figure.querySelector(".scale")?.remove();
+  canvas?.classList.toggle("on", i !== undefined);
+  if (!canvas || i === undefined) return;
+  draw(canvas, i);
+  const most = attention.scale[i];
+  const scale = el("span", { class: "scale" }, "0 ", el("i"), ` ${most.toPrecision(2)}`);
+  figure.querySelector(".frame").append(scale);
+}
+
+function hue(i) {
+  return `var(--subject-${i % HUES})`;
+}
+
+// --- curves --------------------------------------------------------------------------------------
+
+/** Return a card's highest value, rounded up: the common scale of its charts. */
+function ceiling(card) {
+  const most = card.flatMap(attendedOf).reduce((high, i) => Math.max(high, ...curves[i]), 0);
+  const top = Math.max(most, ...thresholds.map(([, share]) => share)) * 1.05;
+  return [0.05, 0.1, 0.2, 0.4, 0.6, 0.8].find((value) => top <= value) ?? 1;
+}
+
+/** Plot the max attention per step of each subject, and the thresholds; null without curves. */
+function chart(row, subjects, top, large) {
+  const attended = attendedOf(row).filter((i) => curves[i].length);
+  if (!attended.length) return null;
+  const steps = curves[attended[0]].length;
+  const [width, height] = [320, large ? 150 : 42];
+  const [left, bottom] = large ? [34, 22] : [0, 0];
+  const x = (step) => left + ((width - left) * step) / Math.max(1, steps - 1);
+  const y = (value) => 4 + (height - bottom - 5) * (1 - value / top);
+  const point = (value, step) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`;
+  const parts = [
+    svg("title", {}, "Largest attention of each subject, step by step"),
+    svg("path", { class: "axis", d: `M${left} ${y(0)}H${width}` }),
+  ];
+  if (large) {
+    for (const value of [0, top / 2, top]) {
+      parts.push(svg("path", { class: "axis", d: `M${left} ${y(value)}H${width}` }));
+      const place = { x: left - 6, y: y(value) + 4, "text-anchor": "end" };
+      parts.push(svg("text", place, told(value, 2)));
+    }
+    parts.push(svg("text", { x: left, y: height - 5 }, "step 1"));
+    parts.push(svg("text", { x: width, y: height - 5, "text-anchor": "end" }, String(steps)));
+  }
+  thresholds.forEach(([step, share], n) => {
+    if (step >= steps) return;
+    const end = Math.min(steps - 1, thresholds[n + 1]?.[0] ?? steps - 1);
+    parts.push(svg("path", { class: "threshold", d: `M${x(step)} ${y(share)}H${x(end)}` }));
+  });
+  for (const i of attended) {
+    const points = Array.from(curves[i], point).join(" ");
+    const style = `--hue: ${hue(subjects.indexOf(labels[i]))}`;
+    parts.push(svg("polyline", { class: "curve", style, points }));
+  }
+  const spoken = attended.map((i) => {
+    const [from, to] = [curves[i].at(0), curves[i].at(-1)].map((value) => told(value, 2));
+    return `${labels[i]} from ${from} to ${to}`;
+  });
+  const label = `Largest attention over ${steps} steps: ${spoken.join("; ")}`;
+  const fit = large ? "xMidYMid meet" : "none";
+  const box = { class: "chart", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: fit };
+  return svg("svg", { ...box, role: "img", "aria-label": label }, ...parts);
+}

@@ -1,0 +1,141 @@
+// The images of a dataset as cards: filters, sorting, attention maps and curves.
+//
+// `data` contains the rows as columns, and `data.attention` columns with one value per row and subject.
+// `maps` contains the curves of all subjects as uint16, then their maps as uint8, in the order of
+// `data.attention`. `ramp` contains the 256 colours of an attention map, sRGB bytes. `data.tries` has
+// one value per row and try, in a run with several tries a row, which finds the best of them `by`.
+
+const CARDS_A_PAGE = 48;
+const UNIT = 65535; // the value of an attention of 1 in a curve
+const HUES = 6; // --subject-0 ... in page.css
+
+const { rows, attention, tries, by, scores, methods, thresholds, picturesABlock, ramp } = JSON.parse(
+  new TextDecoder().decode(await unpacked("data")),
+);
+const [curves, maps] = parted(await unpacked("maps"));
+const cards = gathered();
+const labels = rows.id.flatMap((_, row) =>
+  numbered(attendedOf(row).map((i) => attention.subject[i])),
+);
+const names = numbered(cards.map(([first]) => rows.id[first]));
+const found = rows.id.map((_, row) => searchable(row));
+const known = new Set(found.flatMap((row) => row.subjects));
+
+// --- data ----------------------------------------------------------------------------------------
+
+/** Decode a script element: gzip in base64. */
+async function unpacked(id) {
+  const text = byId(id).textContent.trim();
+  const packed =
+    Uint8Array.fromBase64?.(text) ?? Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).arrayBuffer();
+}
+
+/** Split the buffer into the curve in [0, 1] and the uint8 map of each row of `attention`. */
+function parted(buffer) {
+  const view = new DataView(buffer);
+  const curves = [];
+  const maps = [];
+  let at = 0;
+  for (const steps of attention.steps) {
+    const value = (_, i) => view.getUint16(at + 2 * i, true) / UNIT;
+    curves.push(Float32Array.from({ length: steps }, value));
+    at += 2 * steps;
+  }
+  attention.height.forEach((height, i) => {
+    maps.push(new Uint8Array(buffer, at, height * attention.width[i]));
+    at += height * attention.width[i];
+  });
+  return [curves, maps];
+}
+
+/** Return the rows of each card, in the order of `methods`. */
+function gathered() {
+  const cards = [];
+  rows.card.forEach((card, row) => (cards[card] ??= []).push(row));
+  const rank = (row) => methods.indexOf(rows.method[row]);
+  return cards.map((card) => card.sort((a, b) => rank(a) - rank(b)));
+}
+
+/** Return the indices in `attention` of a dataset row. */
+function attendedOf(row) {
+  return Array.from({ length: rows.attended[row] }, (_, i) => rows.first[row] + i);
+}
+
+/** Return the indices in `tries` of a dataset row. */
+function triesOf(row) {
+  return Array.from({ length: rows.tried[row] }, (_, i) => rows.first_try[row] + i);
+}
+
+/** Make names unique: cat, cat (2). */
+function numbered(names) {
+  const seen = new Map();
+  return names.map((name) => {
+    seen.set(name, (seen.get(name) ?? 0) + 1);
+    return seen.get(name) === 1 ? name : `${name} (${seen.get(name)})`;
+  });
+}
+
+/** Return the labels of the subjects with attention in a card, each once. */
+function labelsOf(card) {
+  return [...new Set(card.flatMap((row) => attendedOf(row).map((i) => labels[i])))];
+}
+
+/** Return the subjects of a card, each once: those with attention, or else those requested. */
+function subjectsOf(card) {
+  const seen = card.flatMap((row) => attendedOf(row).map((i) => attention.subject[i]));
+  return [...new Set(seen.length ? seen : card.flatMap((row) => rows.subjects[row] ?? []))];
+}
+
+function searchable(row) {
+  return {
+    text: `${rows.prompt[row] ?? ""} ${rows.id[row]}`.toLowerCase(),
+    subjects: subjectsOf([row]).map((subject) => subject.toLowerCase()),
+  };
+}
+
+const blocks = document.querySelectorAll("script[data-pictures]");
+const opened = new Map();
+
+/** Return the URL of an image, relative to the page or a data URL; null without one. */
+function urlOf(picture) {
+  if (typeof picture !== "number") return picture;
+  const block = Math.floor(picture / picturesABlock);
+  if (!opened.has(block)) opened.set(block, JSON.parse(blocks[block].textContent));
+  return `data:image/webp;base64,${opened.get(block)[picture % picturesABlock]}`;
+}
+
+// --- elements ------------------------------------------------------------------------------------
+
+function byId(id) {
+  return document.getElementById(id);
+}
+
+/** Create an element. Children that are strings become text: nothing is parsed as HTML. */
+function el(tag, attributes = {}, ...children) {
+  return dressed(document.createElement(tag), attributes, children);
+}
+
+function svg(tag, attributes = {}, ...children) {
+  return dressed(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+}
+
+function dressed(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value);
+  }
+  node.append(...children.filter((child) => child !== null));
+  return node;
+}
+
+function told(value, digits = 3) {
+  if (value === null || value === undefined) return "–";
+  if (typeof value === "boolean") return value ? "yes" : "no";
+  if (typeof value !== "number" || Number.isInteger(value)) return String(value);
+  return value.toFixed(digits);
+}
+
+function counted(count, one, many) {
+  return `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
+}
