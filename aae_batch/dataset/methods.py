@@ -19,6 +19,24 @@ def method_order(method: str | None) -> tuple[int, str]:
     return known, method or ""
 
 
+def attention_compares(method: str | None) -> bool:
+    """Return whether a method's attention can be compared with that of others: not if a subject competes
+    only with the words of its own conjunct (see `layout.ATTENTION_SCHEMA`)."""
+    return method not in METHODS or METHODS[method].texts != "conjuncts"
+
+
+def losses_compare(methods: Collection[str]) -> bool:
+    """Return whether `final_loss` is the same quantity for all of these methods."""
+    unguided = METHODS[DEFAULT].objective
+
+    def loss(method: str) -> Any:
+        if method not in METHODS or not attention_compares(method):
+            return method
+        return METHODS[method].objective or unguided
+
+    return len({loss(method) for method in methods}) == 1
+
+
 def shown_settings(run: Mapping[str, Any], methods: Collection[str]) -> dict[str, Any]:
     """Return a run's settings for display, with the steering of only those methods that have rows."""
     settings = run["settings"]

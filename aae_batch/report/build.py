@@ -18,25 +18,35 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from aae_batch.dataset.heatmap import colour_map
-from aae_batch.dataset.methods import method_order, shown_settings, thresholds_of
+from aae_batch.dataset.methods import losses_compare, method_order, shown_settings, thresholds_of
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.run_record import tries_again
 from aae_batch.dataset.scores import Scores
 from aae_batch.errors import OutputError
-from aae_batch.report.figures import Figures
+from aae_batch.report.figures import Figures, is_share
 from aae_batch.report.metrics import judged
 from aae_batch.report.rows import COLUMNS, Rows, linked
 from aae_batch.report.thumbnails import Thumbnails
 from aae_batch.report.tries import OF_ROWS, TRIES, TryFigures, tries_by_row
+from aae_batch.store.base import is_url
 
 LIMIT_LINKED, LIMIT_EMBEDDED = 10_000, 2_000
 """Rows shown by default. An embedded image takes 5 to 20 KB of the page."""
 
-_SCRIPTS = ("data.js", "filters.js", "attention.js", "cards.js", "page.js")
+_SCRIPTS = (
+    *("data.js", "filters.js", "compare.js", "attention.js", "cards.js", "choices.js", "page.js"),
+)
 """Parts of the page's one script, in order: each may use the constants of those before it, and the functions
 of all."""
 
 _PICTURES_A_BLOCK = 64
+_LABELS = {
+    "final_loss": "final loss",
+    "neglected": "neglected",
+    "num_refinements": "refinements",
+    "forwards": "forwards",
+    "seconds": "latency, s",
+}
 _NOT_PIXELS = ("rows", "manifest", "shard_size", "layout", "started")
 
 
@@ -50,6 +60,7 @@ class Page:
         rows: the rows shown.
         pictures: the embedded images, WebP in base64; empty if the page links to images.
         unreadable: number of images that could not be read.
+        root: URL of the output, empty for a folder: its path means nothing to whom the page is sent.
     """
 
     run: dict[str, Any]
@@ -57,6 +68,7 @@ class Page:
     rows: Rows = field(default_factory=Rows)
     pictures: list[str] = field(default_factory=list)
     unreadable: int = 0
+    root: str = ""
 
 
 def collect(
@@ -108,6 +120,7 @@ def collect(
             page.rows.add(shown, attention, verdicts, locate, by_row)
         on_progress(done, len(shards))
     page.pictures, page.unreadable = thumbnails.held, thumbnails.unreadable
+    page.root = dataset.storage.root if is_url(dataset.storage.root) else ""
     return page
 
 
@@ -135,7 +148,11 @@ def render(page: Page, name: str) -> bytes:
         settings=list(_flat({k: v for k, v in shown.items() if k not in _NOT_PIXELS})),
         figures=figures,
         failures=sorted(figures.failures.items(), key=lambda item: -item[1].count),
-        scores=figures.telling(),
+        columns=figures.telling(),
+        labels=_LABELS,
+        digits={"num_refinements": 1, "forwards": 1, "seconds": 1},
+        is_share=is_share,
+        apart=figures.apart(),
         shown=len(page.rows),
         unreadable=page.unreadable,
         script=Markup(script),
@@ -165,8 +182,11 @@ def _data(page: Page) -> dict[str, Any]:
             for score, values in rows.scores.items()
         ],
         "methods": methods,
+        "apart": page.figures.apart(),
+        "lossesCompare": losses_compare(methods),
+        "dataset": f"{page.run['fingerprint']} {page.run['started']}",
+        "root": page.root,
         "thresholds": list(thresholds_of(page.run).items()),
-        "embedded": bool(page.pictures) or page.run["layout"] != "files",
         "picturesABlock": _PICTURES_A_BLOCK,
         "ramp": colour_map().tolist(),
     }

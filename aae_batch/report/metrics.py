@@ -33,12 +33,14 @@ _LABELS = {
 
 @dataclass(frozen=True)
 class Score:
-    """A column of a metric. Its values are numbers unless `is_text` or `is_truth` (booleans)."""
+    """A column of a metric. Its values are numbers, whole ones if `is_count`, unless `is_text` or
+    `is_truth` (booleans)."""
 
     metric: str
     column: str
     is_text: bool = False
     is_truth: bool = False
+    is_count: bool = False
 
     @property
     def name(self) -> str:
@@ -92,5 +94,6 @@ def judged(scores: Scores, shard: int, metadata: pa.Table) -> Judged:
 
 def _score(metric: str, column: pa.Field) -> Score:
     is_truth = pa.types.is_boolean(column.type)
-    is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-    return Score(metric, column.name, is_text=not (is_truth or is_number), is_truth=is_truth)
+    is_count = pa.types.is_integer(column.type)
+    is_text = not (is_truth or is_count or pa.types.is_floating(column.type))
+    return Score(metric, column.name, is_text, is_truth, is_count)

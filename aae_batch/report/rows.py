@@ -29,7 +29,7 @@ _AS_TEXT = ("seed", "set")
 """Shown as text: a seed may exceed JavaScript's integers, and `set` may have any type."""
 _DIGITS = {"seconds": 2}
 _ATTENTION = ["id", "subject", "max_attention", "map", "map_height", "map_width", "map_scale"]
-_OWN = ("accepted", "card", "picture", "first", "attended", "first_try", "tried")
+_OWN = ("accepted", "card", "file", "picture", "first", "attended", "first_try", "tried")
 _OF_TRY = ("try", "method", "seed", "verdict", "kept", "error", "value", "guided", "denoised")
 _OF_SUBJECT = ("subject", "steps", "height", "width", "scale", "found", "bound")
 UNIT = 65535
@@ -54,7 +54,7 @@ class Rows:
 
     Attributes:
         columns: one value per row, by name. `card` numbers the cards, `picture` is None without an
-            image, `first` and `attended` are the start and number of the row's entries in `attention`,
+            image, `file` is the name of an image that is not linked, `first` and `attended` are the start and number of the row's entries in `attention`,
             `first_try` and `tried` those in `tries`.
         attention: one value per row and subject, by name: `subject`, `steps` of its curve, `height`,
             `width` and `scale` of its map, and a detector's `found` and `bound`.
@@ -119,7 +119,9 @@ class Rows:
         for name in (*_AS_THEY_ARE, "accepted"):
             self.columns[name].append(_short(row.get(name), _DIGITS.get(name, 4)))
         self.columns["card"].append(self._card(row, tries[0] if tries else row))
-        self.columns["picture"].append(locate(row) if row["status"] == "ok" else None)
+        picture = locate(row) if row["status"] == "ok" else None
+        self.columns["picture"].append(picture)
+        self.columns["file"].append(None if isinstance(picture, str) else row["file_name"])
         self.columns["first_try"].append(len(self.tries["try"]))
         self.columns["tried"].append(len(tries))
         for made in tries:

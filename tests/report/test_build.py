@@ -123,11 +123,33 @@ def test_the_table_leaves_out_what_says_nothing(storage):
     detector = {"all_found": [False] * 4, "subjects_found": [0, 0, 1, 0], "caption": ["a cat"] * 4}
     write_scores(storage, "detector", 0, pictures | detector)
     figures = collect(Dataset(storage)).figures
-    assert [score.name for score in figures.telling()] == [
+    assert [getattr(of, "name", of) for of in figures.telling()] == [
+        *("final_loss", "neglected", "num_refinements", "seconds"),
         "attention/min_max_attention",
         "detector/all_found",
         "detector/subjects_found",
     ]
+
+
+def test_a_loss_that_methods_define_differently_and_attention_of_conjuncts_do_not_compare(tmp_path):
+    row = {"prompt": "a cat and a frog", "subjects": ["cat", "frog"], "seed": 1}
+
+    def figures(*methods):
+        rows = [{"id": method, **row, "method": method} for method in methods]
+        root = tmp_path / "-".join(methods)
+        return collect(Dataset(write_dataset(root, rows, drawn))).figures
+
+    pair = figures("stable-diffusion", "attend-and-excite")
+    assert "final_loss" in pair.telling()
+    assert "final_loss" not in figures("stable-diffusion", "syngen").telling()
+    apart = figures("stable-diffusion", "composable-diffusion")
+    assert "final_loss" not in apart.telling()
+    assert (apart.neglected, apart.judged) == (1, 1)
+    assert apart.mean("composable-diffusion", "neglected") is None
+    assert apart.mean("composable-diffusion", "seconds") == 2
+    alone = figures("composable-diffusion")
+    assert alone.mean("composable-diffusion", "neglected") == 1
+    assert "final_loss" in alone.telling()
 
 
 def test_a_failed_row_has_none_of_the_attention_of_the_row_with_its_id(tmp_path):

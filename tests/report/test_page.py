@@ -240,6 +240,114 @@ def test_a_url_that_asks_for_what_there_is_not_shows_the_manifest(look, small_pa
     assert page.url.endswith("#sort=detector%2Fsubjects_found")
 
 
+def test_win_and_loss_of_two_methods_narrow_the_cards(look, small_page):
+    page = look(small_page)
+    duel = page.get_by_role("region", name="Win and loss")
+    labelled(page, "Wins if").select_option("subjects found")
+    cells = duel.get_by_role("button")
+    assert cells.all_inner_texts() == [
+        "0 0 %\nboth",
+        "1 50 %\nonly the first",
+        "1 50 %\nonly the second",
+        "0 0 %\nneither",
+    ]
+    duel.get_by_role("button", name="only the first").click()
+    assert prompts(page) == ["a bear and a red bow"]
+    duel.get_by_label("at least").fill("1")
+    duel.get_by_role("button", name="only the first").click()
+    duel.get_by_role("button", name="both").click()
+    assert prompts(page) == ["a cat and a frog"]
+    again = look(small_page, page.url[page.url.index("#") :])
+    assert prompts(again) == ["a cat and a frog"]
+    again.get_by_role("button", name="Remove the filter subjects found: both").click()
+    assert len(prompts(again)) == 5
+    labelled(again, "Second").select_option("stable-diffusion")
+    assert again.get_by_role("button", name="only the first").is_disabled()
+
+
+def test_a_histogram_narrows_the_cards_by_fields_and_by_dragging(look, small_page):
+    page = look(small_page)
+    histogram = page.get_by_role("group", name="refinements")
+    histogram.get_by_label("refinements, at least").fill("13.5")
+    histogram.get_by_label("refinements, at least").press("Enter")
+    assert prompts(page) == [HOSTILE, RIGHT_TO_LEFT]
+    again = look(small_page, page.url[page.url.index("#") :])
+    assert prompts(again) == [HOSTILE, RIGHT_TO_LEFT]
+    again.get_by_role("button", name="Clear").click()
+    assert len(prompts(again)) == 5
+    found = again.get_by_role("group", name="subjects found")
+    box = found.locator("svg").bounding_box()
+    third = box["width"] / 3
+    again.mouse.move(box["x"] + 1.5 * third, box["y"] + 9)
+    again.mouse.down()
+    again.mouse.move(box["x"] + 0.5 * third, box["y"] + 9)
+    again.mouse.up()
+    assert prompts(again) == ["a cat and a frog", "a bear and a red bow"]
+    assert again.get_by_role("button", name="Remove the filter subjects found: 0 to 1").count() == 1
+    again.mouse.click(box["x"] + 0.5 * third, box["y"] + 9)
+    assert prompts(again) == ["a bear and a red bow"]
+    again.mouse.click(box["x"] + 0.5 * third, box["y"] + 9)
+    assert len(prompts(again)) == 5
+
+
+def test_what_the_detector_missed_is_a_filter_also_of_one_subject(look, small_page):
+    page = look(small_page)
+    labelled(page, "Show").select_option("missed by the detector")
+    assert prompts(page) == ["a cat and a frog", "a bear and a red bow"]
+    labelled(page, "Subject").fill("cat")
+    assert prompts(page) == []
+    labelled(page, "Subject").fill("frog")
+    assert prompts(page) == ["a cat and a frog"]
+
+
+def test_what_can_match_nothing_is_not_offered(look, tmp_path):
+    row = {"id": "a", "prompt": "a cat", "subjects": ["cat"], "seed": 1, "set": "animals"}
+    write_report(write_dataset(tmp_path / "out", [row], drawn))
+    page = look(tmp_path / "out" / layout.REPORT)
+    offered = labelled(page, "Show").locator("option:not(:disabled)").all_text_contents()
+    assert offered == ["all", "with an image", "neglected"]
+    fields = page.locator("#filters label:visible span")
+    assert fields.all_text_contents() == ["Search", "Subject", "Show"]
+    assert not page.locator("#explore").is_visible()
+
+
+# --- keep and drop -------------------------------------------------------------------------------
+
+
+def test_keys_keep_and_drop_and_the_browser_remembers(look, small_page):
+    page = look(small_page)
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("k")
+    page.get_by_role("button", name="Drop 1-attend-and-excite").focus()
+    page.keyboard.press("d")
+    assert "2 kept · 1 dropped" in page.locator("#choices").inner_text()
+    page.reload()
+    page.wait_for_selector("html[data-ready]", state="attached")
+    assert "2 kept · 1 dropped" in page.locator("#choices").inner_text()
+    with page.expect_download() as kept:
+        page.get_by_role("button", name="Download the kept ids").click()
+    assert kept.value.suggested_filename == "kept.txt"
+    ids = kept.value.path().read_text()
+    assert ids == "0-attend-and-excite\n0-stable-diffusion\n"
+    labelled(page, "Show").select_option("dropped")
+    assert prompts(page) == ["a bear and a red bow"]
+    labelled(page, "Show").select_option("not decided")
+    assert prompts(page) == ["a bear and a red bow", HOSTILE, RIGHT_TO_LEFT]
+    page.locator(".card h2 button").first.click()
+    page.keyboard.press("u")
+    assert "2 kept · 0 dropped" in page.locator("#choices").inner_text()
+    assert page.get_by_role("button", name="Download the dropped ids").is_disabled()
+
+
+def test_another_dataset_has_its_own_choices(look, small_page, repeated_page):
+    page = look(small_page)
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("k")
+    page.goto(repeated_page.as_uri())
+    page.wait_for_selector("html[data-ready]", state="attached")
+    assert page.locator("#choices").is_hidden()
+
+
 # --- details -------------------------------------------------------------------------------------
 
 
@@ -260,6 +368,52 @@ def test_details_compare_the_pictures_of_a_card(look, small_page):
     assert page.get_by_role("dialog", name="a bear and a red bow").is_visible()
     page.mouse.click(3, 3)
     assert page.locator("dialog[open]").count() == 0
+
+
+def test_a_picture_has_a_link_and_its_id_to_copy(look, small_page):
+    page = look(small_page, permissions=["clipboard-read", "clipboard-write"])
+    page.locator(".card .frame").first.click()
+    link = page.locator("dialog a.frame").first
+    path = link.evaluate("(node) => decodeURI(new URL(node.href).pathname)")
+    assert path == str(small_page.parent / "images" / "00000" / "0-stable-diffusion.png")
+    page.get_by_role("button", name="Copy the id 0-stable-diffusion").click()
+    page.get_by_role("button", name="Copy the id 0-stable-diffusion").get_by_text(
+        "Copied"
+    ).wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == "0-stable-diffusion"
+
+
+def test_an_embedded_picture_has_no_link(look, embedded_page):
+    page = look(embedded_page)
+    page.locator(".card .frame").first.click()
+    assert page.locator("dialog a").count() == 0
+    assert "0-stable-diffusion" in page.locator("dialog .identity").first.inner_text()
+
+
+def test_a_failed_picture_says_why(look, small_page):
+    page = look(small_page)
+    reason = page.locator(".card .failed").inner_text()
+    assert "seed" in reason
+    assert not reason.startswith("row bad")
+
+
+def test_subjects_have_numbers_and_lines_but_no_colours(look, small_page):
+    page = look(small_page)
+    chips = page.locator(".card").nth(1).locator(".chip")
+    number = "(chip) => getComputedStyle(chip, '::before').content"
+    assert [text[:3] for text in chips.evaluate_all(f"all => all.map({number})")] == ['"1"', '"2"']
+    curves = page.locator(".card").nth(1).locator("polyline").nth(0), chips.nth(0).locator("path")
+    colours = {curve.evaluate("(node) => getComputedStyle(node).stroke") for curve in curves}
+    assert colours == {"rgb(29, 32, 36)"}
+
+
+def test_a_long_prompt_leaves_the_pictures_in_sight(look, tmp_path):
+    row = {"id": "a", "prompt": "a cat " + "and a very long tale " * 200, "subjects": ["cat"]}
+    write_report(write_dataset(tmp_path / "out", [row], drawn))
+    page = look(tmp_path / "out" / layout.REPORT, **PHONE)
+    page.locator(".card h2 button").tap()
+    assert page.locator("dialog .frame").bounding_box()["y"] < 400
+    assert page.locator("#details-title").get_attribute("tabindex") == "0"
 
 
 # --- for everyone --------------------------------------------------------------------------------

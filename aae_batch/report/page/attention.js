@@ -50,8 +50,8 @@ function chips(card, subjects, figures) {
   };
   const buttons = subjects.flatMap((subject, i) => {
     if (card.every((row) => mapOf(row, subject) === undefined)) return [];
-    const button = el("button", { type: "button", class: "chip", style: `--hue: ${hue(i)}` });
-    button.append(el("span", { dir: "auto" }, subject));
+    const button = el("button", { type: "button", class: "chip", "data-number": i + 1 });
+    button.append(sample(i), el("span", { dir: "auto" }, subject));
     button.setAttribute("aria-pressed", "false");
     button.title = "Show its attention over the images";
     button.subject = subject;
@@ -81,8 +81,10 @@ function lay(figure, i) {
   figure.querySelector(".frame").append(scale);
 }
 
-function hue(i) {
-  return `var(--subject-${i % HUES})`;
+/** Draw a piece of a subject's curve. Subjects differ in number and line, since prompts name colours. */
+function sample(i) {
+  const box = { class: "sample", viewBox: "0 0 24 6", "aria-hidden": "true" };
+  return svg("svg", box, svg("path", { class: `curve line-${i % LINES}`, d: "M1 3H23" }));
 }
 
 // --- curves --------------------------------------------------------------------------------------
@@ -100,8 +102,8 @@ function chart(row, subjects, top, large) {
   if (!attended.length) return null;
   const steps = curves[attended[0]].length;
   const [width, height] = [320, large ? 150 : 42];
-  const [left, bottom] = large ? [34, 22] : [0, 0];
-  const x = (step) => left + ((width - left) * step) / Math.max(1, steps - 1);
+  const [left, right, bottom] = large ? [34, 14, 22] : [0, 0, 0];
+  const x = (step) => left + ((width - left - right) * step) / Math.max(1, steps - 1);
   const y = (value) => 4 + (height - bottom - 5) * (1 - value / top);
   const point = (value, step) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`;
   const parts = [
@@ -115,7 +117,8 @@ function chart(row, subjects, top, large) {
       parts.push(svg("text", place, told(value, 2)));
     }
     parts.push(svg("text", { x: left, y: height - 5 }, "step 1"));
-    parts.push(svg("text", { x: width, y: height - 5, "text-anchor": "end" }, String(steps)));
+    const end = { x: width - right, y: height - 5, "text-anchor": "end" };
+    parts.push(svg("text", end, String(steps)));
   }
   thresholds.forEach(([step, share], n) => {
     if (step >= steps) return;
@@ -124,8 +127,17 @@ function chart(row, subjects, top, large) {
   });
   for (const i of attended) {
     const points = Array.from(curves[i], point).join(" ");
-    const style = `--hue: ${hue(subjects.indexOf(labels[i]))}`;
-    parts.push(svg("polyline", { class: "curve", style, points }));
+    const line = `curve line-${subjects.indexOf(labels[i]) % LINES}`;
+    parts.push(svg("polyline", { class: line, points }));
+  }
+  if (large) {
+    let free = Infinity;
+    for (const i of attended.toSorted((a, b) => curves[a].at(-1) - curves[b].at(-1))) {
+      free = Math.min(y(curves[i].at(-1)) + 4, free);
+      const place = { class: "number", x: width, y: free, "text-anchor": "end" };
+      parts.push(svg("text", place, String(subjects.indexOf(labels[i]) + 1)));
+      free -= 12;
+    }
   }
   const spoken = attended.map((i) => {
     const [from, to] = [curves[i].at(0), curves[i].at(-1)].map((value) => told(value, 2));

@@ -4,7 +4,10 @@ function figureOf(row, subjects, top, large) {
   const picture = urlOf(rows.picture[row]);
   const name = rows.method[row] ?? "no method";
   const [width, height] = [rows.width[row] ?? 1, rows.height[row] ?? 1];
-  const frame = el("div", { class: "frame", style: `aspect-ratio: ${width} / ${height}` });
+  const opens = large && typeof rows.picture[row] === "string";
+  const link = opens ? { href: picture, target: "_blank", title: "Open the image" } : {};
+  const shape = { class: "frame", style: `aspect-ratio: ${width} / ${height}` };
+  const frame = el(opens ? "a" : "div", { ...shape, ...link });
   if (picture !== null) {
     const alt = `${rows.prompt[row]} (${name})`;
     const image = el("img", { alt, width, height, loading: "lazy", decoding: "async" });
@@ -15,12 +18,14 @@ function figureOf(row, subjects, top, large) {
     image.src = picture;
     frame.append(image, el("canvas", { "aria-hidden": "true" }));
   } else if (rows.error_type[row] !== null) {
-    frame.append(el("span", { class: "none bad" }, rows.error_type[row]));
+    frame.classList.add("failed");
+    frame.append(el("p", { class: "none bad", dir: "auto" }, reasonOf(row)));
   } else {
     frame.append(el("span", { class: "none" }, "The image could not be read."));
   }
   const method = el("span", { class: "method" }, name);
-  if (rows.error_type[row] !== null) method.append(el("span", { class: "badge bad" }, "failed"));
+  const failed = rows.error_type[row] !== null;
+  if (failed) method.append(el("span", { class: "badge bad", title: rows.error_type[row] }, "failed"));
   else if (rows.accepted[row] === false) method.append(el("span", { class: "badge" }, "not accepted"));
   if (rows.neglected[row]) method.append(el("span", { class: "badge" }, "neglected"));
   const verdicts = el("span", { class: "verdicts" });
@@ -28,25 +33,57 @@ function figureOf(row, subjects, top, large) {
     verdicts.append(verdictOf(i), " ");
   }
   const caption = el("figcaption", {}, method, verdicts.childElementCount ? verdicts : null);
-  if (rows.error_type[row] === null) {
+  if (!failed) {
     const refinements = rows.num_refinements[row];
     const refined = refinements ? ` · ${counted(refinements, "refinement", "refinements")}` : "";
     const loss = el("b", {}, told(rows.final_loss[row]));
     const tried = by === null ? "" : ` · ${counted(rows.tried[row], "try", "tries")}`;
     caption.append(el("span", { class: "figures" }, "loss ", loss, refined, tried));
   }
-  return el("figure", {}, frame, caption, chart(row, subjects, top, large));
+  if (!failed) caption.append(choosing(row));
+  if (large) caption.append(identity(row));
+  const figure = el("figure", {}, frame, caption, chart(row, subjects, top, large));
+  figure.row = row;
+  mark(figure);
+  return figure;
+}
+
+/** Return why a row failed. The message may begin with the row's id, which the page shows elsewhere. */
+function reasonOf(row) {
+  const error = rows.error[row] ?? rows.error_type[row];
+  const named = `row ${rows.id[row]}: `;
+  return error.startsWith(named) ? error.slice(named.length) : error;
+}
+
+/** Return a row's id with a button that copies it, and the name of a file that has no link. */
+function identity(row) {
+  const id = rows.id[row];
+  const copy = el("button", { type: "button", class: "small", "aria-label": `Copy the id ${id}` }, "Copy");
+  copy.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(id);
+      copy.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(copy.previousElementSibling); // for the browser's own copying
+    }
+  });
+  const file = rows.file[row];
+  const place = file && el("code", {}, data.root ? `${data.root}/${file}` : file);
+  return el("span", { class: "identity" }, el("code", {}, id), " ", copy, place && el("br"), place);
 }
 
 /** Show a detector's verdict on a subject. A subject found in another colour counts as missed. */
 function verdictOf(i) {
-  const [found, bound] = [attention.found[i], attention.bound[i]];
-  if (found && bound === false) {
-    const title = `${labels[i]} found, but not in the colour of the prompt`;
-    return el("span", { class: "missed", title }, `✗ ${labels[i]}: other colour`);
-  }
-  const [mark, style, said] = found ? ["✓", "found", "found"] : ["✗", "missed", "not found"];
-  return el("span", { class: style, title: `${labels[i]} ${said}` }, `${mark} ${labels[i]}`);
+  const [found, other] = [attention.found[i], attention.bound[i] === false];
+  const said = !found ? "not found" : other ? "found, but not in the colour of the prompt" : "found";
+  const mark = isMissed(i) ? el("b", { class: "missed" }, "✗") : el("b", { class: "found" }, "✓");
+  const text = ` ${labels[i]}${found && other ? ": other colour" : ""}`;
+  return el("span", { class: "verdict", title: `${labels[i]} ${said}` }, mark, text);
+}
+
+/** Return whether a detector looked for a subject and missed it, or found it in another colour. */
+function isMissed(i) {
+  return attention.found[i] === false || attention.bound[i] === false;
 }
 
 function cardOf(card) {
@@ -117,10 +154,9 @@ function legend() {
 
 function comparison(card) {
   const lines = [
-    ["id", rows.id],
     ["error", rows.error],
     ["negative prompt", rows.negative_prompt],
-    ["own final loss", rows.final_loss],
+    [data.lossesCompare ? "final loss" : "own final loss", rows.final_loss],
     ["refinements", rows.num_refinements],
     ["neglected", rows.neglected],
     ["forwards", rows.forwards],
@@ -128,7 +164,7 @@ function comparison(card) {
     ["denoising steps", rows.num_inference_steps],
     ["guidance scale", rows.guidance_scale],
     ...scores.map((score) => [score.label, score.values]),
-  ].filter(([, values]) => card.some((row) => values[row] !== null));
+  ].filter(([, values]) => card.some((row) => values[row] !== null) && varies(values));
   const head = card.map((row) => el("th", { scope: "col" }, rows.method[row] ?? "–"));
   const body = lines.map(([label, values]) =>
     el(
@@ -140,11 +176,18 @@ function comparison(card) {
   );
   const top = el("thead", {}, el("tr", {}, el("td"), ...head));
   const named = { role: "region", "aria-label": "Figures of each image" };
+  if (!lines.length) return "";
   return el(
     "div",
     { class: "scroll compare", tabindex: "0", ...named },
     el("table", {}, top, el("tbody", {}, ...body)),
   );
+}
+
+/** Return whether values differ between images, in a dataset of several. */
+function varies(values) {
+  const known = values.filter((value, row) => value !== null && rows.error_type[row] === null);
+  return known.length < 2 || isVaried(known);
 }
 
 /** List a row's tries, with the pictures of the others if they were kept. */

@@ -4,14 +4,15 @@
 // `maps` contains the curves of all subjects as uint16, then their maps as uint8, in the order of
 // `data.attention`. `ramp` contains the 256 colours of an attention map, sRGB bytes. `data.tries` has
 // one value per row and try, in a run with several tries a row, which finds the best of them `by`.
+// Attention of the methods `data.apart` does not compare with that of the others, and final losses only if
+// `data.lossesCompare`. `data.dataset` names the run.
 
 const CARDS_A_PAGE = 48;
 const UNIT = 65535; // the value of an attention of 1 in a curve
-const HUES = 6; // --subject-0 ... in page.css
+const LINES = 6; // .line-0 ... in page.css
 
-const { rows, attention, tries, by, scores, methods, thresholds, picturesABlock, ramp } = JSON.parse(
-  new TextDecoder().decode(await unpacked("data")),
-);
+const data = JSON.parse(new TextDecoder().decode(await unpacked("data")));
+const { rows, attention, tries, by, scores, methods, thresholds, picturesABlock, ramp } = data;
 const [curves, maps] = parted(await unpacked("maps"));
 const cards = gathered();
 const labels = rows.id.flatMap((_, row) =>
@@ -134,6 +135,23 @@ function told(value, digits = 3) {
   if (typeof value === "boolean") return value ? "yes" : "no";
   if (typeof value !== "number" || Number.isInteger(value)) return String(value);
   return value.toFixed(digits);
+}
+
+/** Return what the browser remembers under a key; null without storage, as a page from a file may be. */
+function remembered(key) {
+  try {
+    return localStorage.getItem(key);
+  } catch {
+    return null;
+  }
+}
+
+function remember(key, value) {
+  try {
+    localStorage.setItem(key, value);
+  } catch {
+    // without storage it lasts only as long as the page
+  }
 }
 
 function counted(count, one, many) {

@@ -16,6 +16,8 @@ function show() {
     byId("before").disabled = at < 1;
     byId("after").disabled = at < 0 || at === shown.length - 1;
     if (!dialog.open) dialog.showModal();
+    const title = byId("details-title");
+    if (title.scrollHeight > title.clientHeight) title.tabIndex = 0; // a long prompt scrolls
   } else if (dialog.open) {
     dialog.close();
   }
@@ -26,6 +28,7 @@ function showCards() {
     if (input.name && input.value !== state[input.name]) input.value = state[input.name];
   }
   form.elements.order.disabled = !state.sort;
+  if (!duel.hidden) cellOf = judge();
   shown = sorted(matches());
   const pages = Math.max(1, Math.ceil(shown.length / CARDS_A_PAGE));
   const page = Math.min(pages, Math.max(1, Number.parseInt(state.page, 10) || 1));
@@ -40,6 +43,9 @@ function showCards() {
   byId("count").textContent = `${shown.length.toLocaleString("en")}${all} ${
     cards.length === 1 ? "card" : "cards"
   }, ${counted(total, "row", "rows")}`;
+  showDuel();
+  showHistograms();
+  showPills();
   byId("pager").hidden = pages === 1;
   byId("page").textContent = `${page} of ${pages}`;
   byId("previous").disabled = page === 1;
@@ -52,31 +58,36 @@ function turn(by) {
   grid.querySelector("h2 button")?.focus({ preventScroll: true });
 }
 
-/** Add options, pairs of value and text, to a select. */
-function offer(select, options) {
-  select.append(...options.map(([value, text]) => el("option", { value }, text)));
+/** Add options, pairs of value and text, to a select. `first` is the one that it has at first. */
+function offer(select, options, first = "") {
+  const option = ([value, text]) => el("option", { value, selected: value === first }, text);
+  select.append(...options.map(option));
 }
 
+/** Offer what can match something, and hide the fields that are left with nothing to choose. */
 function offerAll() {
-  const { method, show, set, sort } = form.elements;
-  offer(method, methods.map((name) => [name, name]));
-  const reasons = [...new Set(rows.error_type)].filter((reason) => reason !== null);
-  offer(show, reasons.map((reason) => [`failed:${reason}`, `failed: ${reason}`]));
-  if (rows.accepted.includes(false)) {
-    offer(show, [["accepted", "accepted"], ["unaccepted", "not accepted"]]);
-  }
+  const { method, show, set, sort, order, subject } = form.elements;
+  if (methods.length > 1) offer(method, methods.map((name) => [name, name]));
+  offer(show, [...SHOWS, ...CHOSEN].map(([value, [text]]) => [value, text]));
   const sets = [...new Set(rows.set)].filter((name) => name !== null);
-  offer(set, sets.map((name) => [name, name]));
-  byId("sets").hidden = !sets.length;
-  const sorts = Object.entries(SORTS).filter(([, [, values]]) => values.some((v) => v !== null));
-  offer(sort, sorts.map(([value, [text]]) => [value, text]));
+  if (sets.length > 1) offer(set, sets.map((name) => [name, name]));
+  offer(sort, [...NUMBERS].map(([value, [text]]) => [value, text]));
+  for (const select of [method, set, sort]) select.closest("label").hidden = select.length === 1;
+  order.closest("label").hidden = sort.length === 1;
+  subject.closest("label").hidden = !known.size;
   const often = new Map();
   cards.flatMap(subjectsOf).forEach((subject) => often.set(subject, (often.get(subject) ?? 0) + 1));
   const most = [...often].sort((a, b) => b[1] - a[1]).slice(0, 300);
   offer(byId("subjects"), most.map(([subject]) => [subject, ""]));
+  offerDuel();
+  offerHistograms();
+  byId("explore").hidden = duel.hidden && !histograms.size;
+  byId("explore").open = innerWidth > 1024;
 }
 
-form.addEventListener("input", ({ target }) => change({ [target.name]: target.value, page: "1" }));
+document.addEventListener("input", ({ target }) => {
+  if (target.form === form) change({ [target.name]: target.value, page: "1" });
+});
 form.addEventListener("submit", (event) => event.preventDefault());
 form.addEventListener("reset", () => change({ ...DEFAULTS }));
 byId("previous").addEventListener("click", () => turn(-1));
@@ -99,25 +110,38 @@ document.addEventListener("keydown", (event) => {
   if (dialog.open) {
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (by && !event.target.closest(".scroll")) step(by);
+    else if (event.key in KEYS) chooseBy(event);
   } else if (event.key === "/" && !typing) {
     event.preventDefault();
     form.elements.q.focus();
   } else if (event.key === "Escape") {
     for (const card of grid.children) card.clear?.();
-  } else if (!typing && grid.contains(event.target)) {
+  } else if (!typing && event.key in KEYS) {
+    chooseBy(event);
+  } else if (!typing && (grid.contains(event.target) || event.target === document.body)) {
     move(event);
   }
 });
 
-/** Move the focus by arrow keys to the card beside, above or below. */
+/** Keep, drop or undecide the focused image, or all of the focused or open card. */
+function chooseBy(event) {
+  const around = event.target.closest("figure") ?? event.target.closest(".card, dialog");
+  if (!around) return;
+  const figures = around.matches("figure") ? [around] : [...around.querySelectorAll("figure")];
+  choose(figures.map((figure) => figure.row), KEYS[event.key]);
+}
+
+/** Move the focus by arrow keys to the card beside, above or below, or to the first in sight. */
 function move(event) {
-  const all = [...grid.children];
+  const all = [...grid.querySelectorAll(".card")];
   const columns = all.filter((card) => card.offsetTop === all[0].offsetTop).length;
   const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
-  const next = by && all[all.indexOf(event.target.closest(".card")) + by];
+  const from = all.indexOf(event.target.closest(".card"));
+  const inSight = () => all.find((card) => card.getBoundingClientRect().bottom > form.offsetHeight);
+  const next = by && (from < 0 ? inSight() : all[from + by]);
   if (!next) return;
   event.preventDefault();
-  next.querySelector("h2 button").focus();
+  next.querySelector("h2 button").focus({ preventScroll: true });
   next.scrollIntoView({ block: "nearest" });
 }
 
@@ -125,24 +149,12 @@ function move(event) {
 
 const THEME = "aae-batch-theme";
 
-function remembered() {
-  try {
-    return localStorage.getItem(THEME);
-  } catch {
-    return null; // a page from a file may have no storage
-  }
-}
-
 function light(theme) {
   document.documentElement.dataset.theme = theme;
-  try {
-    localStorage.setItem(THEME, theme);
-  } catch {
-    // without storage the theme lasts only as long as the page
-  }
+  remember(THEME, theme);
 }
 
-if (remembered()) light(remembered());
+if (remembered(THEME)) light(remembered(THEME));
 byId("theme").addEventListener("click", () => {
   const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
   light((document.documentElement.dataset.theme ?? system) === "dark" ? "light" : "dark");
@@ -156,4 +168,5 @@ new ResizeObserver(() => {
 offerAll();
 state = fromHash();
 show();
+showChoices();
 document.documentElement.dataset.ready = "true";
