@@ -107,8 +107,10 @@ class Figures:
         """Return the metadata columns and scores worth a column of means: no text, nothing without
         values, no number that is zero throughout, no count that is the same for every image, and no
         loss that the methods define differently. A share of 0 or 100 % is informative and stays."""
-        columns = [name for name in _OWN if name != "final_loss" or losses_compare(self._totals)]
-        return [of for of in (*columns, *self.scores) if self._tells(of)]
+        columns: list[str | Score] = [
+            name for name in _OWN if name != "final_loss" or losses_compare(self._totals)
+        ]
+        return [of for of in [*columns, *self.scores] if self._tells(of)]
 
     def _tells(self, of: str | Score) -> bool:
         if (span := self._ranges.get(_name(of))) is None:
