@@ -38,11 +38,20 @@ def export(
             show_default="all with an image",
         ),
     ] = None,
+    ids: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Export only the rows whose ids this text file lists, one a line, e.g. the kept.txt of the "
+            "report page.",
+            show_default="all",
+        ),
+    ] = None,
     select: Annotated[
         str | None,
         typer.Option(
             help=f"{BEST}: for each prompt and method, export only the image with the lowest final loss "
-            "among the rows that --where admits.",
+            "among the rows that --where and --ids admit.",
             show_default="all",
         ),
     ] = None,
@@ -94,12 +103,13 @@ def export(
     from aae_batch.dataset.reader import Dataset
     from aae_batch.export.export import ExportSettings
     from aae_batch.export.export import export as write
-    from aae_batch.export.selection import Best
+    from aae_batch.export.selection import Best, Ids
     from aae_batch.store.open import open_storage
 
     settings = ExportSettings(
         format=format,
         where=None if where is None else Condition(where),
+        ids=None if ids is None else Ids.read(ids),
         best=None if select is None else Best(of),
         partial=partial,
         force=force,
@@ -117,6 +127,7 @@ def export(
         for count, reason in (
             (written.failed, "without an image"),
             (written.refused, "left out by --where"),
+            (written.unlisted, "not in --ids"),
             (written.beaten, "not the best of their prompt"),
         )
         if count

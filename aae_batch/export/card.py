@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aae_batch.dataset import layout
-from aae_batch.dataset.methods import shown_settings
+from aae_batch.dataset.methods import attention_compares, shown_settings
+from aae_batch.errors import SettingsError
 from aae_batch.export.formats import SAMPLES, Format, Parquet, WebDataset
 from aae_batch.export.selection import Selection
 from aae_batch.export.settings import ExportSettings
@@ -27,10 +28,8 @@ _SIZES = (
     *("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M"),
     *("1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B"),
 )
-_BY_CONJUNCT = "composable-diffusion"
 _OF_ATTENTION = ("final_loss", "neglected")
-"""Columns that, like the metric `attention`'s, do not compare between `_BY_CONJUNCT` and other methods:
-see `layout.ATTENTION_SCHEMA`."""
+"""Columns that, like the metric `attention`'s, compare only if `attention_compares`."""
 
 _DESCRIPTIONS = {
     column.name: (column.metadata or {}).get(b"description", b"").decode()
@@ -97,7 +96,7 @@ def dataset_card(facts: Facts, settings: ExportSettings, written: Format) -> Dat
         methods=methods,
         means=_table(heads, lines),
         some_not_compared=any("-" in line for line in lines),
-        by_conjunct=_BY_CONJUNCT,
+        by_conjunct=", ".join(method for method in methods if not attention_compares(method)),
         columns=_table(["column", "type", ""], _columns(facts, settings.format)),
         making=_table(["", ""], _making(facts.source.run)),
         guidance=json.dumps(_sampling(facts.source.run, methods), indent=2),
@@ -169,7 +168,9 @@ def _means(facts: Facts, methods: Sequence[str]) -> tuple[list[str], list[list[s
     for method in methods:
         of_method = figures.filter(pc.equal(figures["method"], method))
         means = (
-            "-" if method == _BY_CONJUNCT and name in of_attention else _mean(of_method[name])
+            "-"
+            if name in of_attention and not attention_compares(method)
+            else _mean(of_method[name])
             for name in names
         )
         lines.append([method, f"{of_method.num_rows:,}", *means])

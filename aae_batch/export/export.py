@@ -50,11 +50,11 @@ def export(
     """
     source = open_source(dataset, settings.partial)
     replaceable(destination, settings.force)  # fail before reading the tables
-    selection = choose(source, settings.where, settings.best, choosing)
+    selection = choose(source, settings.where, settings.best, settings.ids, choosing)
     if not len(selection):
         raise OutputError(
             f"No row of {dataset.storage.root} is left to export: {selection.failed} of "
-            f"{selection.rows} have no image, and --where leaves out {selection.refused}."
+            f"{selection.rows} have no image, --where leaves out {selection.refused}, and --ids {selection.unlisted}."
         )
     with _locked(destination):
         _write(source, selection, destination, settings, writing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from aae_batch.store.read_ahead import read_ahead
 _NAMED = 3
 """Pairs of prompt and method that a note names."""
 
-_COLUMNS = ["prompt", "method", "seed", "final_loss", "status"]
+_COLUMNS = ["id", "prompt", "method", "seed", "final_loss", "status"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class Selection:
     Attributes:
         places: the selected row positions of each shard, in order.
         rows: number of rows in the committed shards.
-        failed: rows that satisfy the condition but have no image.
+        failed: rows that are among the ids and satisfy the condition, but have no image.
         refused: rows that do not satisfy the condition.
+        unlisted: rows that satisfy it, but are not among the ids.
         beaten: rows with an image that lost to another of the same prompt and method, or could not be
             compared.
         notes: sentences on what falls short of the request.
@@ -53,6 +55,7 @@ class Selection:
     rows: int = 0
     failed: int = 0
     refused: int = 0
+    unlisted: int = 0
     beaten: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -60,23 +63,66 @@ class Selection:
         return sum(len(places) for places in self.places.values())
 
 
+@dataclass(frozen=True)
+class Ids:
+    """Export only rows with these ids.
+
+    Attributes:
+        file: the name of the file that lists them, for messages.
+    """
+
+    listed: frozenset[str]
+    file: str
+
+    @classmethod
+    def read(cls, file: str) -> Ids:
+        """Read a text file with one id a line; empty lines and space around an id are ignored.
+
+        Raises:
+            SettingsError: the file cannot be read, is no text, or lists no id.
+        """
+        try:
+            lines = Path(file).expanduser().read_text("utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise SettingsError(
+                f"--ids {file}: give a UTF-8 text file with one id a line."
+            ) from None
+        except OSError as error:
+            raise SettingsError(f"--ids {file} cannot be read: {error.strerror}.") from None
+        listed = frozenset(line.strip() for line in lines if line.strip())
+        if not listed:
+            raise SettingsError(f"--ids {file} lists no id: give one a line.")
+        return cls(listed, file)
+
+    def refuse_unknown(self, known: set[str]) -> None:
+        """Raise a SettingsError if an id is not among `known`."""
+        if unknown := sorted(self.listed - known):
+            raise SettingsError(
+                f"--ids {self.file}: the output has no row with the id {_named(unknown)}; "
+                f"{len(unknown)} of {len(self.listed)} are unknown. Remove them, or name the output that "
+                "has them."
+            )
+
+
 def choose(
     source: Source,
     where: Condition | None,
     best: Best | None,
+    ids: Ids | None,
     on_progress: Callable[[int, int], None],
 ) -> Selection:
-    """Select the rows that have an image and satisfy `where`, and the best of these.
+    """Select the rows that have an image, are among `ids` and satisfy `where`, and the best of these.
 
     Reads the tables shard by shard with read-ahead. Memory use is 8 bytes per row, or about 300 with
     `best`.
 
     Raises:
-        SettingsError: the condition does not fit the columns, or no prompt has the `best.of` rows to
-            choose from.
+        SettingsError: the condition does not fit the columns, no prompt has the `best.of` rows to
+            choose from, or no row has one of the ids.
     """
     selection = Selection()
     admitted = []
+    known: set[str] = set()
 
     def read(shard: int) -> pa.Table:
         if where is None:
@@ -88,18 +134,25 @@ def choose(
         places = np.arange(table.num_rows)
         if where is not None:
             places = np.flatnonzero(where.admits(table))
-        selection.rows += table.num_rows
         selection.refused += table.num_rows - len(places)
+        if ids is not None:
+            listed = np.array([one in ids.listed for one in table["id"].to_pylist()], bool)
+            known |= ids.listed.intersection(table["id"].to_pylist())
+            selection.unlisted += int((~listed[places]).sum())
+            places = places[listed[places]]
+        selection.rows += table.num_rows
         table = table.select(_COLUMNS).take(places)
         ok = pc.equal(table["status"], "ok").to_numpy()
         selection.failed += int((~ok).sum())
         if best is None:
             selection.places[shard] = places[ok]
         else:  # rows whose prompt or method could not be read have failed, and do not compete
-            known = pc.and_(table["prompt"].is_valid(), table["method"].is_valid())
-            selection.places[shard] = places[known.to_numpy()]
-            admitted.append(table.filter(known))
+            compete = pc.and_(table["prompt"].is_valid(), table["method"].is_valid())
+            selection.places[shard] = places[compete.to_numpy()]
+            admitted.append(table.filter(compete))
         on_progress(done + 1, len(shards))
+    if ids is not None:
+        ids.refuse_unknown(known)
     if best is not None:
         _keep_the_best(selection, pa.concat_tables(admitted), best)
     return selection

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from aae_batch.dataset.condition import Condition
 from aae_batch.errors import SettingsError
 from aae_batch.export.formats import FORMATS
-from aae_batch.export.selection import Best
+from aae_batch.export.selection import Best, Ids
 
 ROWS_PER_FILE = 1000
 """About 400 MB of 512 x 512 PNG: a file size that the hub recommends and that fits in memory."""
@@ -20,6 +20,7 @@ class ExportSettings:
     Attributes:
         format: `hf`, `parquet`, `webdataset` or `imagefolder`.
         where: export only rows that satisfy this condition.
+        ids: export only rows with these ids.
         best: export only the best of these rows for each prompt and method.
         partial: export the committed part of an incomplete output.
         force: replace an earlier export in the destination.
@@ -33,6 +34,7 @@ class ExportSettings:
     format: str = "hf"
     where: Condition | None = None
     best: Best | None = None
+    ids: Ids | None = None
     partial: bool = False
     force: bool = False
     license: str | None = None

@@ -352,6 +352,36 @@ def test_a_comment_hides_nothing():
     assert Condition("id = 'b' -- or not").admits(table).tolist() == [False, True]
 
 
+def test_only_the_rows_of_a_list_of_ids_are_exported(make_output, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "kept.txt").write_bytes("\ufeffd.1\r\n\n  a \n".encode())
+    output = make_output(losses={"a": 0.4})
+    result = run(output, "--ids", "~/kept.txt")
+    assert result.exit_code == 0, result.output
+    assert exported(tmp_path / "dest") == ["a", "d.1"]
+    assert "3 not in --ids" in result.output
+    assert "3 were left out by a list of ids" in (tmp_path / "dest" / "README.md").read_text()
+    result = run(output, "--ids", "~/kept.txt", "--where", "final_loss < 0.5", "--force")
+    assert exported(tmp_path / "dest") == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "reason"),
+    [
+        ("a\nA\nz\n", "has no row with the id A, z; 2 of 3 are unknown"),
+        ("\n", "lists no id"),
+        (None, "cannot be read: No such file or directory"),
+    ],
+)
+def test_ids_that_the_output_lacks_are_refused(make_output, run, tmp_path, listed, reason):
+    if listed is not None:
+        (tmp_path / "ids.txt").write_text(listed)
+    result = run(make_output(), "--ids", tmp_path / "ids.txt")
+    assert result.exit_code == 2
+    assert reason in result.output
+    assert not (tmp_path / "dest").exists()
+
+
 def test_no_row_left_is_an_error_and_nothing_is_written(make_output, run, tmp_path):
     result = run(make_output(), "--where", "id = 'z'")
     assert result.exit_code == 2
