@@ -159,7 +159,9 @@ def render(page: Page, name: str) -> bytes:
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         style=Markup(style),
         data=_packed(json.dumps(_data(page), separators=(",", ":"), allow_nan=False).encode()),
-        maps=_packed(bytes(page.rows.curves + page.rows.maps)),
+        curves=_packed(page.rows.curves),
+        maps=_packed(page.rows.maps),
+        times=[_packed(block) for block in page.rows.times],
         pictures=[
             Markup(json.dumps(page.pictures[i : i + _PICTURES_A_BLOCK]))
             for i in range(0, len(page.pictures), _PICTURES_A_BLOCK)
@@ -174,7 +176,9 @@ def _data(page: Page) -> dict[str, Any]:
     methods = sorted(set(rows.columns["method"]) - {None}, key=method_order)
     return {
         "rows": rows.columns,
-        "attention": rows.attention,
+        "attention": {
+            name: values for name, values in rows.attention.items() if name != "times" or rows.times
+        },
         "tries": rows.tries,
         "by": page.figures.tries.rule["by"] if page.figures.tries else None,
         "scores": [
@@ -192,7 +196,7 @@ def _data(page: Page) -> dict[str, Any]:
     }
 
 
-def _packed(data: bytes) -> str:
+def _packed(data: bytes | bytearray) -> str:
     return base64.b64encode(gzip.compress(data, 6, mtime=0)).decode()
 
 

@@ -31,9 +31,14 @@ _DIGITS = {"seconds": 2}
 _ATTENTION = ["id", "subject", "max_attention", "map", "map_height", "map_width", "map_scale"]
 _OWN = ("accepted", "card", "file", "picture", "first", "attended", "first_try", "tried")
 _OF_TRY = ("try", "method", "seed", "verdict", "kept", "error", "value", "guided", "denoised")
-_OF_SUBJECT = ("subject", "steps", "height", "width", "scale", "found", "bound")
+_OF_SUBJECT = ("subject", "steps", "height", "width", "scale", "times", "found", "bound")
 UNIT = 65535
 """The value of an attention of 1 in a curve."""
+
+TIMES_BYTES = 8_000_000
+"""Largest total size of the maps over time in a page, before compression: those of the first rows. Of rows
+with two subjects and ten maps of 16 x 16, there are 1,500."""
+_TIMES_A_BLOCK = 1_000_000
 
 Locate = Callable[[dict[str, Any]], str | int | None]
 """Maps a metadata row to the URL of its image or its index among the embedded images; None if the image
@@ -57,11 +62,13 @@ class Rows:
             image, `file` is the name of an image that is not linked, `first` and `attended` are the start and number of the row's entries in `attention`,
             `first_try` and `tried` those in `tries`.
         attention: one value per row and subject, by name: `subject`, `steps` of its curve, `height`,
-            `width` and `scale` of its map, and a detector's `found` and `bound`.
+            `width` and `scale` of its map, `times` (None, or block, start, steps and scales of its maps
+            over time), and a detector's `found` and `bound`.
         tries: one value per try, by name; `picture` is as of a row.
         scores: one value per row, by score.
         curves: max attention per step, uint16, little-endian, 65535 for 1, concatenated.
         maps: uint8, row-major, concatenated.
+        times: blocks of the maps over time, uint8, [steps, height, width] per subject, concatenated.
     """
 
     def __init__(self) -> None:
@@ -71,6 +78,8 @@ class Rows:
         self.scores: dict[Score, list] = {}
         self.curves = bytearray()
         self.maps = bytearray()
+        self.times: list[bytearray] = []
+        self._times_left = TIMES_BYTES
         self._cards: dict[tuple, int] = {}
         self._seen: dict[tuple, int] = defaultdict(int)
 
@@ -96,7 +105,8 @@ class Rows:
         before = len(self)
         rows = table.to_pylist()
         of_row: dict[str, list[dict]] = defaultdict(list)
-        for seen in attention.select(_ATTENTION).to_pylist():
+        of_maps = [one.name for one in layout.MAPS_COLUMNS if one.name in attention.column_names]
+        for seen in attention.select([*_ATTENTION, *of_maps]).to_pylist():
             of_row[seen["id"]].append(seen)
         verdicts = (
             values.slice(0, len(rows)).to_pylist() for values in (judged.found, judged.bound)
@@ -153,11 +163,25 @@ class Rows:
                 "height": one["map_height"],
                 "width": one["map_width"],
                 "scale": _short(one["map_scale"]),
+                "times": self._add_times(one),
                 "found": is_found,
                 "bound": is_bound,
             }
             for name, value in values.items():
                 self.attention[name].append(value)
+
+    def _add_times(self, one: dict) -> list | None:
+        maps = one.get("maps")
+        if maps is None or len(maps) > self._times_left:
+            self._times_left = 0  # so that the rows that have theirs are the first
+            return None
+        self._times_left -= len(maps)
+        if not self.times or len(self.times[-1]) > _TIMES_A_BLOCK:
+            self.times.append(bytearray())
+        start = len(self.times[-1])
+        self.times[-1] += maps
+        scales = [_short(scale) for scale in one["map_scales"]]
+        return [len(self.times) - 1, start, one["map_steps"], scales]
 
 
 def _short(value: Any, digits: int = 4) -> Any:

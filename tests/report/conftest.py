@@ -59,7 +59,7 @@ def look(browser) -> Iterator[Callable]:
             asked.append(route.request.url)
             route.abort()
 
-    def look(page_file: Path, hash: str = "", **options):
+    def look(page_file: Path, hash: str = "", until: str = "maps", **options):
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         context.set_default_timeout(20_000)
         contexts.append(context)
@@ -68,7 +68,7 @@ def look(browser) -> Iterator[Callable]:
         page.on("console", lambda said: complaints.append(f"{said.type}: {said.text}"))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(page_file.as_uri() + hash)
-        page.wait_for_selector("html[data-ready]", state="attached")
+        page.wait_for_selector(f"html[data-{until}]", state="attached")
         return page
 
     yield look

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.store.base import Storage
 from tests import small_output
 
-GUIDANCE = GuidanceConfig(num_inference_steps=4, thresholds={0: 0.1, 2: 0.5})
+SAMPLING: dict[str, Any] = {"num_inference_steps": 4, "thresholds": {0: 0.1, 2: 0.5}}
+GUIDANCE = GuidanceConfig(**SAMPLING)
 METHOD_PAIR = ("attend-and-excite", "stable-diffusion")
 SIDE = 24
 COLOUR = (40, 90, 200)
@@ -54,13 +56,14 @@ def write_dataset(
     drawn: Callable[[Shard, Row], Outcome],
     form: str = "files",
     shard_size: int = 4,
+    guidance: GuidanceConfig = GUIDANCE,
     **more: Any,
 ) -> Storage:
     """Write the dataset of a manifest of `rows`; `drawn` says what becomes of each, and `more` has other
     settings of the job."""
     manifest = root.with_suffix(".jsonl")
     return small_output.write_dataset(
-        manifest, rows, root, GUIDANCE, drawn, form, shard_size, **more
+        manifest, rows, root, guidance, drawn, form, shard_size, **more
     )
 
 
@@ -71,6 +74,27 @@ def drawn(into: Shard, row: Row) -> Outcome:
     image = Image.new("RGB", (SIDE, SIDE), COLOUR)
     result = Result(row.request, image=image, attention=record(row), seconds=2.0)
     return into.write_image(row, result, GUIDANCE)
+
+
+MOVING = GuidanceConfig(**SAMPLING, attention_maps="every:2")
+
+
+def moving(into: Shard, row: Row) -> Outcome:
+    """A picture whose subjects are on each other's side until the last step."""
+    seen = record(row)
+    scales = np.array([0.1, 0.2, 0.25], np.float32)
+    subjects = [
+        replace(
+            subject,
+            map_steps=(0, 2, 3),
+            maps=np.concatenate([*[subject.maps[..., ::-1]] * 2, subject.maps]),
+            map_scales=scales,
+        )
+        for subject in seen.subjects
+    ]
+    image = Image.new("RGB", (SIDE, SIDE), COLOUR)
+    attention = replace(seen, subjects=tuple(subjects))
+    return into.write_image(row, Result(row.request, image=image, attention=attention), MOVING)
 
 
 LADDER = ("stable-diffusion", "attend-and-excite:2")

@@ -7,14 +7,17 @@ import time
 import pytest
 
 from aae_batch.dataset import layout
+from aae_batch.report import rows as report_rows
 from aae_batch.report.write import write_report
 from tests.report.page_data import (
     COLOUR,
     HOSTILE,
+    MOVING,
     RIGHT_TO_LEFT,
     ROWS,
     SIDE,
     drawn,
+    moving,
     write_dataset,
 )
 
@@ -146,6 +149,34 @@ def test_a_tap_keeps_the_map_until_the_next(look, small_page):
     assert page.locator("canvas.on").count() == 2
     chip.tap()
     assert page.locator("canvas.on").count() == 0
+
+
+def test_a_slider_moves_the_maps_through_the_steps(look, tmp_path, monkeypatch):
+    of_a_row = 2 * 3 * 16
+    monkeypatch.setattr(report_rows, "TIMES_BYTES", 3 * of_a_row)  # the pair's, and no other pair's
+    write_report(write_dataset(tmp_path / "out", ROWS[:4], moving, guidance=MOVING))
+    page = look(tmp_path / "out" / layout.REPORT, reduced_motion="reduce")
+    page.locator(".card .frame").first.click()
+    slider = page.get_by_role("slider", name="Maps at")
+    assert slider.get_attribute("aria-valuetext") == "step 4 of 4"
+    image = page.locator("dialog .frame").first
+
+    def sides() -> list[int]:
+        return [sum(colour_of(page, image, x, 0.3)) for x in (0.05, 0.95)]
+
+    slider.press("ArrowLeft")
+    assert slider.get_attribute("aria-valuetext") == "step 3 of 4"
+    image.get_by_text("0.20").wait_for()
+    left, right = sides()
+    assert right > left + 100
+    slider.press("ArrowRight")
+    image.get_by_text("0.25").wait_for()
+    left, right = sides()
+    assert left > right + 100
+    page.get_by_role("button", name="The card after").click()
+    assert page.get_by_role("dialog", name="a bear and a red bow").is_visible()
+    page.locator("dialog").get_by_role("button", name="bear").hover()
+    assert page.locator("dialog canvas.on").count() == 2
 
 
 @pytest.fixture
@@ -543,7 +574,7 @@ def test_on_a_phone_pairs_stay_side_by_side_and_fields_do_not_zoom(look, small_p
 
 def test_ten_thousand_rows_stay_fluid(look, large_page, capsys):
     before = time.perf_counter()
-    page = look(large_page)
+    page = look(large_page, until="ready")
     opened = time.perf_counter() - before
     assert page.locator(".card").count() == 48
     assert page.locator("#page").text_content() == "1 of 105"

@@ -136,6 +136,7 @@ function details(card) {
     title,
     el("p", { class: "under" }, facts(card)),
     bar,
+    timeline(card, bar, figures) ?? "",
     el("div", { class: "pictures" }, ...figures),
     bar.childElementCount ? el("p", { class: "legend" }, legend()) : "",
     ...card.filter((row) => rows.tried[row]).map(triesTable),

@@ -143,7 +143,7 @@ function histogram(name, label, values) {
     ? [el("p", { class: "axis" }, ...answers)]
     : [el("p", { class: "axis", "aria-hidden": "true" }, ...marks), el("div", { class: "ends" }, ...ends)];
   const group = { class: "histogram", role: "group", "aria-label": label };
-  const node = el("div", group, el("h3", { title: label }, label), plot, ...under);
+  const node = el("div", group, el("p", { class: "name", title: label }, label), plot, ...under);
   const update = (shown, range) => {
     const counts = bars.map(() => 0);
     for (const row of shown.flatMap(visible)) {

@@ -1,8 +1,9 @@
 // The images of a dataset as cards: filters, sorting, attention maps and curves.
 //
 // `data` contains the rows as columns, and `data.attention` columns with one value per row and subject.
-// `maps` contains the curves of all subjects as uint16, then their maps as uint8, in the order of
-// `data.attention`. `ramp` contains the 256 colours of an attention map, sRGB bytes. `data.tries` has
+// `curves` contains the curves of all subjects as uint16, and `maps` their maps at the last step as uint8, in
+// the order of `data.attention`, of which `times` says where maps of other steps are: [number of the block in
+// `data-times`, start in it, steps, the attention at 255 of each]. `ramp` contains the 256 colours of an attention map, sRGB bytes. `data.tries` has
 // one value per row and try, in a run with several tries a row, which finds the best of them `by`.
 // Attention of the methods `data.apart` does not compare with that of the others, and final losses only if
 // `data.lossesCompare`. `data.dataset` names the run.
@@ -11,9 +12,12 @@ const CARDS_A_PAGE = 48;
 const UNIT = 65535; // the value of an attention of 1 in a curve
 const LINES = 6; // .line-0 ... in page.css
 
-const data = JSON.parse(new TextDecoder().decode(await unpacked("data")));
+const data = JSON.parse(new TextDecoder().decode(await unpacked(byId("data"))));
 const { rows, attention, tries, by, scores, methods, thresholds, picturesABlock, ramp } = data;
-const [curves, maps] = parted(await unpacked("maps"));
+const curveData = new DataView(await unpacked(byId("curves")));
+const curveStarts = startsOf(attention.steps.map((steps) => 2 * steps));
+const mapStarts = startsOf(attention.height.map((height, i) => height * attention.width[i]));
+const attended = rows.first.map((first, row) => Array.from({ length: rows.attended[row] }, (_, i) => first + i));
 const cards = gathered();
 const labels = rows.id.flatMap((_, row) =>
   numbered(attendedOf(row).map((i) => attention.subject[i])),
@@ -25,30 +29,24 @@ const known = new Set(found.flatMap((row) => row.subjects));
 // --- data ----------------------------------------------------------------------------------------
 
 /** Decode a script element: gzip in base64. */
-async function unpacked(id) {
-  const text = byId(id).textContent.trim();
+async function unpacked(script) {
+  const text = script.textContent.trim();
   const packed =
     Uint8Array.fromBase64?.(text) ?? Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).arrayBuffer();
 }
 
-/** Split the buffer into the curve in [0, 1] and the uint8 map of each row of `attention`. */
-function parted(buffer) {
-  const view = new DataView(buffer);
-  const curves = [];
-  const maps = [];
-  let at = 0;
-  for (const steps of attention.steps) {
-    const value = (_, i) => view.getUint16(at + 2 * i, true) / UNIT;
-    curves.push(Float32Array.from({ length: steps }, value));
-    at += 2 * steps;
-  }
-  attention.height.forEach((height, i) => {
-    maps.push(new Uint8Array(buffer, at, height * attention.width[i]));
-    at += height * attention.width[i];
-  });
-  return [curves, maps];
+/** Return where parts of these sizes start that follow each other. */
+function startsOf(sizes) {
+  let end = 0;
+  return sizes.map((size) => (end += size) - size);
+}
+
+/** Return the curve of a row of `attention`, in [0, 1]. */
+function curveOf(i) {
+  const value = (_, step) => curveData.getUint16(curveStarts[i] + 2 * step, true) / UNIT;
+  return Float32Array.from({ length: attention.steps[i] }, value);
 }
 
 /** Return the rows of each card, in the order of `methods`. */
@@ -61,7 +59,7 @@ function gathered() {
 
 /** Return the indices in `attention` of a dataset row. */
 function attendedOf(row) {
-  return Array.from({ length: rows.attended[row] }, (_, i) => rows.first[row] + i);
+  return attended[row];
 }
 
 /** Return the indices in `tries` of a dataset row. */

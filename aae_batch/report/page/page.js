@@ -109,7 +109,7 @@ document.addEventListener("keydown", (event) => {
   const typing = event.target.matches("input, select");
   if (dialog.open) {
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (by && !event.target.closest(".scroll")) step(by);
+    if (by && !event.target.closest(".scroll, input")) step(by);
     else if (event.key in KEYS) chooseBy(event);
   } else if (event.key === "/" && !typing) {
     event.preventDefault();
@@ -142,7 +142,8 @@ function move(event) {
   if (!next) return;
   event.preventDefault();
   next.querySelector("h2 button").focus({ preventScroll: true });
-  next.scrollIntoView({ block: "nearest" });
+  const isTall = next.offsetHeight > innerHeight - form.offsetHeight;
+  next.scrollIntoView({ block: isTall ? "start" : "nearest" });
 }
 
 // --- light and dark ------------------------------------------------------------------------------
@@ -170,3 +171,4 @@ state = fromHash();
 show();
 showChoices();
 document.documentElement.dataset.ready = "true";
+mapsRead.then(() => (document.documentElement.dataset.maps = "true"));
