@@ -81,6 +81,7 @@ function offerAll() {
   offer(byId("subjects"), most.map(([subject]) => [subject, ""]));
   offerDuel();
   offerHistograms();
+  byId("histograms").hidden = !histograms.size;
   byId("explore").hidden = duel.hidden && !histograms.size;
   byId("explore").open = innerWidth > 1024;
 }
