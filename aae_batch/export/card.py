@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 
 from aae_batch.dataset import layout
 from aae_batch.dataset.methods import attention_compares, shown_settings
-from aae_batch.errors import SettingsError
 from aae_batch.export.formats import SAMPLES, Format, Parquet, WebDataset
 from aae_batch.export.selection import Selection
 from aae_batch.export.settings import ExportSettings
