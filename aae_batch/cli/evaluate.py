@@ -10,7 +10,7 @@ import typer
 
 from aae_batch.cli.common import COMPLETE, USAGE, WITH_FAILURES, complain
 from aae_batch.cli.options import settings_command
-from aae_batch.errors import SettingsError
+from aae_batch.errors import SettingsError, counted
 
 if TYPE_CHECKING:
     from aae_batch.evaluate.settings import ScoreSettings
@@ -102,11 +102,11 @@ def _say_plan(job: ScoreSettings) -> None:
     plan = plan_scores(job)
     rows = sum(len(piece) for piece in plan.todo)
     print(
-        f"{job.metric} of {job.output}: {len(plan.todo)} shards ({rows} rows) to score, "
+        f"{job.metric} of {job.output}: {counted(len(plan.todo), 'shard')} ({counted(rows, 'row')}) to score, "
         f"{len(plan.kept)} scored already, {plan.missing} not generated yet"
     )
     if again := sum(len(rows) for rows in plan.again.values()):
-        print(f"{again} images that could not be scored will be retried")
+        print(f"{counted(again, 'image')} that could not be scored will be retried")
 
 
 def _score(job: ScoreSettings) -> int:
@@ -118,10 +118,11 @@ def _score(job: ScoreSettings) -> int:
 
     with progress_reporter() as on_progress:
         scored = score(job, on_progress)
-    print(f"{job.metric} of {job.output}: {scored.rows} rows scored, {scored.kept} shards kept")
+    rows, shards = counted(scored.rows, "row"), counted(scored.kept, "shard")
+    print(f"{job.metric} of {job.output}: {rows} scored, {shards} kept")
     if scored.missing:
         complain(
-            f"{scored.missing} shards of {job.output} are not generated yet; run the same command "
+            f"{counted(scored.missing, 'shard')} of {job.output} not generated yet; run the same command "
             "again when they are."
         )
     for reason in scored.reasons:

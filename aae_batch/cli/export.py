@@ -8,7 +8,7 @@ import typer
 
 from aae_batch.cli.common import Output, complain
 from aae_batch.cli.options import settings_command
-from aae_batch.errors import SettingsError
+from aae_batch.errors import SettingsError, counted
 
 BEST = "best-attention"
 
@@ -132,6 +132,6 @@ def export(
         )
         if count
     ]
-    print(f"{len(written)} of {written.rows} rows exported to {to.root}")
+    print(f"{len(written)} of {counted(written.rows, 'row')} exported to {to.root}")
     if left_out:
         print(", ".join(left_out))

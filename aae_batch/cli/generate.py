@@ -8,6 +8,7 @@ import typer
 
 from aae_batch.cli.common import COMPLETE, WITH_FAILURES
 from aae_batch.cli.options import settings_command
+from aae_batch.errors import counted
 
 if TYPE_CHECKING:
     from aae_batch.generate.settings import JobSettings
@@ -65,10 +66,12 @@ def _generate(job: JobSettings) -> int:
     print(f"model: {named(job.model, job.lora)}", flush=True)
     with progress_reporter() as on_progress:
         summary = run_job(job, on_progress)
-    print(f"{summary['images']} images, {summary['failed']} failed rows in {job.output}")
+    images, failed = counted(summary["images"], "image"), counted(summary["failed"], "failed row")
+    print(f"{images}, {failed} in {job.output}")
     for method, made in summary["methods"].items():
         if made.get("mean_forwards"):
-            print(f"  {method}: {made['images']} images, {made['mean_forwards']:g} forwards each")
+            images = counted(made["images"], "image")
+            print(f"  {method}: {images}, {made['mean_forwards']:g} forwards each")
     _say_failures(summary, job.output)
     tried = summary.get("acceptance")
     if tried:
@@ -93,7 +96,7 @@ def _say_tries(tried: dict[str, Any], rows: int) -> None:
     for method, rung in tried["rungs"].items():
         given_up = f", {rung['given_up']} given up early" if rung["given_up"] else ""
         print(
-            f"  {method}: {rung['tries']} tries settled {rung['settled']} rows{given_up}; "
+            f"  {method}: {rung['tries']} tries settled {counted(rung['settled'], 'row')}{given_up}; "
             f"{rung['forwards']} forwards"
         )
     each = tried["forwards_nursing_each_row_once"]

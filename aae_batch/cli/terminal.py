@@ -82,15 +82,16 @@ def lines(
 ) -> Callable[[Progress], None]:
     """Return a callback that writes one line at once, one every 15 seconds, one at the end, and one for the
     first failed row of each kind."""
-    last = -LINE_SECONDS
+    last, ended = -LINE_SECONDS, False
     tell = new_failures(write)
 
     def on_progress(progress: Progress) -> None:
-        nonlocal last
+        nonlocal last, ended
         tell(progress)
-        is_due = clock() - last >= LINE_SECONDS or progress.done == progress.total
+        is_end = progress.done == progress.total
+        is_due = clock() - last >= LINE_SECONDS or (is_end and not ended)
         if progress.started and is_due:
-            last = clock()
+            last, ended = clock(), is_end
             write(str(progress))
 
     return on_progress

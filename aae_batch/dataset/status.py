@@ -9,6 +9,7 @@ from typing import Any
 
 from aae_batch.dataset.layout import PARTIAL, PROGRESS, PROGRESS_SECONDS, SUMMARY, ProgressRecord
 from aae_batch.dataset.run_record import Shards
+from aae_batch.errors import counted
 
 SILENT_AFTER = 4 * PROGRESS_SECONDS
 """Seconds without a new `progress.json` after which a job counts as stopped or hanging."""
@@ -43,7 +44,7 @@ class Status:
     def __str__(self) -> str:
         lines = [
             f"{self.finished}/{self.rows} rows done, {self.rows - self.finished} left; "
-            f"{self.shards_done}/{self.shards} shards committed ({self.rows_done} rows)"
+            f"{self.shards_done}/{self.shards} shards committed ({counted(self.rows_done, 'row')})"
         ]
         if self.failures is not None:
             reasons = ", ".join(f"{count} x {kind}" for kind, count in self.failures.items())

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from aae_batch.dataset.reader import Dataset
-from aae_batch.errors import RowError
+from aae_batch.errors import RowError, counted
 from aae_batch.generate.records import make_plan
 from aae_batch.generate.settings import JobSettings
 from aae_batch.manifest.judge import Judge
@@ -57,9 +57,11 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
             write(str(settings.acceptance))
         shards = -(-len(manifest) // plan.shard_size)
         left = plan.ledger()
-        write(f"{len(manifest)} rows in {shards} shards of {plan.shard_size}")
+        in_shards = f"{counted(shards, 'shard')} of {plan.shard_size}"
+        write(f"{counted(len(manifest), 'row')} in {in_shards}")
         write(
-            f"{shards - len(left.todo)} shards done, {len(left.todo)} left ({left.rows_left} rows)"
+            f"{counted(shards - len(left.todo), 'shard')} done, {len(left.todo)} left "
+            f"({counted(left.rows_left, 'row')})"
         )
         failures: Counter[str] = Counter()
         ignored: Counter[str] = Counter()
@@ -86,9 +88,9 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
                 phrases = find(streams, prompt, resolve_subjects(streams, row.request))
                 write(f"  {name}: {', '.join(repr(phrase.text) for phrase in phrases)}")
         for why, count in ignored.items():
-            write(f"warning: the negative_prompt of {count} rows {why}")
+            write(f"warning: the negative_prompt of {counted(count, 'row')} {why}")
         if not failures:
             write("no row would fail")
         for kind, count in failures.most_common():
-            write(f"{count} rows would fail with {kind}")
+            write(f"{counted(count, 'row')} would fail with {kind}")
         return failures.total()

@@ -91,7 +91,7 @@ def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(
     assert "1 'a', 2 'red', 3 'circle', 4 'and'" in result.output
     assert "row 00000001: subject 'dog' is not in the prompt" in result.output
     assert "row 00000002: column seed: 'abc' is not a whole number" in result.output
-    assert "1 rows would fail with SubjectError" in result.output
+    assert "1 row would fail with SubjectError" in result.output
     assert not out.exists()
 
 
@@ -110,7 +110,7 @@ def test_a_dry_run_warns_once_of_a_negative_prompt_that_is_ignored(
 ):
     options = ["generate", manifest, tmp_path / "out", "--model", tokenizer_folder, "--dry-run"]
     options += ["--negative-prompt", "blue"]
-    ignored = "warning: the negative_prompt of 1 rows is ignored"
+    ignored = "warning: the negative_prompt of 1 row is ignored"
     assert ignored in run(*options, "--guidance-scale", "1").output
     assert "ignored" not in run(*options).output
 
@@ -291,8 +291,8 @@ def test_everything_may_lie_in_an_object_store(
         "generate", f"{bucket.url}/{manifest.name}", f"{bucket.url}/out", *where, "--dry-run"
     )
     assert result.exit_code == 1, result.output
-    assert "3 rows in 1 shards of 256" in result.output
-    assert "1 rows would fail with SubjectError" in result.output
+    assert "3 rows in 1 shard of 256" in result.output
+    assert "1 row would fail with SubjectError" in result.output
     result = run("tokens", "a red circle", *where)
     assert result.exit_code == 0
     assert "circle" in result.output

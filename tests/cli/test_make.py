@@ -52,7 +52,7 @@ def test_one_command_makes_a_dataset_with_figures_and_a_page_and_goes_on_with_it
 ):
     result = run(prompts, "out", *FEW)
     assert result.exit_code == 0, result.output
-    assert "1 images, 0 failed rows" in result.output
+    assert "1 image, 0 failed rows" in result.output
     assert "Worst subject's attention" in result.output
     page = (prompts.parent / "out" / "report.html").resolve()
     assert result.output.splitlines()[-1] == page.as_uri()

@@ -344,7 +344,7 @@ def test_the_commands_are_ones_that_the_command_line_takes(app, command, tmp_pat
     filled = re.sub(r"--model \S+", "--model shapes", filled)
     result = CliRunner().invoke(app, [*shlex.split(filled)[2:], "--dry-run"])
     assert result.exit_code == 0, result.output
-    assert "1 rows in 1 shards" in result.output
+    assert "1 row in 1 shard" in result.output
 
 
 @pytest.mark.parametrize("name", [CLUSTER, RAYJOB])

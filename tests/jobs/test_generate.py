@@ -50,7 +50,7 @@ def test_it_has_the_options_of_the_command_line(run):
 def test_a_dry_run_says_what_would_be_done(run, manifest, tmp_path):
     done = run("--manifest", manifest, "--output", tmp_path / "out", "--dry-run")
     assert done.returncode == 1, done.stderr
-    assert "2 rows in 1 shards of 256" in done.stdout
+    assert "2 rows in 1 shard of 256" in done.stdout
     assert "subject 'dog' is not in the prompt" in done.stdout
     assert not (tmp_path / "out").exists()
 

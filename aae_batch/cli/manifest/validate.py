@@ -10,6 +10,7 @@ import typer
 
 from aae_batch.cli.common import COMPLETE, WITH_FAILURES
 from aae_batch.cli.options import settings_command
+from aae_batch.errors import counted
 
 if TYPE_CHECKING:
     from aae_batch.manifest.judge import Judge
@@ -182,7 +183,7 @@ def _print(summary: Summary, shown: list[Problem], output: str | None) -> None:
         where = f"in {output}" if output else "(--limit shows more, --output FILE.csv writes all)"
         print(f"and {hidden} more {where}")
     good = summary.rows - summary.failing
-    print(f"{summary.rows} rows: {good} good, {summary.failing} would fail")
+    print(f"{counted(summary.rows, 'row')}: {good} good, {summary.failing} would fail")
     for kind, count in summary.totals.most_common():
         print(f"  {count} x {kind}")
 
