@@ -130,16 +130,9 @@ class S3Storage(ObjectStorage):
             self._put(name, data)
 
     def _put(self, name: str, data: bytes, **condition: str) -> None:
-        """Send one request with a checksum, which the store verifies before it stores the object."""
-        self._client().put_object(
-            Bucket=self.bucket,
-            Key=self._key(name),
-            Body=data,
-            ContentType=CONTENT_TYPES.get(PurePosixPath(name).suffix.lower(), ANY_TYPE),
-            ChecksumAlgorithm="SHA256",
-            ChecksumSHA256=base64.b64encode(hashlib.sha256(data).digest()).decode(),
-            **condition,
-        )
+        kind = CONTENT_TYPES.get(PurePosixPath(name).suffix.lower(), ANY_TYPE)
+        where = {"Bucket": self.bucket, "Key": self._key(name)}
+        _put(self._client(), data, ContentType=kind, **where, **condition)
 
     def exists(self, name: str) -> bool:
         with explained(self, "read", name):
@@ -327,9 +320,19 @@ class _LockObject:
             self._client.delete_object(**self._object)
 
     def _put(self, data: bytes, **condition: str) -> None:
-        self._client.put_object(
-            **self._object, Body=data, ContentType=CONTENT_TYPES[".json"], **condition
-        )
+        _put(self._client, data, ContentType=CONTENT_TYPES[".json"], **self._object, **condition)
+
+
+def _put(client, data: bytes, **arguments: str) -> None:
+    """Send one request with a checksum, which the store verifies before it stores the object.
+
+    It is a header: boto3's own checksum follows the body, which older MinIO, Ceph and others refuse.
+    `AWS_REQUEST_CHECKSUM_CALCULATION=when_required` leaves it out.
+    """
+    if client.meta.config.request_checksum_calculation != "when_required":
+        digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
+        arguments |= {"ChecksumAlgorithm": "SHA256", "ChecksumSHA256": digest}
+    client.put_object(Body=data, **arguments)
 
 
 def _is_object(name: str) -> bool:

@@ -33,6 +33,8 @@ _REFUSED = {
         "RequestLimitExceeded", "TooManyRequests", "429",
     },
     f"it was overwritten while it was read; {_AGAIN}": THERE,
+    "the store does not know something in the request ({code}), such as its checksum; set "
+    "AWS_REQUEST_CHECKSUM_CALCULATION=when_required": {*NO_CONDITIONS, "XAmzContentSHA256Mismatch"},
     "the bucket is in another region; set AWS_REGION to it": {
         "PermanentRedirect", "301", "AuthorizationHeaderMalformed",
         "IllegalLocationConstraintException",

@@ -168,6 +168,41 @@ def test_a_refusal_is_told_as_such(bucket, proxy, monkeypatch, code, said):
         S3Storage(bucket.url, proxy.url, attempts=1).write_bytes("a", b"")
 
 
+CHECKSUMS = (
+    "x-amz-trailer",
+    "x-amz-checksum-crc32",
+    "x-amz-checksum-crc32c",
+    "x-amz-checksum-crc64nvme",
+)
+"""Those of boto3, which many stores do not know."""
+
+
+def test_a_store_that_refuses_boto3_s_checksums_is_written_to_and_locked(storage, proxy):
+    for header in CHECKSUMS:
+        proxy.fail("not-implemented", times=1000, method="PUT", header=header)
+    with storage.writing():
+        storage.write_bytes("a.json", DATA)
+        assert storage.create_bytes("b.json", DATA)
+    assert storage.read_bytes("a.json") == storage.read_bytes("b.json") == DATA
+
+
+def test_a_store_that_refuses_all_checksums_is_told_with_the_setting_that_helps(
+    storage, proxy, monkeypatch
+):
+    for header in (*CHECKSUMS, "x-amz-checksum-sha256"):
+        proxy.fail("not-implemented", times=1000, method="PUT", header=header)
+    setting = r"\(NotImplemented\).* AWS_REQUEST_CHECKSUM_CALCULATION=when_required\.$"
+    with pytest.raises(OutputError, match=setting):
+        storage.write_bytes("a.json", DATA)
+    with pytest.raises(OutputError, match=setting), storage.writing():
+        pass
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    again = open_storage(storage.root, proxy.url)
+    with again.writing():
+        again.write_bytes("a.json", DATA)
+    assert again.read_bytes("a.json") == DATA
+
+
 # --- credentials ---------------------------------------------------------------------------------
 
 

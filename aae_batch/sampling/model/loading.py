@@ -90,6 +90,7 @@ def load_pipeline(
         SettingsError: the device or dtype is unknown or unavailable, or a LoRA is malformed.
     """
     import diffusers
+    import transformers  # noqa: F401 - so that it is quiet
 
     with quiet():
         return _load(diffusers, model, revision, variant, lora, device, dtype, s3_endpoint)
@@ -466,7 +467,7 @@ def _here(
     with explained(model, source):
         try:
             return from_hub(f"{model} {revision}", fetch)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             if variant is not None and f"`variant={variant}`" in str(error):
                 raise ModelError(no_variant(model, variant)) from error
             if variant is None and (variants := variants_in(str(error))):

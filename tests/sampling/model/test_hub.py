@@ -75,3 +75,10 @@ def test_a_model_that_the_hub_does_not_have_is_asked_for_once(hub, load):
     hub.folder = hub.folder / "unet"
     assert "ModelError" in outcome(load())
     assert not hub.fetched()
+
+
+def test_a_model_with_weights_of_a_variant_only_is_told_with_the_option(hub, load):
+    for file in hub.files().values():
+        if file.suffix == ".safetensors":
+            file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
+    assert "only weights of the variant fp16; add --variant fp16." in outcome(load())
