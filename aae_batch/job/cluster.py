@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import stat
 import threading
 import time
@@ -23,6 +24,10 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 
 from aae_batch.errors import JobError
 from aae_batch.job.settings import ActorSettings
+
+logger = logging.getLogger("aae_batch.job")
+
+CONNECT_SECONDS = 10.0
 
 QUIET = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
 
@@ -67,8 +72,9 @@ def cluster(settings: ActorSettings) -> Iterator[WorkerPlan]:
         ray_worker.print_to_stdstream = _log
         close_token_file()
         logging.getLogger("ray").setLevel(logging.ERROR)
-        if settings.ray_address is not None:
-            _join(settings.ray_address)
+        address = settings.ray_address or _address_of_environment()
+        if address is not None:
+            _join(address)
         else:
             # Every worker requests one CPU; the user may choose more workers than cores.
             most = settings.actors[1] if settings.actors else 1
@@ -91,8 +97,27 @@ def _log(data: dict[str, Any], ignore_prefix: bool) -> None:
         logging.getLogger("aae_batch.ray").info("%s: %s", data["pid"], line)
 
 
+def _address_of_environment() -> str | None:
+    """Return the cluster that `RAY_ADDRESS` names, if it names one."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address in ("", "local"):
+        return None
+    if address.startswith(("http://", "https://")):
+        logger.warning(
+            "RAY_ADDRESS is %s, which is for `ray job submit`: this job runs on this machine alone",
+            address,
+        )
+        return None
+    logger.warning("joining Ray at %s, which RAY_ADDRESS names", address)
+    return address
+
+
 def _join(address: str) -> None:
+    named = os.environ.get("RAY_ADDRESS") if address == "auto" else address
+    host, _, port = (named or "").removeprefix("ray://").rpartition(":")
     try:
+        if port.isdigit():  # Ray itself would wait for minutes, and warn
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
         with _without_warnings():
             ray.init(address=address, **QUIET)
     except Exception as error:  # Ray raises bare ones, too
@@ -101,7 +126,8 @@ def _join(address: str) -> None:
                 f"Ray at {address} asks for another token: set RAY_AUTH_MODE=token, with its token in "
                 "~/.ray/auth_token or RAY_AUTH_TOKEN."
             ) from error
-        raise JobError(f"No Ray at {address}: {in_words(error)}") from error
+        whose = ", as RAY_ADDRESS says" if named == os.environ.get("RAY_ADDRESS") else ""
+        raise JobError(f"No Ray at {named or address}{whose}: {in_words(error)}.") from error
 
 
 def _gpus_per_worker(settings: ActorSettings) -> float:
@@ -151,7 +177,7 @@ def _private_to_this_process() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    }
+    } | _short_temp_dir()
     before = {name: os.environ.get(name) for name in inherited}
     clusters = ray_constants.ENABLE_RAY_CLUSTER
     os.environ.update(inherited)
@@ -175,6 +201,19 @@ def _without_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _short_temp_dir() -> dict[str, str]:
+    """Return what keeps the paths of Ray's sockets within the 107 bytes that Linux has for them."""
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    if len(os.fsencode(os.environ.get(name, ""))) <= 107 - len(_SOCKET):
+        return {}
+    logger.warning("%s is too long for Ray's sockets: Ray's own files are in /tmp", name)
+    return {"RAY_TMPDIR": "/tmp"}
+
+
+_SOCKET = "/ray/session_2026-01-31_23-59-59_123456_4194304/sockets/plasma_store.12345"
+"""What Ray appends to its temporary folder, at most."""
 
 
 def close_token_file() -> None:
@@ -213,7 +252,7 @@ def stop_on_signals(grace: float) -> Iterator[Stop]:
         if stop.requested:
             raise KeyboardInterrupt("Stopped at once: complete shards are kept.")
         stop.since = time.monotonic()
-        logging.getLogger("aae_batch.job").warning(
+        logger.warning(
             "stopping: what is in progress has %.0f s to finish; a second signal stops at once",
             grace,
         )

@@ -56,7 +56,9 @@ class ActorSettings(Settings):
     )
     dtype: Dtype = "auto"
     ray_address: str | None = Field(
-        None, description="Ray cluster to join, e.g. 'auto'. Default: one on this machine."
+        None,
+        description="Ray cluster to join, e.g. 'auto'. Default: that of RAY_ADDRESS, else one on this "
+        "machine.",
     )
     grace: float = Field(
         30.0,

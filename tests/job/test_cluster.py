@@ -15,7 +15,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from aae_batch.job.cluster import close_token_file, stop_on_signals
+from aae_batch.job.cluster import (
+    _address_of_environment,
+    _short_temp_dir,
+    close_token_file,
+    stop_on_signals,
+)
 from tests.small_job import StartedCluster, environment_of, raylet_of, started_cluster
 
 OURS = """
@@ -56,7 +61,7 @@ import ray
 from aae_batch.job.cluster import cluster
 from aae_batch.job.settings import ActorSettings
 
-with cluster(ActorSettings(ray_address=sys.argv[1])):
+with cluster(ActorSettings(ray_address=sys.argv[1] or None)):
     print(ray.cluster_resources()["CPU"], "CPUs")
 """
 
@@ -176,6 +181,37 @@ def test_a_second_signal_stops_at_once():
         assert stop.requested
         with pytest.raises(KeyboardInterrupt, match="Stopped at once"):
             signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_cluster_that_is_gone_is_an_error_and_not_replaced_by_one_here(home):
+    gone = "127.0.0.1:9"
+    for address, environment in ((gone, {}), (None, {"RAY_ADDRESS": gone})):
+        done = run(JOIN, address or "", environment_of(home, **environment))
+        assert f"JobError: No Ray at {gone}" in done.stderr
+        assert ("as RAY_ADDRESS says" in done.stderr) == (address is None)
+        assert "CPUs" not in done.stdout
+
+
+@pytest.mark.slow
+def test_a_cluster_that_ray_address_names_is_joined_and_said(others):
+    done = run(JOIN, "", {**others.environment, "RAY_ADDRESS": others.address})
+    assert done.stdout == f"{others.cpus:.1f} CPUs\n", done.stderr
+    assert f"joining Ray at {others.address}, which RAY_ADDRESS names" in done.stderr
+
+
+def test_a_dashboard_in_ray_address_is_no_cluster_to_join(monkeypatch, caplog):
+    monkeypatch.setenv("RAY_ADDRESS", "http://localhost:8265")
+    assert _address_of_environment() is None
+    assert "this job runs on this machine alone" in caplog.text
+
+
+def test_ray_s_sockets_have_short_paths_whatever_tmpdir_is(monkeypatch, caplog):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", "/short")
+    assert _short_temp_dir() == {}
+    monkeypatch.setenv("TMPDIR", "/" + "long" * 25)
+    assert _short_temp_dir() == {"RAY_TMPDIR": "/tmp"}
+    assert "TMPDIR is too long for Ray's sockets" in caplog.text
 
 
 def test_a_token_file_of_ray_s_is_closed_to_others(tmp_path, monkeypatch):
