@@ -17,6 +17,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from aae_batch.errors import ModelError, SettingsError
+from aae_batch.quiet import quiet
 from aae_batch.sampling import families
 from aae_batch.sampling.config import SCHEDULERS, GuidanceConfig
 from aae_batch.sampling.model.loading import is_quantized
@@ -335,10 +336,11 @@ class Network(ABC):
             if not decoded.isfinite().all():
                 if dtype not in (torch.float16, torch.bfloat16):
                     return None
-                try:
-                    decoded = vae.to(torch.float32).decode(scaled.float(), return_dict=False)[0]
-                finally:
-                    vae.to(dtype)
+                with quiet():  # diffusers warns of every cast
+                    try:
+                        decoded = vae.to(torch.float32).decode(scaled.float(), return_dict=False)[0]
+                    finally:
+                        vae.to(dtype)
                 if not decoded.isfinite().all():
                     return None
         return self.pipe.image_processor.postprocess(decoded, output_type="pil")[0]
