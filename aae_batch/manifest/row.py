@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -58,9 +59,9 @@ def seed_of(row_id: str) -> int:
 
 def read_row(index: int, values: dict[str, Any]) -> Row:
     """Check the values of one row, which may have any type, and build its request."""
-    given = {name: value for name, value in values.items() if not _is_missing(value)}
+    given = {name: value for name, value in values.items() if not is_missing(value)}
     row_id = id_of(index, given.pop("id", None))
-    read: dict[str, Any] = {}
+    read, unfit = read_values(given)
     problems: list[tuple[type[RowError], str]] = []
     if not is_safe_id(row_id):
         reason = (
@@ -68,12 +69,7 @@ def read_row(index: int, values: dict[str, Any]) -> Row:
             "'_' and '-', not beginning with '.' or '-'"
         )
         problems.append((RequestError, reason))
-    for name, reader in _READERS.items():
-        if name in given:
-            try:
-                read[name] = reader(given[name])
-            except _UnfitError as unfit:
-                problems.append((RequestError, f"column {name}: {shown(given[name])} {unfit}"))
+    problems += [(RequestError, f"column {name}: {reason}") for name, reason in unfit.items()]
     if "prompt" not in given:
         problems.insert(0, (RequestError, "column prompt: is empty; write what the image shows"))
     elif isinstance(given["prompt"], str) and not given["prompt"].strip():
@@ -88,11 +84,29 @@ def read_row(index: int, values: dict[str, Any]) -> Row:
     return Row(index, request, error, unread=frozenset(given.keys() - read.keys()))
 
 
+def read_values(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Parse values of any type that are not missing, by column.
+
+    Returns:
+        Those that could be parsed, and what is wrong with each of the others.
+    """
+    read: dict[str, Any] = {}
+    unfit: dict[str, str] = {}
+    for name, reader in _READERS.items():
+        if name in given:
+            try:
+                read[name] = reader(given[name])
+            except _UnfitError as error:
+                unfit[name] = f"{shown(given[name])} {error}"
+    return read, unfit
+
+
 class _UnfitError(Exception):
     """The message completes a sentence that starts with the column and the value."""
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
+    """Return whether a value stands for none: None or NaN."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -110,7 +124,7 @@ def default_id(index: int) -> str:
 
 def id_of(index: int, value: Any) -> str:
     """Return the id of a row as valid UTF-8; see `is_safe_id` for use as a file name."""
-    if _is_missing(value) or value == "":
+    if is_missing(value) or value == "":
         return default_id(index)
     if isinstance(value, bytes):
         return value.decode(errors="backslashreplace")
@@ -241,6 +255,8 @@ def _subjects(value: Any) -> tuple[str, ...]:
 
 
 def _token_indices(value: Any) -> tuple[tuple[int, ...], ...]:
+    if isinstance(value, (int, float)):  # one position, as tables store a list of one
+        value = [value]
     try:
         return tuple(
             tuple(map(_index, entry)) if isinstance(entry, (list, tuple)) else (_index(entry),)

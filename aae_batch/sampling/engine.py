@@ -10,15 +10,15 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby, islice
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from aae_batch.errors import GivenUpError, NonFiniteError, RowError, SettingsError
+from aae_batch.errors import GivenUpError, NonFiniteError, RowError, SettingsError, shown
 from aae_batch.methods import DEFAULT
 from aae_batch.request import Request, Result
 from aae_batch.sampling.config import GuidanceConfig
@@ -102,7 +102,7 @@ class Engine:
         return cls(network_of(pipe), slots, defaults)
 
     def generate(
-        self, requests: Iterable[Request], config: GuidanceConfig | None = None
+        self, requests: Iterable[Request] | Request, config: GuidanceConfig | None = None
     ) -> Iterator[Result]:
         """Sample every request, and yield each result as soon as it finishes.
 
@@ -110,9 +110,15 @@ class Engine:
         request becomes a result with an error.
 
         Raises:
-            SettingsError: `config` does not fit the model, or has words that the model does not
+            SettingsError: something in `requests` is not a `Request` (of a list, this is said before
+                anything runs), `config` does not fit the model, or has words that the model does not
                 know.
         """
+        return self._generate(_requests(requests), config)
+
+    def _generate(
+        self, requests: Iterable[Request], config: GuidanceConfig | None
+    ) -> Iterator[Result]:
         with self.open(config) as batch:
             yield from batch.run(requests)
 
@@ -434,6 +440,26 @@ class Batch:
                 )
                 failed.append(sample.fail(NonFiniteError(sample.request.name, reason)))
         return failed
+
+
+def _requests(given: Any) -> Iterable[Request]:
+    """Return the requests in `given`, checked: a collection now, other iterables as they are read.
+
+    Raises:
+        SettingsError: one is not a `Request`.
+    """
+    if isinstance(given, (Request, str, bytes, Mapping)) or not isinstance(given, Iterable):
+        given = [given]
+    checked = map(_request, given)
+    return list(checked) if isinstance(given, Collection) else checked
+
+
+def _request(given: Any) -> Request:
+    if not isinstance(given, Request):
+        raise SettingsError(
+            f"{shown(given)} is not a Request; write e.g. Request('a red cat', subjects=['cat'])."
+        )
+    return given
 
 
 def _judged(sample: Sample, seen: Seen) -> tuple[Tensor, Tensor]:

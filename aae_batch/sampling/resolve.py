@@ -7,15 +7,51 @@ beforehand. Their order decides which error a request gets.
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 from typing import Any
 
-from aae_batch.columns import OVERRIDES
+from aae_batch.columns import NAMES, OVERRIDES
 from aae_batch.errors import PromptError, RequestError, SettingsError, SubjectError
+from aae_batch.manifest.row import is_missing, read_values
 from aae_batch.methods import BASELINE, METHODS
 from aae_batch.request import Request
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.families import SIZES, STABLE_DIFFUSION, Family, Sizes
 from aae_batch.sampling.words import Reads, Subject, resolve_subjects, why_unknown
+
+
+def as_read(request: Request) -> Request:
+    """Return a request with Python's own values of the types that `Request` names, whatever types
+    tables and arrays gave them: what a manifest's column may hold, a request may.
+
+    Raises:
+        RequestError: a value does not stand for one of the right type.
+    """
+    values = {name: _plain(getattr(request, name)) for name in NAMES}
+    given = {name: value for name, value in values.items() if not is_missing(value)}
+    row = str(given.pop("id")) if "id" in given else repr(request.prompt)
+    read, unfit = read_values(given)
+    if "prompt" not in given:
+        unfit["prompt"] = "is None; write what the image shows"
+    if unfit:
+        raise RequestError(row, "; ".join(f"{name}: {reason}" for name, reason in unfit.items()))
+    return Request(id=row, **read)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of NumPy, PyTorch, Arrow or pandas as Python's own: None for a missing one, a list
+    for any sequence or set."""
+    if type(value).__name__ in ("NAType", "NaTType"):  # pandas' is not imported for this
+        return None
+    for convert in ("as_py", "tolist", "to_pylist", "to_list"):
+        if hasattr(value, convert):
+            value = getattr(value, convert)()
+            break
+    if isinstance(value, Set):
+        value = sorted(value, key=str)
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
+        return [_plain(one) for one in value]
+    return value
 
 
 def resolve(
@@ -63,8 +99,6 @@ def settings_of(
         RequestError: a setting is out of range, or height, width or the method does not fit the
             model.
     """
-    if not isinstance(request.prompt, str):
-        raise RequestError(request.name, f"prompt is {request.prompt!r}; it must be a text")
     try:
         settings = config.updated(**overridden(request, config))
     except SettingsError as error:

@@ -18,7 +18,7 @@ from aae_batch.sampling.model.family import Network
 from aae_batch.sampling.noise_search import Search
 from aae_batch.sampling.objectives import Objective
 from aae_batch.sampling.objectives.attend_and_excite import attend_and_excite
-from aae_batch.sampling.resolve import resolve
+from aae_batch.sampling.resolve import as_read, resolve
 from aae_batch.sampling.steering import GuidanceSchedule, Progress, velocity_factor
 from aae_batch.sampling.texts import Conditioning, condition
 from aae_batch.sampling.trace import AttentionTrace
@@ -180,6 +180,7 @@ def admit(
     Raises:
         RowError: the request cannot be sampled.
     """
+    given, request = request, as_read(request)
     config, subjects = resolve(request, config, model.streams, model.facts, model.sizes)
     scheduler = model.scheduler(config.scheduler)
     shape = model.latent_shape(config.height, config.width)
@@ -198,7 +199,7 @@ def admit(
     if method.start is not None:
         search = Search(method.start, noise, lambda: model.draw_noise(shape, generator))
     return Sample(
-        request=request,
+        request=given,
         config=config,
         method=method,
         objective=method.load_objective() or attend_and_excite,

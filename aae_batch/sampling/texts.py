@@ -22,7 +22,7 @@ from aae_batch.request import Request
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.model.family import TEXT, Bag, Network
 from aae_batch.sampling.phrases import Phrase, conjuncts, noun_phrases, whole
-from aae_batch.sampling.resolve import resolve
+from aae_batch.sampling.resolve import as_read, resolve
 from aae_batch.sampling.words import Subject, TokenTable, token_tables
 
 
@@ -124,6 +124,7 @@ def texts_of(model: Network, request: Request, config: GuidanceConfig) -> list[s
     Raises:
         RowError: the request cannot be sampled.
     """
+    request = as_read(request)
     config, subjects = resolve(request, config, model.streams, model.facts, model.sizes)
     phrases, nouns = _phrases(model, request.prompt, config, subjects)
     texts = [phrase.text for phrase in (*phrases, *nouns)]

@@ -21,7 +21,7 @@ from aae_batch.manifest.row import read_row
 from aae_batch.manifest.validate import Problem, validate
 from aae_batch.methods import METHODS
 from aae_batch.sampling.families import SIZES
-from aae_batch.sampling.resolve import resolve
+from aae_batch.sampling.resolve import as_read, resolve
 from aae_batch.sampling.sample import admit
 from tests.conftest import small_pipeline
 
@@ -257,14 +257,14 @@ def test_an_image_is_large_enough_for_maps_of_two_cells_a_side(tmp_path, maps, l
         ({"height": 0}, "height"),
         ({"height": "tall"}, "height"),
         ({"method": "magic"}, "method"),
-        ({"prompt": None}, "prompt is None; it must be a text"),
+        ({"prompt": None}, "prompt: is None; write what the image shows"),
     ],
 )
 def test_a_request_from_python_is_checked_as_strictly(models, own, said):
     request = Request(**{"prompt": "a circle", "subjects": ["circle"], "id": "x", **own})
     judge = Judge.load(models["tiny"], GuidanceConfig())
     with pytest.raises(RowError, match=said) as caught:
-        resolve(request, GuidanceConfig(), judge.streams, judge.family, SIZES)
+        resolve(as_read(request), GuidanceConfig(), judge.streams, judge.family, SIZES)
     assert caught.value.row == "x"
 
 

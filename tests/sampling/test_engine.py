@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 
@@ -22,6 +25,7 @@ from aae_batch.sampling.families import STABLE_DIFFUSION
 from tests.conftest import small_pipeline
 
 CONFIG = GuidanceConfig(num_inference_steps=4, max_iter_to_alter=2, thresholds={0: 0.3, 1: 0.5})
+FAST = GuidanceConfig(num_inference_steps=1, max_iter_to_alter=1, thresholds={})
 PROMPTS = [
     "a red circle and a blue square",
     "a star",
@@ -128,7 +132,17 @@ def test_rows_may_differ_in_size_steps_method_and_guidance(sd1_pipeline):
         (Request("a star", subjects=["frog"], id="bad"), SubjectError, "'frog'"),
         (Request("a star", token_indices=[2], height=100, id="bad"), RequestError, "multiple of 8"),
         (Request("a star", token_indices=[2], method="magic", id="bad"), RequestError, "method"),
-        (Request(None, token_indices=[2], id="bad"), RequestError, "prompt is None"),
+        (Request("a \ud800", token_indices=[2], id="bad"), RequestError, "surrogate"),
+        (Request("a star", subjects=[None], id="bad"), RequestError, "not a list of words"),
+        (Request("a star", token_indices=[[None]], id="bad"), RequestError, "token positions"),
+        (
+            Request("a star", token_indices=[2], seed=1.5, id="bad"),
+            RequestError,
+            "seed: 1.5 is not",
+        ),
+        (Request("a star", token_indices=[2], seed=2**64, id="bad"), RequestError, "64 bits"),
+        (Request("a star", token_indices=[2], seed=object(), id="bad"), RequestError, "seed"),
+        (Request(None, token_indices=[2], id="bad"), RequestError, "prompt: is None"),
     ],
 )
 def test_a_bad_row_fails_alone_and_says_why(sd1_pipeline, bad, error, says):
@@ -138,6 +152,51 @@ def test_a_bad_row_fails_alone_and_says_why(sd1_pipeline, bad, error, says):
     assert "bad" in str(results["bad"].error)
     assert results["r0"].image
     assert results["r1"].image
+
+
+CIRCLE = Request("a red circle", subjects=["red circle"], seed=3, height=64)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"seed": np.int64(3), "height": np.float32(64)},
+        {"seed": torch.tensor(3), "token_indices": torch.tensor([[2, 3]]), "subjects": None},
+        {"seed": pa.scalar(3), "subjects": pa.array(["red circle"])},
+        {"seed": 3.0, "subjects": np.array(["red circle"]), "negative_prompt": float("nan")},
+        {"seed": "3", "subjects": pd.Series(["red circle"]), "negative_prompt": pd.NA},
+        {"seed": np.array(3), "subjects": ("red circle",), "token_indices": [np.array([2.0, 3.0])]},
+        {"subjects": {"red circle"}, "id": pd.NA},
+        {"subjects": "red circle", "height": "64"},
+    ],
+)
+def test_a_request_takes_values_as_tables_and_arrays_give_them(sd1_pipeline, fields):
+    given = replace(CIRCLE, **fields)
+    engine = Engine.from_pipeline(sd1_pipeline, slots=2)
+    expected, result = engine.generate([CIRCLE, given], FAST)
+    assert result.error is None
+    assert result.request is given
+    assert torch.equal(result.latents, expected.latents)
+    one, other = result.attention.subjects[0], expected.attention.subjects[0]
+    assert sorted(one.token_indices) == sorted(other.token_indices)
+
+
+@pytest.mark.parametrize("one", ["a red circle", None, 7, {"prompt": "a red circle"}])
+def test_what_is_no_request_is_refused_before_anything_runs(sd1_pipeline, one):
+    engine = Engine.from_pipeline(sd1_pipeline)
+    for given in (one, [CIRCLE, one]):
+        with pytest.raises(SettingsError, match="is not a Request; write"):
+            engine.generate(given, FAST)
+    with pytest.raises(SettingsError, match="is not a Request; write"):
+        list(engine.generate(iter([CIRCLE, one]), FAST))
+
+
+def test_one_request_alone_none_and_the_same_one_twice_are_taken(sd1_pipeline):
+    engine = Engine.from_pipeline(sd1_pipeline, slots=8)
+    assert [result.error for result in engine.generate(CIRCLE, FAST)] == [None]
+    assert list(engine.generate([], FAST)) == []
+    one, other = engine.generate([CIRCLE, CIRCLE], FAST)
+    assert torch.equal(one.latents, other.latents)
 
 
 def test_a_nan_in_the_middle_fails_its_row_and_names_the_step():
@@ -241,7 +300,7 @@ def test_more_steps_than_the_scheduler_has_fail_their_row_alone(sd1_pipeline):
     results = {
         r.request.id: r for r in Engine.from_pipeline(sd1_pipeline).generate(requests, config)
     }
-    assert "takes up to 1000" in str(results["1001"].error)
+    assert "use 1 to 1000" in str(results["1001"].error)
     assert results["1"].error is None
 
 
