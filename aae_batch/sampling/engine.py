@@ -128,6 +128,7 @@ class Engine:
         afterwards.
 
         Raises:
+            ModelError: the pipeline is sampling already, or its attention cannot be read.
             SettingsError: `config` does not fit the model, or has words that the model does not
                 know.
         """
@@ -171,6 +172,7 @@ class Batch:
         """The number of requests that can be added."""
         return max(0, self.slots - len(self.samples))
 
+    @torch.inference_mode(False)
     def add(self, request: Request, give_up_below: float | None = None) -> None:
         """Give `request` a slot: check it, encode its prompt, draw its noise.
 
@@ -213,6 +215,7 @@ class Batch:
                 window = window[expected:]
             size = WINDOW
 
+    @torch.inference_mode(False)
     def expect(self, requests: Iterable[Request]) -> int:
         """Tell the model what texts will be encoded next: those of requests that will be added, in
         this order, until they have `WINDOW` texts.
@@ -233,6 +236,7 @@ class Batch:
         self.model.expect(texts)
         return count
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def step(self) -> list[Result]:
         """Advance every sample, and return the results of those that finished or failed."""

@@ -258,29 +258,6 @@ def test_a_plain_row_without_subjects_has_an_image_and_no_statistics(sd1_pipelin
     assert result.attention.subjects == ()
 
 
-def test_the_pipeline_is_left_as_it_was(sd1_pipeline):
-    before = sd1_pipeline.unet.attn_processors
-    engine = Engine.from_pipeline(sd1_pipeline, slots=2)
-    results = engine.generate((request(i) for i in range(9)), CONFIG)
-    next(results)
-    assert sd1_pipeline.unet.attn_processors != before
-    results.close()
-    assert sd1_pipeline.unet.attn_processors == before
-    assert all(parameter.requires_grad for parameter in sd1_pipeline.unet.parameters())
-
-
-def test_the_pipeline_is_left_as_it_was_after_an_exception(sd1_pipeline):
-    before = sd1_pipeline.unet.attn_processors
-
-    def broken():
-        yield request(0)
-        raise KeyError("the reader broke")
-
-    with pytest.raises(KeyError):
-        list(Engine.from_pipeline(sd1_pipeline, slots=1).generate(broken(), CONFIG))
-    assert sd1_pipeline.unet.attn_processors == before
-
-
 @pytest.mark.parametrize("scheduler", ["dpmsolver++", "euler", "euler-ancestral"])
 def test_other_schedulers_guide_too(sd1_pipeline, scheduler):
     config = CONFIG.updated(scheduler=scheduler)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 import inspect
+import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
+from weakref import WeakSet
 
 import diffusers
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from PIL.Image import Image
 from torch import Tensor
+from torch.nn import DataParallel
+from torch.nn.parallel import DistributedDataParallel
 
 from aae_batch.errors import ModelError, SettingsError
 from aae_batch.quiet import quiet
@@ -96,6 +100,13 @@ class Network(ABC):
                 f"This {type(pipe).__name__} has no {missing[0]}, and cannot be guided as "
                 f"{self.facts.name} without it; load the whole model."
             )
+        for part in self.facts.parts:
+            if isinstance(getattr(pipe, part), (DataParallel, DistributedDataParallel)):
+                raise ModelError(
+                    f"The pipeline's {part} is wrapped in {type(getattr(pipe, part)).__name__}, which "
+                    f"cannot be guided; set pipe.{part} = pipe.{part}.module, and open an Engine on "
+                    "each device to use several."
+                )
 
     @abstractmethod
     def _embed(self, text: str) -> Bag:
@@ -141,7 +152,9 @@ class Network(ABC):
 
     @property
     def device(self) -> torch.device:
-        return self.network.device
+        """Where the network runs, wherever accelerate's offloading keeps its weights."""
+        is_hooked = hasattr(self.network, "_hf_hook")
+        return self.pipe._execution_device if is_hooked else self.network.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -224,7 +237,7 @@ class Network(ABC):
         return [
             one
             for one in there
-            if not (is_quantized(one) or getattr(one, "hf_device_map", None) is not None)
+            if not (is_quantized(one) or hasattr(one, "hf_device_map") or hasattr(one, "_hf_hook"))
         ]
 
     def _wants_eviction(self) -> bool:
@@ -307,6 +320,10 @@ class Network(ABC):
             if record != NONE:
                 recorder = self._require_recorder()
                 stack.enter_context(recorder.recording(record, affinity_rows, columns=columns))
+            elif (
+                self._recorder is not None
+            ):  # a compiled network is compiled with its own processors
+                self._recorder.close()
             predicted = self._forward(latents.to(self.dtype), timesteps, text)
         predicted = predicted.to(self.latents_dtype)
         if record == NONE:
@@ -381,40 +398,45 @@ class Network(ABC):
     @contextmanager
     def recording_maps(self, config: GuidanceConfig | None = None) -> Iterator[None]:
         """Sample with these settings inside the block: let `attend` and `denoise` record maps.
-        Restores the pipeline afterwards.
+        Restores the pipeline afterwards, and remembers no text.
 
         Raises:
+            ModelError: the pipeline is sampling already, or its attention cannot be read.
             SettingsError: the network has no such attention layers, or reads no sequence of that
                 length.
         """
         config = config or GuidanceConfig()
-        before = self.max_sequence_length
-        self._set_sequence_length(config.max_sequence_length)
-        frozen = [p for p in self.network.parameters() if p.requires_grad]
-        checkpoints = self.checkpoints and not self.network.is_gradient_checkpointing
-        try:
-            layers = self._layers(config)
-            for parameter in frozen:
-                parameter.requires_grad_(False)
-            if checkpoints:
-                self.network.enable_gradient_checkpointing()
-            self._recorder = AttentionRecorder(layers)
-            yield
-        finally:
-            if self._recorder is not None:
-                self._recorder.close()
+        network, before = self.network, self.max_sequence_length
+        with _claimed(network), ExitStack() as stack:
+            stack.callback(self.pipe.maybe_free_model_hooks)  # offloads again what diffusers does
+            stack.callback(self._forget, before)
+            self._forget(self.facts.sequence_length(config.max_sequence_length))
+            recorder = AttentionRecorder(self._layers(config))
+            stack.callback(recorder.close)
+            # By name, because accelerate's hooks replace parameters.
+            if any(one.is_inference() for one in network.parameters()):
+                raise ModelError(
+                    "This pipeline was loaded inside torch.inference_mode(), which leaves its weights "
+                    "without gradients for good; load it outside."
+                )
+            trainable = {name for name, one in network.named_parameters() if one.requires_grad}
+            stack.callback(_require_grad, network, trainable, True)
+            _require_grad(network, trainable, False)
+            if self.checkpoints and not network.is_gradient_checkpointing:
+                stack.callback(network.disable_gradient_checkpointing)
+                network.enable_gradient_checkpointing()
+            self._recorder = recorder
+            try:
+                yield
+            finally:
                 self._recorder = None
-            for parameter in frozen:
-                parameter.requires_grad_(True)
-            if checkpoints:
-                self.network.disable_gradient_checkpointing()
-            self._set_sequence_length(before)
 
-    def _set_sequence_length(self, length: int | None) -> None:
-        wanted = self.facts.sequence_length(length)
-        if wanted != self.max_sequence_length:
-            self.max_sequence_length = wanted
-            self._encoded.clear()
+    def _forget(self, length: int | None) -> None:
+        """Forget all texts, which text encoders may encode otherwise the next time, and read
+        sequences of this length."""
+        self.max_sequence_length = length
+        self._encoded.clear()
+        self._expected.clear()
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, device=self.device, dtype=self.dtype)
@@ -423,6 +445,39 @@ class Network(ABC):
         if self._recorder is None:
             raise RuntimeError("maps are recorded only inside recording_maps()")
         return self._recorder
+
+
+_sampling: WeakSet[torch.nn.Module] = WeakSet()
+_sampling_lock = threading.RLock()
+"""Reentrant, because a generator that the garbage collector closes may be in the same thread."""
+
+
+@contextmanager
+def _claimed(network: torch.nn.Module) -> Iterator[None]:
+    """Keep others from sampling with a network inside the block.
+
+    Raises:
+        ModelError: it is sampling already.
+    """
+    network = getattr(network, "_orig_mod", network)  # of a compiled one
+    with _sampling_lock:
+        if network in _sampling:
+            raise ModelError(
+                "This pipeline is still sampling for another generate; take all its results or call "
+                "its close() first, or load the pipeline a second time."
+            )
+        _sampling.add(network)
+    try:
+        yield
+    finally:
+        with _sampling_lock:
+            _sampling.discard(network)
+
+
+def _require_grad(network: torch.nn.Module, names: Set[str], required: bool) -> None:
+    for name, parameter in network.named_parameters():
+        if name in names:
+            parameter.requires_grad_(required)
 
 
 def network_of(pipe) -> Network:

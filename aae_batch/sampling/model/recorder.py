@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import (
+    AttnProcessor,
+    AttnProcessor2_0,
+    SlicedAttnProcessor,
+    XFormersAttnProcessor,
+)
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -18,6 +25,10 @@ ALL, NONE = slice(None), slice(0)
 
 _WIDTHS = 8
 """Fused attention takes values of a multiple of this width."""
+
+
+_SAME_ATTENTION = (AttnProcessor, SlicedAttnProcessor, XFormersAttnProcessor)
+"""Processors that compute what `AttnProcessor2_0` does, without `scaled_dot_product_attention`."""
 
 
 class Complete(Exception):
@@ -50,22 +61,34 @@ class AttentionRecorder:
     Every attention processor of diffusers ends in `F.scaled_dot_product_attention`, which receives
     queries and keys after norms and rotary embeddings. The recorder intercepts that call inside
     each layer's own processor, and only in a recorded forward: otherwise attention runs unchanged,
-    fused if it was fused. `close` restores the original processors.
+    fused if it was fused. Processors that compute the same without that call, such as those of
+    attention slicing, are replaced in a recorded forward. After one, `close` restores the original
+    processors; it must follow the backward, in which gradient checkpointing runs layers again.
 
     Cross-attention maps equal those of `AttentionStore.aggregate_attention` in diffusers'
     `StableDiffusionAttendAndExcitePipeline`.
+
+    Raises:
+        ModelError: a processor has weights of its own.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
+        for layer in layers:
+            processor = layer.module.processor
+            if isinstance(processor, torch.nn.Module):
+                raise ModelError(
+                    f"The attention of this pipeline has been replaced by {type(processor).__name__}, "
+                    "which cannot be guided; unload it, e.g. by unload_ip_adapter() for an IP-Adapter, "
+                    "or by unet.set_default_attn_processor() for Custom Diffusion."
+                )
         self.layers = layers
         self._originals = [layer.module.processor for layer in layers]
+        self._watched = [_Watched(self, layer) for layer in layers]
         self._recording = self._stop_early = False
         self._rows = self._affinity_rows = ALL
         self._maps, self._affinity = _Mean(), _Mean()
         self._columns = _Columns()
         self._texts = sum(layer.keys is not None for layer in layers)
-        for layer in layers:
-            layer.module.processor = _Watched(self, layer)
 
     @property
     def maps(self) -> Tensor:
@@ -103,21 +126,25 @@ class AttentionRecorder:
         self._rows, self._affinity_rows = rows, affinity_rows
         self._maps, self._affinity = _Mean(), _Mean()
         self._columns = _Columns(columns)
+        for layer, watched in zip(self.layers, self._watched, strict=True):
+            layer.module.processor = watched
         try:
-            yield
+            with _uncompiled():
+                yield
         except Complete:
             pass
         finally:
             self._recording = False
         if self._maps.layers != self._texts:
+            names = {type(original).__name__ for original in self._originals}
             raise ModelError(
-                "The attention of this pipeline cannot be read: its processors do not call "
-                "scaled_dot_product_attention. Switch attention slicing or xformers off "
-                "(disable_attention_slicing, disable_xformers_memory_efficient_attention)."
+                "The attention of this pipeline cannot be read, because its processors "
+                f"({', '.join(sorted(names))}) do not call scaled_dot_product_attention once; call "
+                "set_default_attn_processor() on its network."
             )
 
     def close(self) -> None:
-        """Restore the network's original attention processors."""
+        """Restore the network's original attention processors, until the next `recording`."""
         for layer, original in zip(self.layers, self._originals, strict=True):
             layer.module.processor = original
 
@@ -158,6 +185,13 @@ class AttentionRecorder:
         mean.add(probabilities)
         if self._stop_early and self._maps.layers == self._texts:
             raise Complete
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Run compiled modules as they were written inside the block, because an intercepted forward would
+    be compiled anew each time. Does not import the compiler."""
+    is_used = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if is_used else nullcontext()
 
 
 class _Mean:
@@ -224,6 +258,9 @@ class _Watched:
     def __init__(self, recorder: AttentionRecorder, layer: Layer) -> None:
         self._recorder, self._layer = recorder, layer
         self._original = layer.module.processor
+        self._readable = self._original
+        if type(self._original) in _SAME_ATTENTION:
+            self._readable = AttnProcessor2_0()
         # Layers inspect this attribute for the arguments that their processor takes.
         self.__dict__["__call__"] = self._original.__call__
 
@@ -231,7 +268,7 @@ class _Watched:
         if not self._recorder._wants(self._layer):
             return self._original(*arguments, **named)
         with _Watch(self._recorder, self._layer):
-            return self._original(*arguments, **named)
+            return self._readable(*arguments, **named)
 
 
 class _Watch(TorchFunctionMode):
