@@ -186,12 +186,10 @@ def admit(
     shape = model.latent_shape(config.height, config.width)
     try:
         model.set_timesteps(scheduler, config.num_inference_steps, shape)
-    except ValueError:  # raised by schedulers for more steps than they were trained with
+    except ValueError as error:  # of schedulers that cannot take so many
         raise RequestError(
-            request.name,
-            f"num_inference_steps is {config.num_inference_steps}, and the scheduler takes up to "
-            f"{scheduler.config.num_train_timesteps}",
-        ) from None
+            request.name, f"num_inference_steps is {config.num_inference_steps}: {error}"
+        ) from error
     generator = torch.Generator("cpu").manual_seed(request.seed)
     noise = model.draw_noise(shape, generator)
     method, steps = METHODS[config.method], len(scheduler.timesteps)

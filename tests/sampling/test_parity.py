@@ -11,13 +11,23 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionAttendAndExcitePipeline,
     StableDiffusionPipeline,
+    UniPCMultistepScheduler,
 )
+from diffusers.schedulers import KarrasDiffusionSchedulers
 
 from aae_batch import Engine, GuidanceConfig, Request
+from aae_batch.errors import SettingsError
+from aae_batch.sampling.config import SCHEDULERS
+from aae_batch.sampling.model.flux import _packed
 from tests.conftest import small_pipeline
+from tests.pipelines import flux, stable_diffusion_3
 from tests.sampling.test_paper import NATIVE, difference, paper_latents
 
 REQUESTS = [
@@ -130,27 +140,82 @@ def test_plain_sampling_is_diffusers_stable_diffusion(version):
         assert np.abs(np.asarray(result.image) / 255 - picture).max() < 2 / 255
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "pndm", "dpmsolver++", "euler", "euler-ancestral"])
-def test_plain_sampling_agrees_under_every_scheduler(sd1_pipeline, scheduler):
-    config = GuidanceConfig(num_inference_steps=6, method="stable-diffusion", scheduler=scheduler)
-    engine = Engine.from_pipeline(sd1_pipeline, slots=2)
-    own = sd1_pipeline.scheduler
-    ours = {
-        r.request.seed: r.latents
-        for r in engine.generate([Request("a star", seed=s) for s in (1, 2, 3)], config)
-    }
+KARRAS = sorted({one.name for one in KarrasDiffusionSchedulers} - {"DPMSolverSDEScheduler"})
+
+
+@pytest.fixture(scope="module")
+def exact_pipeline() -> StableDiffusionPipeline:
+    return small_pipeline().to(torch.float64)
+
+
+@pytest.mark.parametrize("scheduler", [*SCHEDULERS, *KARRAS, "LCMScheduler"])
+def test_plain_sampling_is_diffusers_under_every_scheduler(exact_pipeline, scheduler):
+    """Rows of different steps, so that no scheduler's state is another row's. EDM's has a noise schedule
+    of its own, and is the pipeline's or none."""
+    pipe, config = exact_pipeline, GuidanceConfig(method="stable-diffusion", scheduler=scheduler)
+    own = pipe.scheduler
+    requests = [Request("a star", seed=n, num_inference_steps=n) for n in (3, 5)]
     try:
-        sd1_pipeline.scheduler = engine.model.scheduler(scheduler)
-        for seed, latents in ours.items():
-            theirs = sd1_pipeline(
+        if scheduler == "EDMEulerScheduler":
+            with pytest.raises(SettingsError, match="noise schedule of this model's DDIM"):
+                list(Engine.from_pipeline(pipe).generate(requests, config))
+            pipe.scheduler = EDMEulerScheduler()
+        results = list(Engine.from_pipeline(pipe, slots=2).generate(requests, config))
+        for result in results:
+            pipe.scheduler = Engine.from_pipeline(pipe).model.scheduler(scheduler)
+            theirs = pipe(
                 "a star",
-                num_inference_steps=6,
-                generator=torch.Generator("cpu").manual_seed(seed),
+                num_inference_steps=result.request.num_inference_steps,
+                generator=torch.Generator("cpu").manual_seed(result.request.seed),
                 output_type="latent",
             ).images[0]
-            assert difference(latents, theirs) < 1e-3
+            assert difference(result.latents, theirs) < 1e-9
     finally:
-        sd1_pipeline.scheduler = own
+        pipe.scheduler = own
+
+
+def test_a_scheduler_whose_noise_is_not_of_the_seed_is_refused(exact_pipeline):
+    config = GuidanceConfig(scheduler="DPMSolverSDEScheduler")
+    with pytest.raises(SettingsError, match="'DPMSolverSDEScheduler' cannot be used; take one of"):
+        list(Engine.from_pipeline(exact_pipeline).generate([], config))
+
+
+@pytest.mark.parametrize("make", [stable_diffusion_3, flux])
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        FlowMatchEulerDiscreteScheduler,
+        FlowMatchHeunDiscreteScheduler,
+        UniPCMultistepScheduler,
+        DPMSolverMultistepScheduler,
+        DDIMScheduler,
+    ],
+)
+def test_flow_matching_is_diffusers_under_its_schedulers_and_no_others(make, scheduler):
+    pipe = make().to(torch.float64)
+    how = {}
+    if scheduler in (UniPCMultistepScheduler, DPMSolverMultistepScheduler):
+        how = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **how)
+    request = Request("a star", seed=1, method="stable-diffusion", height=64, width=64)
+    engine, config = Engine.from_pipeline(pipe), GuidanceConfig(num_inference_steps=3)
+    if scheduler is DDIMScheduler or (scheduler, make) == (FlowMatchHeunDiscreteScheduler, flux):
+        says = "cannot be used; take" if scheduler is DDIMScheduler else "image's size"
+        with pytest.raises(SettingsError, match=says):
+            list(engine.generate(request, config))
+        return
+    (result,) = engine.generate(request, config)
+    theirs = pipe(
+        "a star",
+        num_inference_steps=3,
+        guidance_scale=config.guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(1),
+        output_type="latent",
+        height=64,
+        width=64,
+    ).images[0]
+    ours = result.latents if make is stable_diffusion_3 else _packed(result.latents[None])[0]
+    assert difference(ours, theirs) < 1e-9
 
 
 def test_the_oracle_is_diffusers_pipeline_too():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
+from inspect import signature
 from typing import Any, ClassVar
 from weakref import WeakSet
 
@@ -525,9 +525,9 @@ def named_scheduler(own, name: str | None, known: Sequence[str]):
         known: the classes that fit the family.
 
     Raises:
-        SettingsError: the scheduler is none of these.
+        SettingsError: the scheduler is none of these, or has no such noise schedule.
     """
-    if name is None:
+    if name is None or (name == type(own).__name__ and name in known):
         return copy.deepcopy(own)
     class_name = SCHEDULERS.get(name, name)
     if class_name not in known or not hasattr(diffusers, class_name):
@@ -535,9 +535,15 @@ def named_scheduler(own, name: str | None, known: Sequence[str]):
         raise SettingsError(
             f"scheduler {class_name!r} cannot be used; take one of {', '.join([*short, *known])}."
         )
+    made = getattr(diffusers, class_name)
+    if ("beta_schedule" in own.config) != ("beta_schedule" in signature(made.__init__).parameters):
+        raise SettingsError(
+            f"scheduler {class_name!r} cannot have the noise schedule of this model's "
+            f"{type(own).__name__}; leave it out, or take another."
+        )
     # Stable Diffusion's own PNDM configuration has no Runge-Kutta steps
     others = {"skip_prk_steps": True} if class_name == "PNDMScheduler" else {}
-    return getattr(diffusers, class_name).from_config(own.config, **others)
+    return made.from_config(own.config, **others)
 
 
 def noise_scale(scheduler) -> float:
@@ -554,7 +560,7 @@ def scaled(scheduler, latents: Tensor, timestep: Tensor) -> Tensor:
 def step_arguments(scheduler, generator: torch.Generator, eta: float) -> dict[str, object]:
     """Return those of the two keyword arguments that `scheduler.step` accepts, as diffusers'
     pipelines do."""
-    accepted = inspect.signature(scheduler.step).parameters
+    accepted = signature(scheduler.step).parameters
     wanted = {"generator": generator, "eta": eta}
     return {name: value for name, value in wanted.items() if name in accepted}
 

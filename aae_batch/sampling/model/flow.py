@@ -3,6 +3,7 @@ and schedules of sigmas."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,11 @@ from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.model.family import Network, chosen, named_scheduler
 from aae_batch.sampling.model.recorder import Layer
 
-SCHEDULER_CLASSES = ("FlowMatchEulerDiscreteScheduler",)
+SCHEDULER_CLASSES = (
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+)
 
 
 class FlowTransformer(Network):
@@ -46,7 +51,20 @@ class FlowTransformer(Network):
         return height // self.facts.patch, width // self.facts.patch
 
     def scheduler(self, name: str | None):
-        return named_scheduler(self.pipe.scheduler, name, SCHEDULER_CLASSES)
+        own = self.pipe.scheduler
+        if name is None and not own.config.get("use_flow_sigmas", False):
+            name = type(own).__name__  # refused by its name if it is none of these
+        scheduler = named_scheduler(own, name, SCHEDULER_CLASSES)
+        if self._shifts(own) and "mu" not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise SettingsError(
+                f"scheduler {type(scheduler).__name__!r} cannot shift its schedule with the image's "
+                f"size, as this model needs; take {SCHEDULER_CLASSES[0]}."
+            )
+        return scheduler
+
+    def _shifts(self, scheduler) -> bool:
+        """True if the schedule depends on the image's size."""
+        return bool(scheduler.config.get("use_dynamic_shifting", False))
 
     def _mu(self, scheduler, shape: Sequence[int]) -> float:
         """Return the shift of the schedule for an image of this size: linear in its tokens."""

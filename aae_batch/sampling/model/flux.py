@@ -41,6 +41,10 @@ class Flux(FlowTransformer):
         sigmas = {"num_inference_steps": steps} if own else {"sigmas": linear_sigmas(steps)}
         scheduler.set_timesteps(device=self.device, mu=self._mu(scheduler, shape), **sigmas)
 
+    def _shifts(self, scheduler) -> bool:
+        """Always told the size, as by the pipeline."""
+        return True
+
     def blank(self) -> Bag:
         config = self.network.config
         return {

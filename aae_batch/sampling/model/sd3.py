@@ -54,8 +54,7 @@ class StableDiffusion3(FlowTransformer):
         return range(count // 3, count - count // 3)
 
     def set_timesteps(self, scheduler, steps: int, shape: Sequence[int]) -> None:
-        shifted = scheduler.config.get("use_dynamic_shifting", False)
-        mu = {"mu": self._mu(scheduler, shape)} if shifted else {}
+        mu = {"mu": self._mu(scheduler, shape)} if self._shifts(scheduler) else {}
         scheduler.set_timesteps(steps, device=self.device, **mu)
 
     def blank(self) -> Bag:

@@ -18,6 +18,7 @@ from aae_batch.sampling.model.family import TEXT, Bag, Network, chosen, named_sc
 from aae_batch.sampling.model.recorder import Layer
 
 SCHEDULER_CLASSES = [*(known.name for known in KarrasDiffusionSchedulers), "LCMScheduler"]
+SCHEDULER_CLASSES.remove("DPMSolverSDEScheduler")  # its noise is not that of the row's seed
 
 
 class StableDiffusion(Network):
