@@ -168,6 +168,13 @@ class GuidanceConfig(SteeringSettings):
         ge=0,
         description="Classifier-free guidance for FLUX, beside its own; 1 or less switches it off.",
     )
+    guidance_rescale: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Rescale classifier-free guidance by this share towards the deviation of the "
+        "prompt's own prediction (arXiv 2305.08891), against overexposure.",
+    )
     negative_prompt: str | None = Field(
         None, description="What the image should not show. Default: nothing."
     )

@@ -63,11 +63,13 @@ class Conditioning:
         conditions: the prompt, or its conjuncts.
         negative: what to move away from; None without classifier-free guidance.
         weight: the weight of each condition.
+        rescale: as `guidance_rescale`.
     """
 
     conditions: tuple[Condition, ...]
     negative: Text | None
     weight: float
+    rescale: float = 0.0
 
     def combine(self, negative: Tensor | None, conditional: Tensor) -> Tensor:
         """Return `e + sum_i w (e_i - e)`, the conjunction of Liu et al. (their equation 11).
@@ -76,13 +78,20 @@ class Conditioning:
         condition's own prediction. It is linear, so it holds for predictions of v as well as of the
         noise.
 
+        Of it, the share `rescale` gets the standard deviation of the conditions' mean (Lin et al. 2023,
+        arXiv 2305.08891, section 3.4).
+
         Args:
             negative: the prediction for the negative text, [channels, height, width].
             conditional: the predictions for the conditions, [conditions, channels, height, width].
         """
         if negative is None:
             return conditional[0]
-        return negative + (self.weight * (conditional - negative)).sum(dim=0)
+        guided = negative + (self.weight * (conditional - negative)).sum(dim=0)
+        if self.rescale == 0:
+            return guided
+        rescaled = guided * (conditional.mean(dim=0).std() / guided.std())
+        return self.rescale * rescaled + (1 - self.rescale) * guided
 
 
 def condition(
@@ -104,7 +113,8 @@ def condition(
     negative = None
     if _has_negative(model, config, len(conditions)):
         negative = Text(model.encode_negative(config))
-    return Conditioning(conditions, negative, max(1.0, model.facts.classifier_free(config)))
+    weight = max(1.0, model.facts.classifier_free(config))
+    return Conditioning(conditions, negative, weight, config.guidance_rescale)
 
 
 def _phrases(

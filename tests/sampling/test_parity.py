@@ -27,7 +27,7 @@ from aae_batch.errors import SettingsError
 from aae_batch.sampling.config import SCHEDULERS
 from aae_batch.sampling.model.flux import _packed
 from tests.conftest import small_pipeline
-from tests.pipelines import flux, stable_diffusion_3
+from tests.pipelines import flux, stable_diffusion_3, stable_diffusion_xl
 from tests.sampling.test_paper import NATIVE, difference, paper_latents
 
 REQUESTS = [
@@ -138,6 +138,27 @@ def test_plain_sampling_is_diffusers_stable_diffusion(version):
         assert difference(result.latents, latents) < 1e-3
         picture = plain(pipe, result.request, output_type="np")
         assert np.abs(np.asarray(result.image) / 255 - picture).max() < 2 / 255
+
+
+@pytest.mark.parametrize("make", [small_pipeline, stable_diffusion_xl])
+def test_rescaled_guidance_is_diffusers_too(make):
+    pipe = make().to(torch.float64)
+    engine = Engine.from_pipeline(pipe)
+    config = GuidanceConfig(method="stable-diffusion", num_inference_steps=3, guidance_rescale=0.7)
+    request = Request("a red star", ["star"], seed=1, negative_prompt="a circle")
+    (result,) = engine.generate(request, config)
+    (default,) = engine.generate(request, config.updated(guidance_rescale=0.0))
+    theirs = pipe(
+        "a red star",
+        negative_prompt="a circle",
+        num_inference_steps=3,
+        guidance_scale=config.guidance_scale,
+        guidance_rescale=config.guidance_rescale,
+        generator=torch.Generator("cpu").manual_seed(1),
+        output_type="latent",
+    ).images[0]
+    assert difference(result.latents, theirs) < 1e-9
+    assert difference(result.latents, default.latents) > 1e-6
 
 
 KARRAS = sorted({one.name for one in KarrasDiffusionSchedulers} - {"DPMSolverSDEScheduler"})
