@@ -408,7 +408,8 @@ class Network(ABC):
         config = config or GuidanceConfig()
         network, before = self.network, self.max_sequence_length
         with _claimed(network), ExitStack() as stack:
-            stack.callback(self.pipe.maybe_free_model_hooks)  # offloads again what diffusers does
+            if getattr(self.pipe, "_all_hooks", None):  # of model offloading
+                stack.callback(self.pipe.maybe_free_model_hooks)
             stack.callback(self._forget, before)
             self._forget(self.facts.sequence_length(config.max_sequence_length))
             recorder = AttentionRecorder(self._layers(config))
