@@ -301,3 +301,10 @@ def test_weights_that_were_loaded_in_inference_mode_are_refused():
         ModelError, match=r"loaded inside torch.inference_mode\(\).*load it outside"
     ):
         list(Engine.from_pipeline(pipe).generate(GUIDED, FAST))
+
+
+def test_a_tokenizer_without_a_limit_is_refused_in_a_sentence():
+    pipe = small_pipeline()
+    pipe.tokenizer.model_max_length = int(1e30)  # what transformers makes of none
+    with pytest.raises(ModelError, match=r"set pipe\.tokenizer\.model_max_length = 16"):
+        Engine.from_pipeline(pipe)

@@ -24,7 +24,7 @@ from aae_batch.errors import ModelError, SettingsError
 from aae_batch.quiet import quiet
 from aae_batch.sampling import families
 from aae_batch.sampling.config import SCHEDULERS, GuidanceConfig
-from aae_batch.sampling.model.loading import is_quantized
+from aae_batch.sampling.model.loading import is_quantized, limits
 from aae_batch.sampling.model.recorder import ALL, NONE, AttentionRecorder, Layer
 from aae_batch.sampling.words import Stream
 
@@ -106,6 +106,13 @@ class Network(ABC):
                     f"The pipeline's {part} is wrapped in {type(getattr(pipe, part)).__name__}, which "
                     f"cannot be guided; set pipe.{part} = pipe.{part}.module, and open an Engine on "
                     "each device to use several."
+                )
+
+        for part, tokenizer, most in limits(pipe):
+            if tokenizer.model_max_length > most:
+                raise ModelError(
+                    f"The pipeline's {part} gives texts of any length to a text encoder that reads {most} "
+                    f"tokens; set pipe.{part}.model_max_length = {most}."
                 )
 
     @abstractmethod

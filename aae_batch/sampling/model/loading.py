@@ -153,13 +153,23 @@ def _refuse_missing_parameters(model: str, pipe) -> None:
 def _bound_tokenizers(pipe) -> None:
     """Let no tokenizer of CLIP return more positions than its encoder has: some are saved without
     `model_max_length`."""
+    for _, tokenizer, most in limits(pipe):
+        tokenizer.model_max_length = most
+    if hasattr(pipe, "tokenizer_max_length"):  # Stable Diffusion 3 and FLUX.1 keep it
+        pipe.tokenizer_max_length = pipe.tokenizer.model_max_length
+
+
+def limits(pipe) -> Iterator[tuple[str, Any, int]]:
+    """Yield a pipeline's tokenizers by name, each with the number of positions that its encoder has."""
     for number in ("", "_2"):
         tokenizer = getattr(pipe, f"tokenizer{number}", None)
         encoder = getattr(pipe, f"text_encoder{number}", None)
         if tokenizer is not None and encoder is not None:
-            tokenizer.model_max_length = most_positions(tokenizer, encoder.config.to_dict())
-    if hasattr(pipe, "tokenizer_max_length"):  # Stable Diffusion 3 and FLUX.1 keep it
-        pipe.tokenizer_max_length = pipe.tokenizer.model_max_length
+            yield (
+                f"tokenizer{number}",
+                tokenizer,
+                most_positions(tokenizer, encoder.config.to_dict()),
+            )
 
 
 def most_positions(tokenizer: Any, encoder: Mapping[str, Any]) -> int:
