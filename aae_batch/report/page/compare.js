@@ -159,7 +159,10 @@ function histogram(name, label, values) {
     if (range) paint(at(Math.max(low, range[0])), at(Math.min(high, range[1] - (bars.length === BARS ? 1e-9 : 0))));
     else paint(0, -1);
     answers.forEach((button, i) => button.setAttribute("aria-pressed", range?.[0] <= i && i <= range?.[1]));
-    ends.forEach((end, i) => (end.value = range ? String(Number(range[i].toPrecision(4))) : ""));
+    ends.forEach((end, i) => {
+      const isOpen = !range || range[i] === [low, high][i]; // so that a rounded end excludes no extreme
+      end.value = isOpen ? "" : String(Number(range[i].toPrecision(6)));
+    });
     node.classList.toggle("active", Boolean(range));
   };
   return { node, update };
