@@ -122,8 +122,8 @@ def _score(job: ScoreSettings) -> int:
     print(f"{job.metric} of {job.output}: {rows} scored, {shards} kept")
     if scored.missing:
         complain(
-            f"{counted(scored.missing, 'shard')} of {job.output} not generated yet; run the same command "
-            "again when they are."
+            f"{job.output} is incomplete: {counted(scored.missing, 'shard')} still to be generated. Run the "
+            "same command again afterwards."
         )
     for reason in scored.reasons:
         complain(reason)

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,13 +22,10 @@ from aae_batch.cli.manifest.common import METHODS_HELP, SEEDS_HELP
 from aae_batch.cli.manifest.validate import validate
 from aae_batch.cli.options import settings_command
 from aae_batch.cli.report import report
-from aae_batch.errors import OutputError
+from aae_batch.errors import OutputError, SettingsError
 
 if TYPE_CHECKING:
     from aae_batch.store.base import Storage
-
-JUDGES = {"shapes": "detector,attention", "shapes-flow": "detector,attention"}
-"""What judges the pictures of a model by default; for other models what needs no further model."""
 
 
 @settings_command(without=("manifest", "output"))
@@ -36,8 +34,8 @@ def make(
     prompts: Annotated[
         str,
         typer.Argument(
-            help="Prompts as `aae-batch manifest build` takes them: a .txt, .csv, .jsonl, .parquet or .yaml, "
-            "a path or a URL."
+            help="Prompts, or a table with a column prompt, as for `aae-batch manifest build`: a path or a "
+            "URL."
         ),
     ],
     output: Annotated[
@@ -78,10 +76,14 @@ def make(
     aae-batch make prompts.txt s3://bucket/output --model stabilityai/stable-diffusion-xl-base-1.0 --yes
     """
     from aae_batch.dataset.layout import MANIFEST
+    from aae_batch.sampling.model.loading import EMBEDDED
     from aae_batch.store.open import open_storage
 
+    if not output.strip("/"):
+        raise SettingsError("OUTPUT is not a folder of its own; name one, e.g. output.")
     manifest = f"{output.rstrip('/')}/{MANIFEST}"
-    metric = metric or JUDGES.get(settings["model"], "attention")
+    # by default what needs no further model
+    metric = metric or ("detector,attention" if settings["model"] in EMBEDDED else "attention")
     own = _option("--seeds", seeds) + _option("--methods", methods) + ["--yes"] * yes
     building = ["manifest", "build", prompts, manifest, *own, *_given(context, build, {"model"})]
     validating = ["manifest", "validate", manifest, *_given(context, validate)]
@@ -96,7 +98,8 @@ def make(
             print(_in_words(step))
         return COMPLETE
     storage = open_storage(output, settings["s3_endpoint"])
-    if storage.exists(MANIFEST):
+    was_there = storage.exists(MANIFEST)
+    if was_there:
         _check_same(storage, building, prompts)
         print(f"manifest: {manifest}, built before from the same prompts")
     elif (there := storage.anything()) is not None:
@@ -108,6 +111,8 @@ def make(
         return code
     code = _run(validating)
     if code > WITH_FAILURES or (code and not (yes or _agreed())):
+        if not was_there:  # so that the same command takes the prompts as they are then
+            storage.delete(MANIFEST)
         return code
     worst = COMPLETE
     for step in others:
@@ -170,6 +175,7 @@ def _check_same(storage: Storage, building: Sequence[str], prompts: str) -> None
     from aae_batch.dataset.layout import MANIFEST
     from aae_batch.store.scratch import scratch_folder
 
+    there = storage.read_bytes(MANIFEST) or b""
     said = io.StringIO()
     with scratch_folder() as folder:
         built = str(folder / MANIFEST)
@@ -178,9 +184,11 @@ def _check_same(storage: Storage, building: Sequence[str], prompts: str) -> None
         if code:
             print(said.getvalue(), end="", file=sys.stderr)
             raise typer.Exit(code)
+        if Path(built).read_bytes() == there:
+            return
         now = pq.read_table(built)
-    try:
-        before = pq.read_table(io.BytesIO(storage.read_bytes(MANIFEST) or b""))
+    try:  # another version may write the same rows otherwise
+        before = pq.read_table(io.BytesIO(there))
     except pa.ArrowException:
         before = None
     if before is None or not before.equals(now):

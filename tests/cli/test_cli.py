@@ -337,7 +337,17 @@ def test_a_folder_of_someone_else_is_refused_and_stays_as_it_is(run, tmp_path, k
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 
-COMMANDS = ["generate", "evaluate", "verify", "status", "report", "export", "tokens", "demo"]
+COMMANDS = [
+    "make",
+    "generate",
+    "evaluate",
+    "verify",
+    "status",
+    "report",
+    "export",
+    "tokens",
+    "demo",
+]
 COMMANDS += ["manifest build", "manifest benchmark", "manifest validate"]
 
 

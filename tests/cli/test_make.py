@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import math
+
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -89,4 +92,25 @@ def test_rows_that_would_fail_need_a_yes(run, prompts, tmp_path):
     assert result.exit_code == 1
     assert "2 rows: 1 good, 1 would fail" in result.output
     assert "add --yes to make the others" in result.output
-    assert not (tmp_path / "out" / "run.json").exists()
+    assert list((tmp_path / "out").iterdir()) == []
+
+    prompts.write_text("prompt,subjects\na red circle,circle;red dog\n")
+    assert "red dog" in run("prompts.csv", "out").output  # the prompts as they are now
+
+
+def test_the_same_command_goes_on_with_values_that_are_no_numbers(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    prompt = {"prompt": "a red circle", "subjects": ["red circle"], "rating": math.nan}
+    (tmp_path / "p.jsonl").write_text(json.dumps(prompt))
+    built = CliRunner().invoke(cli.app, ["manifest", "build", "p.jsonl", "out/manifest.parquet"])
+    assert built.exit_code == 0
+    result = run("p.jsonl", "out", "--max-sequence-length", 0)  # refused by the step after
+    assert "built before from the same prompts" in result.output
+    assert result.exit_code == 2
+
+
+@pytest.mark.parametrize("output", ["", "/"])
+def test_an_output_is_a_folder_of_its_own(run, prompts, output):
+    result = run(prompts, output)
+    assert result.exit_code == 2
+    assert "OUTPUT is not a folder" in result.output
