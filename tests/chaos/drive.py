@@ -61,12 +61,12 @@ def _hire_for_evaluate() -> None:
 def _spare_the_driver_models() -> None:
     """As where the model is on the actors' machines alone. Saves seconds of importing."""
     from aae_batch.errors import ModelError
-    from aae_batch.sampling.model import loading
+    from aae_batch.generate import driver
 
     def nowhere(*_, **__):
         raise ModelError("It is on the actors' machines alone.")
 
-    loading.load_streams = nowhere
+    driver.index_of = nowhere
 
 
 def _shift_clock(seconds: float) -> None:

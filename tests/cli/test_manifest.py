@@ -34,7 +34,7 @@ def test_subjects_that_were_found_are_shown_and_need_a_yes(run, prompts, tmp_pat
     assert result.exit_code == 2
     assert "a cat and a teddy bear  cat; teddy bear" in result.output
     assert "of 3 prompts, 2 with fewer than two subjects, 1 with none" in result.output
-    assert "1 prompt has no subject" in result.stderr
+    assert "no subject in 1 prompt" in result.stderr
     assert "add --yes" in result.stderr
     assert not (tmp_path / "m.parquet").exists()
     result = run("build", prompts, "m.parquet", "--yes", "--seeds", "2", "--methods", "both")
@@ -81,7 +81,7 @@ def test_prompts_that_cannot_be_guided_are_told_of_however_that_came_about(run, 
     (tmp_path / "p.jsonl").write_text('{"prompt": "a cat", "subjects": []}\n')
     result = run("build", "p.jsonl", "n.parquet")
     assert result.exit_code == 0
-    assert "1 prompt has no subject, and no method can guide it" in result.stderr
+    assert "no subject in 1 prompt, which no method can guide" in result.stderr
 
 
 def test_without_finding_or_with_subjects_nobody_is_asked(run, prompts, tmp_path):

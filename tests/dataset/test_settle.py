@@ -258,6 +258,8 @@ def tried(storage, form: str, kept: int) -> list:
                 "seed": n,
                 "verdict": "accepted" if n == kept else "rejected",
                 "kept": n == kept,
+                "guided": 2,
+                "denoised": 6,
             }
             for n in range(2)
         ]

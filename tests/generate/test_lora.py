@@ -114,7 +114,7 @@ def test_the_option_is_repeated_for_several(file, tmp_path):
     def run(*given: str):
         return CliRunner().invoke(cli.app, [*base, *given])
 
-    good = run("--lora", f"{file}:0.5", "--lora", str(other), "--variant", "fp16")
+    good = run("--lora", f"{file}:0.5", "--lora", str(other))
     assert good.exit_code == 0, good.output
     assert "no row would fail" in good.output
     bad = run("--lora", f"{file}:0.5", "--lora", f"{file}:0.7")

@@ -95,8 +95,8 @@ def test_the_figures_of_each_method_and_the_reasons_of_failure_stand_at_the_top(
     ]
     assert table.locator("tbody tr").nth(0).locator("td").nth(2).text_content() == "100.0 %"
     colours = table.get_by_role("columnheader", name="all in their colours")
-    assert colours.evaluate("(cell) => cell.cellIndex") == 8
-    assert table.locator("tbody tr").nth(0).locator("td").nth(7).text_content() == "0.0 %"
+    assert colours.evaluate("(cell) => cell.cellIndex") == 7
+    assert table.locator("tbody tr").nth(0).locator("td").nth(6).text_content() == "0.0 %"
     page.get_by_text("Why 1 row failed").click()
     reasons = page.get_by_role("region", name="Reasons of failure").locator("tbody tr")
     assert reasons.get_by_role("rowheader").all_text_contents() == ["RequestError"]

@@ -163,13 +163,9 @@ def limits(pipe) -> Iterator[tuple[str, Any, int]]:
     """Yield a pipeline's tokenizers by name, each with the number of positions that its encoder has."""
     for number in ("", "_2"):
         tokenizer = getattr(pipe, f"tokenizer{number}", None)
-        encoder = getattr(pipe, f"text_encoder{number}", None)
-        if tokenizer is not None and encoder is not None:
-            yield (
-                f"tokenizer{number}",
-                tokenizer,
-                most_positions(tokenizer, encoder.config.to_dict()),
-            )
+        config = getattr(getattr(pipe, f"text_encoder{number}", None), "config", None)
+        if tokenizer is not None and config is not None:
+            yield f"tokenizer{number}", tokenizer, most_positions(tokenizer, config.to_dict())
 
 
 def most_positions(tokenizer: Any, encoder: Mapping[str, Any]) -> int:
