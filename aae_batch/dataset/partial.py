@@ -30,7 +30,7 @@ _SCHEMA = pa.schema(
         pa.field(
             "metadata", pa.struct(list(layout.metadata_schema(pa.schema([]), with_tries=True)))
         ),
-        pa.field("attention", pa.list_(pa.struct(list(layout.ATTENTION_SCHEMA)))),
+        pa.field("attention", pa.list_(pa.struct(list(layout.attention_schema(with_maps=True))))),
         pa.field("tries", pa.list_(pa.struct(list(layout.TRIES_SCHEMA)))),
         pa.field("image", pa.large_binary()),
     ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial as partial_of
+
 import pyarrow as pa
 import pytest
 
@@ -12,12 +15,21 @@ from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.verify import to_delete, verify
 from aae_batch.dataset.writer import Shard
 from aae_batch.manifest.reader import open_manifest
+from tests.small_output import Output
 
 
-@pytest.fixture(params=["files", "webdataset", "parquet"])
-def uncommitted(make_output, request):
+@pytest.fixture(params=["files", "webdataset", "parquet", "with maps over time"])
+def make(make_output, request) -> Callable[..., Output]:
+    """Write a dataset in a layout, or one that keeps maps of other steps than the last."""
+    if request.param == "with maps over time":
+        return partial_of(make_output, "webdataset", attention_maps="every:2")
+    return partial_of(make_output, request.param)
+
+
+@pytest.fixture
+def uncommitted(make):
     """A storage, its first shard, rows a and b, without its tables, and the outcomes of both."""
-    storage = make_output(request.param).storage
+    storage = make().storage
     shard = shard_of(Dataset(storage).run, storage, 0)
     outcomes = shard.stored_outcomes(0)
     for name in ("metadata/00000.parquet", "attention/00000.parquet", "summary.json"):
@@ -29,7 +41,7 @@ def names_of(shard: Shard) -> list[str]:
     return list(partial.kept(shard.storage, shard.fingerprint).get(shard.index, ()))
 
 
-def test_outcomes_come_back_as_they_were_kept(uncommitted, make_output, tmp_path):
+def test_outcomes_come_back_as_they_were_kept(uncommitted, make, tmp_path):
     storage, shard, (first, second) = uncommitted
     partial.keep(shard, [second])
     partial.keep(shard, [first])
@@ -37,7 +49,7 @@ def test_outcomes_come_back_as_they_were_kept(uncommitted, make_output, tmp_path
     assert list(partial.kept(storage, shard.fingerprint)[0].values()) == [1, 1]
     found, damaged = partial.take_up(shard, names_of(shard), range(2))
     assert not damaged
-    one = make_output(shard.layout, tmp_path / "other")
+    one = make(tmp_path / "other")
     with open_manifest(one.manifest) as manifest:
         shard.commit(list(found.values()), manifest.part(0, 2).extras)
     partial.discard(storage, names_of(shard))
