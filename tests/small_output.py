@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -49,8 +51,8 @@ class Output:
 def make_output(tmp_path) -> Callable[..., Output]:
     """Write a whole dataset in some layout, by default of `ROWS` and into a folder.
 
-    `losses` has the final losses, by id, of rows whose loss is not to be 0.5. Earlier versions did not
-    count forwards. `guiding` has other settings of the guidance.
+    `losses` has the final losses, by id, of rows whose loss is not to be 0.5. The records of an `earlier`
+    version lack what it did not know. `guiding` has other settings of the guidance.
     """
 
     def make(
@@ -59,7 +61,7 @@ def make_output(tmp_path) -> Callable[..., Output]:
         *,
         rows: Sequence[Mapping[str, Any]] = ROWS,
         losses: Mapping[str, float] | None = None,
-        counts_forwards: bool = True,
+        earlier: bool = False,
         **guiding: Any,
     ) -> Output:
         manifest = tmp_path / "manifest.jsonl"
@@ -68,9 +70,7 @@ def make_output(tmp_path) -> Callable[..., Output]:
         def drawn(into: Shard, row: Row) -> Outcome:
             return outcome(into, row, (losses or {}).get(row.id, 0.5), guidance)
 
-        storage = write_dataset(
-            manifest, rows, root, guidance, drawn, layout, counts_forwards=counts_forwards
-        )
+        storage = write_dataset(manifest, rows, root, guidance, drawn, layout, earlier=earlier)
         storage.write_bytes(SUMMARY, as_json(summarize(Dataset(storage), None)))
         return Output(storage, manifest)
 
@@ -85,11 +85,11 @@ def write_dataset(
     drawn: Callable[[Shard, Row], Outcome],
     layout: str = "files",
     shard_size: int = 2,
-    counts_forwards: bool = True,
+    earlier: bool = False,
     **more: Any,
 ) -> Storage:
     """Write a manifest and the dataset of it, as a job would; `drawn` says what becomes of each row, and
-    `more` has other settings of the job. Earlier versions did not count forwards."""
+    `more` has other settings of the job. The records of an `earlier` version lack what it did not know."""
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     storage = open_storage(root)
     settings = JobSettings(
@@ -102,14 +102,21 @@ def write_dataset(
     )
     with open_manifest(manifest) as opened:
         plan = make_plan(settings, opened, storage)
-        if not counts_forwards:
-            del plan.run["counts_forwards"]
+        if earlier:
+            del plan.run["counts_forwards"], plan.run["manifest_rules"]
         run = begun(storage, plan)
         for piece in list(plan.ledger().todo):
             read, extras = opened.read(piece.start, piece.stop)
             into = shard_of(run, storage, piece.shard)
             into.commit([drawn(into, row) for row in read], extras)
     return storage
+
+
+def edit_table(storage: Storage, name: str, change: Callable[[pa.Table], pa.Table]) -> None:
+    """Change a table of an output."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(change(pq.read_table(pa.BufferReader(storage.read_bytes(name)))), sink)
+    storage.write_bytes(name, sink.getvalue().to_pybytes())
 
 
 def begun(storage: Storage, plan: Plan) -> dict[str, Any]:

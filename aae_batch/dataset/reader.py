@@ -22,6 +22,7 @@ from aae_batch.dataset import layout
 from aae_batch.dataset.run_record import (
     NotARun,
     check_record,
+    counts_forwards,
     courtesy,
     keeps_maps,
     tries_again,
@@ -95,10 +96,23 @@ class Dataset:
         and has the columns that every dataset has."""
         tables = list(self.tables(columns, shards))
         if tables:
-            return pa.concat_tables(tables)
-        schema = layout.metadata_schema(pa.schema([]), with_tries=self._with_tries)
+            return self._joined(tables)
+        counts = (run := self.run) is None or counts_forwards(run)
+        schema = layout.metadata_schema(
+            pa.schema([]), with_tries=self._with_tries, with_forwards=counts
+        )
         wanted = [column for column in schema if columns is None or column.name in columns]
         return pa.schema(wanted).empty_table()
+
+    def _joined(self, tables: list[pa.Table]) -> pa.Table:
+        try:
+            return pa.concat_tables(tables, promote_options="permissive")
+        except pa.ArrowException as error:
+            raise OutputError(
+                f"The tables in {self.storage.place(layout.METADATA)} have columns of different types, as two "
+                "versions that read the manifest otherwise write them: name the columns that you need "
+                "without these, or read the shards one by one with `Dataset.table`."
+            ) from error
 
     def attention(self) -> pa.Table:
         """Return the attention rows of all committed shards."""

@@ -70,6 +70,16 @@ def counts_forwards(run: Mapping[str, Any]) -> bool:
     return run.get("counts_forwards", False)
 
 
+MANIFEST_RULES = 2
+"""The rules by which a manifest is read. A change by which the same file has other rows or columns adds one.
+Runs of versions before 2 do not say theirs."""
+
+
+def reads_manifest_alike(run: Mapping[str, Any]) -> bool:
+    """Return whether this version is known to read the run's manifest as the one that began the run."""
+    return run.get("manifest_rules") == MANIFEST_RULES
+
+
 def keeps_maps(run: Mapping[str, Any]) -> bool:
     """Return whether the run keeps attention maps of other steps than the last."""
     return run["settings"].get("guidance", {}).get("attention_maps", "last") != "last"

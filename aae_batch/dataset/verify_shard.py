@@ -6,7 +6,7 @@ import hashlib
 import io
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from PIL import Image
 from aae_batch.dataset import layout
 from aae_batch.dataset.outcome import VERDICTS, may_have_left_a_picture
 from aae_batch.dataset.problem import Problem
-from aae_batch.dataset.run_record import Shards
+from aae_batch.dataset.run_record import Shards, reads_manifest_alike
 from aae_batch.dataset.writer import Shard, as_used
 from aae_batch.errors import shown
 from aae_batch.ladder import Ladder
@@ -127,29 +127,12 @@ class ShardCheck:
             if table[name].unique().to_pylist() not in ([], [value]):
                 self._broken(f"the column {name} is not {value} in every row.")
         if self.expected is not None and table.num_rows == wanted:
-            self._check_against(self.expected, table)
-
-    def _check_against(self, part: Part, table: pa.Table) -> None:
-        """Check that the rows are the manifest's, with the run's settings as defaults."""
-        config = GuidanceConfig(**self.record["settings"]["guidance"])
-        ladder = ladder_of(self.record)
-        kept = table["kept_try"].to_pylist() if ladder else [None] * table.num_rows
-        expected = [
-            as_used(row if ladder is None else ladder.row(row, number), config)
-            for row, number in zip(part.rows(), kept, strict=True)
-        ]
-        ids = table["id"].to_pylist()
-        for column in layout.MANIFEST_COLUMNS:
-            said = pa.array([row[column.name] for row in expected], column.type).to_pylist()
-            for row_id, one, other in zip(ids, table[column.name].to_pylist(), said, strict=True):
-                from_model = other is None and column.name in ("height", "width")
-                if one != other and not from_model:
-                    text = f"its {column.name} is {shown(one)}, and in the manifest {shown(other)}."
-                    self._broken(text, row_id)
-                    break  # a missing row shifts all later ones
-        for name in part.extras.column_names:
-            if name not in table.column_names or not _same(table[name], part.extras[name]):
-                self._broken(f"its column {name} is not that of the manifest.")
+            for row_id, text in unlike_manifest(self.record, self.expected, table):
+                if reads_manifest_alike(self.record):
+                    self._broken(f"{text}.", row_id)
+                else:  # then nothing needs to be wrong with the shard
+                    text += ": this version may read it otherwise than the one that began the run."
+                    self.problems.append(Problem("other", text, self.shard.index, row_id))
 
     def _check_row(self, row: dict[str, Any]) -> None:
         row_id = row["id"]
@@ -270,6 +253,39 @@ class ShardCheck:
                 self._broken(f"its attention maps are not those of the steps {steps}.", row["id"])
             elif subject["maps"] != len(steps) * subject["map"]:
                 self._broken("its maps over time have another size than they say.", row["id"])
+
+
+def unlike_manifest(
+    record: Mapping[str, Any], part: Part, table: pa.Table
+) -> Iterator[tuple[str | None, str]]:
+    """Yield in what a shard's metadata is not the manifest's, with the run's settings as defaults: the id of
+    the first row that differs in a column, or None, and a clause.
+
+    Args:
+        record: the content of `run.json`.
+        part: as many rows of the manifest as the table has.
+    """
+    config = GuidanceConfig(**record["settings"]["guidance"])
+    ladder = ladder_of(record)
+    kept = table["kept_try"].to_pylist() if ladder else [None] * table.num_rows
+    expected = [
+        as_used(row if ladder is None else ladder.row(row, number), config)
+        for row, number in zip(part.rows(), kept, strict=True)
+    ]
+    ids = table["id"].to_pylist()
+    for column in layout.MANIFEST_COLUMNS:
+        said = pa.array([row[column.name] for row in expected], column.type).to_pylist()
+        for row_id, one, other in zip(ids, table[column.name].to_pylist(), said, strict=True):
+            from_model = other is None and column.name in ("height", "width")
+            if one != other and not from_model:
+                yield (
+                    row_id,
+                    f"its {column.name} is {shown(one)}, and in the manifest {shown(other)}",
+                )
+                break  # a missing row shifts all later ones
+    for name in part.extras.column_names:
+        if name not in table.column_names or not _same(table[name], part.extras[name]):
+            yield None, f"its column {name} is not that of the manifest"
 
 
 def ladder_of(record: Mapping[str, Any]) -> Ladder | None:

@@ -11,14 +11,23 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from aae_batch.columns import TRIES_NAMES
 from aae_batch.dataset import layout
+from aae_batch.dataset.layouts import shard_of
 from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
-from aae_batch.dataset.run_record import sealed, tries_again
+from aae_batch.dataset.run_record import (
+    MANIFEST_RULES,
+    Shards,
+    reads_manifest_alike,
+    sealed,
+    tries_again,
+)
 from aae_batch.dataset.tries import OF_ROWS, OF_TRIES, WORDS, TryCounts
+from aae_batch.dataset.verify_shard import unlike_manifest
 from aae_batch.errors import ManifestError, OutputError, SettingsError
 from aae_batch.generate.settings import JobSettings
 from aae_batch.job.plan import JobPlan, Ledger
@@ -83,8 +92,8 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
                 "choose another output."
             )
         form = settings.form({})
-        counted = {"rows": len(manifest), "manifest": manifest.name, "counts_forwards": True}
-        run = new_run(pixels, **form, **counted)
+        of_manifest = {"manifest": manifest.name, "manifest_rules": MANIFEST_RULES}
+        run = new_run(pixels, **form, rows=len(manifest), **of_manifest, counts_forwards=True)
         return Plan(run, begun=False, committed=frozenset())
     found = before["settings"]
     pixels |= {name: found.get(name, AUTO) for name in RESOLVED if pixels[name] == AUTO}
@@ -101,7 +110,40 @@ def make_plan(settings: JobSettings, manifest: Manifest, storage: Storage) -> Pl
             "output, or go back to these settings to finish it."
         )
     _check_versions(before, settings.other_versions)
+    if not reads_manifest_alike(before):
+        _check_reading(dataset, before, manifest)
     return Plan(before, begun=True, committed=frozenset(dataset.shards()))
+
+
+def _check_reading(dataset: Dataset, run: Mapping[str, Any], manifest: Manifest) -> None:
+    """Check that the committed shards of a run hold the manifest as this version reads it.
+
+    Raises:
+        OutputError: they do not, so that the rest would not fit them.
+    """
+    planned, committed = Shards.of(run), dataset.shards()
+    for shard, table in zip(committed, dataset.tables(shards=committed), strict=True):
+        rows = planned[shard]
+        if table.num_rows != len(rows):  # damaged, as `verify` says
+            continue
+        into = shard_of(run, dataset.storage, shard)
+        own = into.metadata_schema(pa.schema([])).names
+        columns = {field.name: field.type for field in table.schema if field.name not in own}
+        wanted = {field.name: field.type for field in manifest.extras}
+        unlike = unlike_manifest(run, manifest.part(rows.start, rows.stop), table)
+        row, what = next(unlike, (None, ""))
+        if columns != wanted and not what:
+            name = next(n for n in [*columns, *wanted] if columns.get(n) != wanted.get(n))
+            one, other = (kinds.get(name, "missing") for kinds in (columns, wanted))
+            what = f"its column {name} is {one}, and in the manifest {other}"
+        if what:
+            where = f"shard {shard}" if row is None else f"row {row}"
+            version = run.get("versions", {}).get("aae_batch", "unknown")
+            raise OutputError(
+                f"{dataset.storage.root} was begun by an earlier version, which read {manifest.path} "
+                f"otherwise ({where}: {what}): finish it with that version (aae_batch {version}, "
+                f"used on {run.get('started', 'an unknown day')[:10]}), or choose another output."
+            )
 
 
 def _own_manifest(manifest: Manifest, storage: Storage) -> str:

@@ -6,7 +6,6 @@ import hashlib
 import json
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from aae_batch.dataset import layout, verify, verify_shard
@@ -14,6 +13,7 @@ from aae_batch.dataset.problem import Problem
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.webdataset import add_member, tar_members
 from aae_batch.manifest.reader import open_manifest
+from tests.small_output import edit_table
 
 LAYOUTS = ["files", "webdataset", "parquet"]
 
@@ -24,11 +24,11 @@ def told(problems: list[Problem]) -> list[tuple]:
 
 def edit(storage, name: str, change) -> None:
     """Change the rows of a table, as Python values."""
-    table = pq.read_table(pa.BufferReader(storage.read_bytes(name)))
-    changed = pa.Table.from_pylist(change(table.to_pylist()), schema=table.schema)
-    sink = pa.BufferOutputStream()
-    pq.write_table(changed, sink)
-    storage.write_bytes(name, sink.getvalue().to_pybytes())
+    edit_table(
+        storage,
+        name,
+        lambda table: pa.Table.from_pylist(change(table.to_pylist()), schema=table.schema),
+    )
 
 
 def metadata(of: int, index: int, **values):
@@ -83,11 +83,7 @@ def undecodable(storage) -> None:
 
 
 def without_a_column(storage) -> None:
-    name = layout.metadata_name(1)
-    table = pq.read_table(pa.BufferReader(storage.read_bytes(name))).drop(["neglected"])
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    storage.write_bytes(name, sink.getvalue().to_pybytes())
+    edit_table(storage, layout.metadata_name(1), lambda table: table.drop(["neglected"]))
 
 
 def with_the_id_of_another(storage) -> None:
@@ -391,6 +387,16 @@ def test_an_extra_column_that_says_something_else_is_found_with_the_manifest(mak
     with open_manifest(output.manifest) as manifest:
         found = verify.verify(output.storage, manifest)
     assert "its column note is not that of the manifest" in found.problems[0].text
+
+
+def test_what_an_earlier_version_read_otherwise_is_told_and_not_deleted(make_output):
+    output = make_output(earlier=True)
+    metadata(1, 0, prompt="a cat ")(output.storage)
+    with open_manifest(output.manifest) as manifest:
+        found = verify.verify(output.storage, manifest)
+    assert told(found.problems) == [("other", 1, "c")]
+    assert "this version may read it otherwise" in found.problems[0].text
+    assert verify.to_delete(output.storage, found) == []
 
 
 def test_another_manifest_is_found_out(make_output):

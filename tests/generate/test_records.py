@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from aae_batch.dataset.layouts import shard_of
@@ -30,7 +31,7 @@ from aae_batch.report.write import write_report
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.store.local import LocalStorage
 from aae_batch.store.open import open_storage
-from tests.small_output import STEPS
+from tests.small_output import STEPS, edit_table
 
 
 @pytest.fixture
@@ -250,10 +251,11 @@ def test_every_row_says_what_it_cost(make_output):
 
 @pytest.mark.parametrize("layout", ["files", "webdataset", "parquet"])
 def test_an_output_that_does_not_say_what_rows_cost_goes_on_without(make_output, layout):
-    output = make_output(layout, counts_forwards=False)
+    output = make_output(layout, earlier=True)
     storage, dataset = output.storage, Dataset(output.storage)
     before = dataset.metadata()
     assert "forwards" not in before.column_names
+    assert "forwards" not in dataset.metadata(shards=[]).column_names
     shard = shard_of(dataset.run, storage, 0)
     kept = shard.stored_outcomes(0)
     storage.delete("metadata/00000.parquet")
@@ -264,6 +266,68 @@ def test_an_output_that_does_not_say_what_rows_cost_goes_on_without(make_output,
     assert dataset.metadata().equals(before)
     assert summarize(dataset, None)["methods"]["stable-diffusion"]["mean_forwards"] is None
     write_report(storage)
+
+
+def planned_again(output):
+    settings = JobSettings(
+        manifest=output.manifest,
+        output=output.storage.root,
+        guidance=GuidanceConfig(num_inference_steps=STEPS),
+        shard_size=2,
+    )
+    with open_manifest(output.manifest) as manifest:
+        return make_plan(settings, manifest, output.storage)
+
+
+WITH_A_NOTE = [
+    {"id": name, "prompt": "a cat", "method": "stable-diffusion", "note": name} for name in "abc"
+]
+
+
+def column_of(name: str, values: list, kind: pa.DataType | None = None):
+    """A change: other values in a column of a table."""
+    return lambda table: table.set_column(
+        table.schema.get_field_index(name), name, pa.array(values, kind)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (column_of("id", ["a", "b.0"]), "row b.0: its id is 'b.0', and in the manifest 'b'"),
+        (column_of("prompt", ["a cat ", "a cat"]), "row a: its prompt is 'a cat '"),
+        (column_of("note", ["a", None]), "shard 0: its column note is not that of the manifest"),
+        (column_of("note", ["a", "b"], pa.large_string()), "its column note is large_string, and"),
+        (
+            lambda table: table.append_column(" x", pa.nulls(2)),
+            "its column  x is null, and in the manifest missing",
+        ),
+    ],
+)
+def test_a_run_goes_on_only_with_the_manifest_as_its_version_read_it(make_output, change, words):
+    output = make_output(rows=WITH_A_NOTE, earlier=True)
+    assert planned_again(output).committed == {0, 1}
+    edit_table(output.storage, "metadata/00000.parquet", change)
+    with pytest.raises(OutputError, match="finish it with that version") as refused:
+        planned_again(output)
+    assert words in str(refused.value)
+
+
+def test_what_two_versions_wrote_together_is_read_or_refused_in_a_sentence(make_output):
+    output = make_output(rows=WITH_A_NOTE)
+    dataset = Dataset(output.storage)
+    edit_table(output.storage, "metadata/00001.parquet", lambda table: table.drop(["note"]))
+    assert dataset.metadata()["note"].to_pylist() == ["a", "b", None]
+    as_numbers = column_of("note", [1, 2], pa.int64())
+    edit_table(output.storage, "metadata/00000.parquet", as_numbers)
+    edit_table(
+        output.storage,
+        "metadata/00001.parquet",
+        lambda table: table.append_column("note", pa.array([["c"]])),
+    )
+    with pytest.raises(OutputError, match="have columns of different types"):
+        dataset.metadata()
+    assert dataset.metadata(["id"])["id"].to_pylist() == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("layout", ["files", "webdataset"])
