@@ -18,6 +18,7 @@ from aae_batch.dataset.layout import SUMMARY
 from aae_batch.dataset.layouts import shard_of
 from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.run_record import names_of_its_manifest
 from aae_batch.dataset.writer import Shard, failed
 from aae_batch.generate.records import Plan, begin, make_plan, summarize
 from aae_batch.generate.settings import JobSettings
@@ -100,7 +101,8 @@ def write_dataset(
         shard_size=shard_size,
         **more,
     )
-    with open_manifest(manifest) as opened:
+    may_have = names_of_its_manifest({} if earlier else None)
+    with open_manifest(manifest, may_have=may_have) as opened:
         plan = make_plan(settings, opened, storage)
         if earlier:
             del plan.run["counts_forwards"], plan.run["manifest_rules"]

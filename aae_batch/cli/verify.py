@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -46,6 +46,7 @@ def verify(
     from aae_batch.dataset import verify as proof
     from aae_batch.dataset.reader import Dataset
     from aae_batch.dataset.rewriting import writing
+    from aae_batch.dataset.run_record import names_of_its_manifest
     from aae_batch.manifest.reader import open_manifest
     from aae_batch.methods import load_plugins
     from aae_batch.store.open import open_storage
@@ -57,7 +58,9 @@ def verify(
     with ExitStack() as stack:
         if repair and run is not None:  # without a run, nothing will be deleted
             stack.enter_context(writing(storage))
-        rows = stack.enter_context(open_manifest(manifest, s3_endpoint)) if manifest else None
+        may_have = names_of_its_manifest(run)
+        opened = open_manifest(manifest, s3_endpoint, may_have) if manifest else nullcontext()
+        rows = stack.enter_context(opened)
         with count_reporter("shards") as on_progress:
             found = proof.verify(storage, rows, on_progress)
         print(found)

@@ -157,7 +157,10 @@ class Tar(Shard):
         return names.member_name(row_id, self.image_format.suffix)
 
     def _tar(self, outcomes: list[Outcome], metadata: pa.Table) -> bytes:
-        names_here = [name for name in metadata.column_names if name not in _OF_THE_TABLE_ONLY]
+        left_out = {*_OF_THE_TABLE_ONLY}
+        if not self.with_forwards:  # the manifest may have a column of this name
+            left_out.discard(names.FORWARDS_COLUMN.name)
+        names_here = [name for name in metadata.column_names if name not in left_out]
         described = metadata.select(names_here)
         return tar_of(described, [o.image for o in outcomes], self.image_format.suffix)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any
@@ -19,6 +19,7 @@ from pydantic import (
     field_serializer,
 )
 
+from aae_batch.columns import FORWARDS_COLUMN
 from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.layout import PROGRESS, SUMMARY, Layout
 from aae_batch.errors import SettingsError
@@ -68,6 +69,17 @@ def counts_forwards(run: Mapping[str, Any]) -> bool:
     """Return whether the metadata of the run has the column `forwards`. A run that an earlier version began
     goes on without it, so that all its tables have the same columns."""
     return run.get("counts_forwards", False)
+
+
+def names_of_its_manifest(run: Mapping[str, Any] | None) -> frozenset[str]:
+    """Return the reserved names that columns of the run's manifest may have, since the run adds no such
+    column."""
+    return frozenset() if run is None or counts_forwards(run) else frozenset({FORWARDS_COLUMN.name})
+
+
+def own_columns(run: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+    """Return `names` without those that columns of the run's manifest may have."""
+    return [name for name in names if name not in names_of_its_manifest(run)]
 
 
 MANIFEST_RULES = 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 from aae_batch.dataset.image_format import ImageFormat
 from aae_batch.dataset.pictures import checked_bytes, read_pictures
 from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.run_record import own_columns
 from aae_batch.dataset.webdataset import json_columns
 from aae_batch.errors import OutputError
 from aae_batch.export.card import Facts, dataset_card
@@ -73,7 +74,7 @@ def _write(
     written = open_format(settings.format, destination, parts, suffix, source.schema)
     earlier = replaceable(destination, settings.force)
     replace(destination, earlier, Marker(settings.format, parts, suffix))
-    seen = _Seen(len(selection), source.scores.names)
+    seen = _Seen(len(selection), source)
     for part in _parts(source, selection, settings.rows_per_file, on_progress):
         written.write(part)
         seen.add(part)
@@ -141,16 +142,17 @@ class _Seen:
     """Collects what the card shows while rows pass by: the figures of all of them, and evenly spaced
     sample images."""
 
-    def __init__(self, rows: int, scored: Sequence[str]) -> None:
+    def __init__(self, rows: int, source: Source) -> None:
         self.samples: list[tuple[dict, bytes]] = []
         self.figures: list[pa.Table] = []
-        self._scored = scored
+        self._scored = source.scores.names
+        self._own = own_columns(source.run, _FIGURES)
         self._places = np.unique(np.linspace(0, rows - 1, SAMPLES_SHOWN).round().astype(np.int64))
         self._rows = 0
 
     def add(self, part: Part) -> None:
         averaged = [name for name in self._scored if _has_mean(part.rows[name].type)]
-        own = [name for name in _FIGURES if name in part.rows.column_names]
+        own = [name for name in self._own if name in part.rows.column_names]
         self.figures.append(part.rows.select(["method", *own, *averaged]))
         places = self._places - self._rows
         places = places[(places >= 0) & (places < part.rows.num_rows)]

@@ -19,7 +19,7 @@ from aae_batch.dataset.layouts import Files, shard_of
 from aae_batch.dataset.outcome import Outcome
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.rewriting import writing
-from aae_batch.dataset.run_record import Shards
+from aae_batch.dataset.run_record import Shards, names_of_its_manifest
 from aae_batch.dataset.writer import failed
 from aae_batch.errors import JobError, ManifestError, ModelError, OutputError, RowError
 from aae_batch.generate.dry_run import load_judge
@@ -64,7 +64,8 @@ def run_job(
         KeyboardInterrupt: a signal stopped it. The same call resumes it.
     """
     storage = open_storage(settings.output, settings.s3_endpoint)
-    with open_manifest(settings.manifest, settings.s3_endpoint) as manifest:
+    may_have = names_of_its_manifest(Dataset(storage).run)
+    with open_manifest(settings.manifest, settings.s3_endpoint, may_have) as manifest:
         plan = make_plan(settings, manifest, storage)  # refuse before writing anything
         if not plan.begun:
             refuse_unless_some_row_is_good(settings, manifest)

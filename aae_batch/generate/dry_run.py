@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.run_record import names_of_its_manifest
 from aae_batch.errors import RowError, counted
 from aae_batch.generate.records import make_plan
 from aae_batch.generate.settings import JobSettings
@@ -42,8 +43,9 @@ def dry_run(settings: JobSettings, write: Callable[[str], None]) -> int:
     Raises:
         AaeBatchError: the job would not start.
     """
-    with open_manifest(settings.manifest, settings.s3_endpoint) as manifest:
-        storage = open_storage(settings.output, settings.s3_endpoint)
+    storage = open_storage(settings.output, settings.s3_endpoint)
+    may_have = names_of_its_manifest(Dataset(storage).run)
+    with open_manifest(settings.manifest, settings.s3_endpoint, may_have) as manifest:
         plan = make_plan(settings, manifest, storage)
         if settings.retry_failed:
             plan = plan.retrying(Dataset(storage))

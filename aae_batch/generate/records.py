@@ -22,6 +22,7 @@ from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.run_record import (
     MANIFEST_RULES,
     Shards,
+    own_columns,
     reads_manifest_alike,
     sealed,
     tries_again,
@@ -219,6 +220,8 @@ def summarize(dataset: Dataset, session: dict[str, Any] | None) -> dict[str, Any
         "neglected",
         "forwards",
     ]
+    if (run := dataset.run) is not None:
+        columns = own_columns(run, columns)
     for table in dataset.tables(columns):
         for row in table.filter(pc.field("error_type").is_valid()).to_pylist():
             failures[row["error_type"]] += 1

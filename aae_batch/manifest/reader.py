@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -164,7 +164,9 @@ class Manifest:
 
 
 @contextmanager
-def open_manifest(path: str | Path, s3_endpoint: str | None = None) -> Iterator[Manifest]:
+def open_manifest(
+    path: str | Path, s3_endpoint: str | None = None, may_have: Collection[str] = ()
+) -> Iterator[Manifest]:
     """Open a manifest by its suffix, one of `FORMATS`, or a folder of Parquet files as one manifest.
 
     Of a folder, files whose names begin with `_` or `.` are left out; the others' rows follow each other
@@ -173,6 +175,7 @@ def open_manifest(path: str | Path, s3_endpoint: str | None = None) -> Iterator[
     Args:
         path: path or URL of the file or folder.
         s3_endpoint: URL of an S3-compatible store, for an `s3://` path.
+        may_have: reserved names that columns of it may have; see `names_of_its_manifest`.
 
     Raises:
         ManifestError: the manifest cannot be read, has no rows, lacks `prompt`, or has a column that
@@ -189,7 +192,7 @@ def open_manifest(path: str | Path, s3_endpoint: str | None = None) -> Iterator[
             )  # before the copy, whose bytes are hashed
             sources = _copies(path, folder / "source", s3_endpoint)
             digest = _digest(sources)
-            parquet = _converted(path, sources, folder)
+            parquet = _converted(path, sources, folder, RESERVED.difference(may_have))
             groups = RowGroups(stack.enter_context(row_groups.opened(parquet)))
             if len(groups) == 0:
                 raise ManifestError(f"Manifest {path} has no rows.")
@@ -261,7 +264,7 @@ def _parts(names: Iterable[str]) -> list[str]:
     )
 
 
-def _converted(path: str, sources: Sequence[Path], folder: Path) -> Path:
+def _converted(path: str, sources: Sequence[Path], folder: Path, reserved: Collection[str]) -> Path:
     """Return a Parquet file with the rows of all sources, in columns of plain types and in row groups that
     fit in memory."""
     convert = _CONVERTERS.get(format_of(sources[0].name) or "")
@@ -270,7 +273,7 @@ def _converted(path: str, sources: Sequence[Path], folder: Path) -> Path:
         convert(_unpacked(sources[0], folder), parquet)
         sources = [parquet]
     schema = _schema_of(path, sources)
-    _check_columns(path, schema)
+    _check_columns(path, schema, reserved)
     if len(sources) == 1:
         with row_groups.opened(sources[0]) as file:
             if file.schema_arrow.equals(schema) and not row_groups.too_large(file):
@@ -333,7 +336,7 @@ def _column_of(name: str) -> str | None:
     return name if name in NAMES else None
 
 
-def _check_columns(path: str, schema: pa.Schema) -> None:
+def _check_columns(path: str, schema: pa.Schema, reserved: Collection[str]) -> None:
     names = schema.names
     if "prompt" not in names:
         raise ManifestError(
@@ -341,11 +344,11 @@ def _check_columns(path: str, schema: pa.Schema) -> None:
             "column with the texts prompt."
         )
     # Rows are selected with SQL, whose column names are case-insensitive. Spaces are overlooked by people.
-    known = {name.lower(): name for name in (*NAMES, *ALIASES, *RESERVED)}
+    known = {name.lower(): name for name in (*NAMES, *ALIASES, *reserved)}
     for name in names:
         if names.count(name) > 1:
             raise ManifestError(f"Manifest {path} has column {name} twice; rename one.")
-        if name in RESERVED:
+        if name in reserved:
             raise ManifestError(
                 f"Manifest {path} has a column {name}, a name that is reserved for a column "
                 f"that the run adds; rename it, e.g. to my_{name}."

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from aae_batch.dataset.heatmap import colour_map
 from aae_batch.dataset.methods import losses_compare, method_order, shown_settings, thresholds_of
 from aae_batch.dataset.reader import Dataset
-from aae_batch.dataset.run_record import tries_again
+from aae_batch.dataset.run_record import own_columns, tries_again
 from aae_batch.dataset.scores import Scores
 from aae_batch.errors import OutputError
 from aae_batch.report.figures import Figures, is_share
@@ -108,7 +108,7 @@ def collect(
     scores = Scores(dataset)
     shards = dataset.shards()
     for done, shard in enumerate(shards, 1):
-        table = dataset.table(shard, [*COLUMNS, *(OF_ROWS if rule else ())])
+        table = dataset.table(shard, own_columns(run, [*COLUMNS, *(OF_ROWS if rule else ())]))
         tries = dataset.tries_of(shard, TRIES) if rule else None
         verdicts = judged(scores, shard, table)
         page.figures.add(table, verdicts, tries)

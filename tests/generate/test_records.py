@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from typer.testing import CliRunner
 
+from aae_batch.cli import app
 from aae_batch.dataset.layouts import shard_of
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.run_record import fingerprint
 from aae_batch.dataset.verify import verify
+from aae_batch.dataset.webdataset import tar_members
 from aae_batch.errors import JobError, OutputError, SettingsError
-from aae_batch.generate.driver import GenerateJob
+from aae_batch.generate.driver import GenerateJob, run_job
 from aae_batch.generate.records import (
     begin,
     earlier_failures,
@@ -268,15 +271,19 @@ def test_an_output_that_does_not_say_what_rows_cost_goes_on_without(make_output,
     write_report(storage)
 
 
-def planned_again(output):
-    settings = JobSettings(
+def settings_of(output, layout="files"):
+    return JobSettings(
         manifest=output.manifest,
         output=output.storage.root,
         guidance=GuidanceConfig(num_inference_steps=STEPS),
+        layout=layout,
         shard_size=2,
     )
+
+
+def planned_again(output):
     with open_manifest(output.manifest) as manifest:
-        return make_plan(settings, manifest, output.storage)
+        return make_plan(settings_of(output), manifest, output.storage)
 
 
 WITH_A_NOTE = [
@@ -311,6 +318,28 @@ def test_a_run_goes_on_only_with_the_manifest_as_its_version_read_it(make_output
     with pytest.raises(OutputError, match="finish it with that version") as refused:
         planned_again(output)
     assert words in str(refused.value)
+
+
+@pytest.mark.parametrize("layout", ["files", "webdataset", "parquet"])
+def test_a_run_that_does_not_count_forwards_may_have_them_in_its_manifest(
+    make_output, layout, tmp_path
+):
+    rows = [row | {"forwards": f"{i} of mine"} for i, row in enumerate(WITH_A_NOTE)]
+    output = make_output(layout, rows=rows, earlier=True)
+    root = output.storage.root
+    output.storage.delete("summary.json")
+    assert run_job(settings_of(output, layout))["images"] == 3
+    for command in (
+        ["verify", root, "--manifest", str(output.manifest)],
+        ["report", root],
+        ["export", root, str(tmp_path / "to"), "--format", "webdataset"],
+    ):
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output
+    assert Dataset(root).metadata()["forwards"].to_pylist() == [row["forwards"] for row in rows]
+    if layout == "webdataset":
+        members = dict(tar_members(output.storage.read_bytes("images/00000.tar")))
+        assert json.loads(members["a.json"])["forwards"] == "0 of mine"
 
 
 def test_what_two_versions_wrote_together_is_read_or_refused_in_a_sentence(make_output):
