@@ -27,5 +27,5 @@ def status(output: Output, s3_endpoint: str | None) -> None:
         raise OutputError(f"There is no run in {output}: check the path, or wait until it begins.")
     shards, now = dataset.shards(), time.time()
     files = partial.kept(dataset.storage, run["fingerprint"])
-    kept = sum(sum(files[shard].values()) for shard in files.keys() - {*shards})
+    kept = sum(len(partial.statuses(files[shard])) for shard in files.keys() - {*shards})
     print(progress.status(run, shards, dataset.progress, dataset.summary, now, kept))

@@ -8,21 +8,29 @@ another run wrote it, or nobody knows who, it is left alone.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from aae_batch.dataset import layout
 from aae_batch.dataset.outcome import Outcome
+from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.run_record import Shards
 from aae_batch.dataset.writer import Shard
 from aae_batch.errors import OutputError
 from aae_batch.store.base import Storage
 from aae_batch.store.read_ahead import read_ahead
 
 _FINGERPRINT = b"fingerprint"
+_STATUS = b"status"
+
+Files: TypeAlias = Mapping[str, Mapping[int, str]]
+"""The files of a shard: name -> row of the manifest -> its status, as in the metadata."""
 
 _SCHEMA = pa.schema(
     [
@@ -45,9 +53,9 @@ def keep(shard: Shard, outcomes: Sequence[Outcome]) -> None:
     if not outcomes:
         return
     rows = [vars(outcome) for outcome in outcomes]
-    table = pa.Table.from_pylist(
-        rows, schema=_SCHEMA.with_metadata({_FINGERPRINT: shard.fingerprint})
-    )
+    status = json.dumps({outcome.index: outcome.metadata["status"] for outcome in outcomes})
+    marks = {_FINGERPRINT: shard.fingerprint, _STATUS: status}
+    table = pa.Table.from_pylist(rows, schema=_SCHEMA.with_metadata(marks))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     data = sink.getvalue().to_pybytes()
@@ -59,13 +67,13 @@ def keep(shard: Shard, outcomes: Sequence[Outcome]) -> None:
 
 def kept(
     storage: Storage, fingerprint: str, on_other: Callable[[str], None] = lambda name: None
-) -> dict[int, dict[str, int]]:
-    """Return shard -> its files that this run wrote, and how many rows each holds. Reads their footers.
+) -> dict[int, Files]:
+    """Return shard -> its files that this run wrote. Reads their footers.
 
     Args:
         on_other: called with the name of each other object.
     """
-    found: dict[int, dict[str, int]] = defaultdict(dict)
+    found: dict[int, dict[str, Mapping[int, str]]] = defaultdict(dict)
     for name in storage.list(layout.PARTIAL):
         shard, rows = layout.partial_of(name), _rows_in(storage, name, fingerprint)
         if shard is None or rows is None:
@@ -73,6 +81,27 @@ def kept(
         else:
             found[shard][name] = rows
     return dict(found)
+
+
+def statuses(files: Files) -> dict[int, str]:
+    """Return the status of each row in a shard's files: several may hold the same row."""
+    return {row: status for rows in files.values() for row, status in rows.items()}
+
+
+def made_again(dataset: Dataset, found: Mapping[int, Files]) -> list[int]:
+    """Return the committed shards of `found` with failed rows that a stopped `--retry-failed` made again, or
+    whose metadata is damaged."""
+    shards, again = Shards.of(dataset.run or {}), []
+    for shard in sorted(found.keys() & {*dataset.shards()}):
+        kept = statuses(found[shard])
+        try:
+            failed = dataset.failed_rows([shard]).get(shard, [])
+        except OutputError:
+            again.append(shard)
+            continue
+        if any(kept.get(shards[shard].start + place) == "ok" for place in failed):
+            again.append(shard)
+    return again
 
 
 def take_up(
@@ -101,16 +130,18 @@ def discard(storage: Storage, names: Iterable[str]) -> None:
         storage.delete(name)
 
 
-def _rows_in(storage: Storage, name: str, fingerprint: str) -> int | None:
-    """Return the number of rows of a file of this run; None if it is another one."""
+def _rows_in(storage: Storage, name: str, fingerprint: str) -> dict[int, str] | None:
+    """Return the status of each row in a file of this run; None if it is another one."""
     try:
         with storage.open(name) as source, pq.ParquetFile(source) as file:
-            schema, rows = file.schema_arrow, file.metadata.num_rows
+            schema = file.schema_arrow
     except (pa.ArrowException, OSError, OutputError):
         return None
     said: Mapping[bytes, bytes] = schema.metadata or {}
     is_ours = schema.equals(_SCHEMA) and said.get(_FINGERPRINT) == fingerprint.encode()
-    return rows if is_ours else None
+    if not is_ours or _STATUS not in said:
+        return None
+    return {int(row): status for row, status in json.loads(said[_STATUS]).items()}
 
 
 def _has_its_image(shard: Shard, outcome: Outcome) -> bool:

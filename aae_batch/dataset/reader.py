@@ -196,11 +196,11 @@ class Dataset:
         """Return the fingerprint of the settings of a metric's last run; None if unknown."""
         return (self.metric_run(metric) or {}).get("fingerprint")
 
-    def failed_rows(self) -> dict[int, list[int]]:
-        """Return, for each committed shard with failed rows, their positions in the shard, without rows
-        that were dropped. Reads every metadata table."""
+    def failed_rows(self, shards: Sequence[int] | None = None) -> dict[int, list[int]]:
+        """Return, for each of `shards` with failed rows, their positions in the shard, without rows that
+        were dropped. Default: all committed shards. Reads their metadata tables."""
         found = {}
-        shards = self.shards()
+        shards = self.shards() if shards is None else shards
         for shard, table in zip(shards, self.tables(["error_type"], shards), strict=True):
             kinds = pc.fill_null(table["error_type"], DroppedError.__name__)
             failed = pc.indices_nonzero(pc.not_equal(kinds, DroppedError.__name__)).to_pylist()

@@ -17,7 +17,7 @@ from aae_batch.dataset.problem import Problem, not_ours
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.run_record import Shards
 from aae_batch.dataset.verify_shard import ShardCheck
-from aae_batch.errors import OutputError
+from aae_batch.errors import DroppedError, OutputError
 from aae_batch.store.base import Storage
 from aae_batch.store.read_ahead import read_ahead
 
@@ -35,6 +35,7 @@ class Verification:
         committed: number of committed shards.
         images: number of rows with an image.
         failures: rows without an image, by `error_type`.
+        made_again: committed shards with rows in `partial/` that a stopped `--retry-failed` made again.
     """
 
     layout: Layout | None = None
@@ -44,6 +45,7 @@ class Verification:
     images: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
+    made_again: list[int] = field(default_factory=list)
 
     @property
     def proved(self) -> bool:
@@ -66,9 +68,14 @@ class Verification:
                 f"Run `aae-batch verify {output} --repair`, which lists what is broken and asks before it "
                 "deletes that, and then the same `aae-batch generate` again."
             )
-        elif "missing" in kinds:
+        elif [p.kind for p in self.problems].count("missing") > len(self.made_again):
             yield "Run the same `aae-batch generate` again to make what is missing."
-        if self.failures and not kinds:
+        if self.made_again:
+            yield (
+                "Run the same `aae-batch generate` with --retry-failed again to use the rows that it made "
+                "again before it was stopped."
+            )
+        if self.failures.keys() - {DroppedError.__name__} and not kinds:
             yield (
                 "Add --retry-failed to the same `aae-batch generate` to try failed rows again; the column "
                 "error in metadata says why they failed."
@@ -136,7 +143,7 @@ def verify(
     for name in storage.list(layout.REWRITING):
         text = f"{name} is an unfinished rewrite: run the same command again."
         found.problems.append(Problem("missing", text, layout.shard_of(name)))
-    found.problems += _partial(storage, run["fingerprint"], {*committed})
+    found.problems += _partial(dataset, run["fingerprint"], {*committed}, found.made_again)
     found.problems += _summary(dataset, found)
     return found
 
@@ -224,12 +231,21 @@ def _strangers(storage: Storage, kind: Layout, shards: int) -> Iterator[Problem]
         yield not_ours(others)
 
 
-def _partial(storage: Storage, mark: str, committed: set[int]) -> Iterator[Problem]:
-    """Yield the problems of `partial/`: rows of shards that are committed, and other objects."""
+def _partial(
+    dataset: Dataset, mark: str, committed: set[int], made_again: list[int]
+) -> Iterator[Problem]:
+    """Yield the problems of `partial/`: rows of shards that are committed, and other objects. Committed
+    shards with failed rows that were made again are added to `made_again`."""
     others: list[str] = []
-    ours = partial.kept(storage, mark, others.append)
-    for shard in committed.intersection(ours):
-        text = f"{layout.PARTIAL} has rows of it: run the same command again, with --retry-failed if it was."
+    ours = partial.kept(dataset.storage, mark, others.append)
+    made_again += partial.made_again(dataset, ours)
+    for shard in sorted(committed.intersection(ours)):
+        text = f"{layout.PARTIAL} has rows of it, which are of no more use: run the same command again."
+        if shard in made_again:
+            text = (
+                f"rows that a stopped --retry-failed has made again are in {layout.PARTIAL}: run that "
+                "command again."
+            )
         yield Problem("missing", text, shard)
     for name in others:
         if layout.partial_of(name) is None:

@@ -188,8 +188,8 @@ class GenerateJob(Job[Outcome]):
             into.recommit([new.get(outcome.index, outcome) for outcome in stored], extras)
         partial.discard(self.storage, self.partial_files.get(shard, ()))
 
-    def _partial_files(self) -> dict[int, dict[str, int]]:
-        """Return what is kept of shards that are not committed, as `partial.kept` does; delete what is of
+    def _partial_files(self) -> dict[int, partial.Files]:
+        """Return what is kept of shards that are not complete, as `partial.kept` does; delete what is of
         no more use."""
         if not self.begun:
             return {}
@@ -199,15 +199,21 @@ class GenerateJob(Job[Outcome]):
             mark,
             lambda name: logger.warning("%s is not of this run, or damaged: ignored", place(name)),
         )
-        for shard in self.plan.committed.difference(self.plan.again).intersection(found):
-            partial.discard(self.storage, found.pop(shard))
-        return found
+        complete = self.plan.committed.difference(self.plan.again).intersection(found)
+        for shard in complete.difference(partial.made_again(self.dataset, found)):
+            partial.discard(self.storage, found[shard])
+        return {shard: files for shard, files in found.items() if shard not in complete}
 
     def keep(self, shard: int, outcomes: list[Outcome]) -> None:
         partial.keep(shard_of(self.run, self.storage, shard), outcomes)
 
     def rows_kept(self) -> int:
-        return sum(rows for files in self._partial_files().values() for rows in files.values())
+        found = self._partial_files().items()
+        kept = {shard: partial.statuses(files) for shard, files in found}
+        for shard, rows in self.plan.again.items():  # those that fail again are not taken up
+            if shard in kept:
+                kept[shard] = {row: "ok" for row in rows if kept[shard].get(row) == "ok"}
+        return sum(map(len, kept.values()))
 
     def give_up(self, piece: Piece, words: str) -> tuple[list[Outcome], str]:
         (row,) = self.manifest.part(piece.start, piece.stop).rows()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 
 import pyarrow as pa
 import pytest
@@ -397,6 +398,13 @@ def test_what_an_earlier_version_read_otherwise_is_told_and_not_deleted(make_out
     assert told(found.problems) == [("other", 1, "c")]
     assert "this version may read it otherwise" in found.problems[0].text
     assert verify.to_delete(output.storage, found) == []
+
+
+def test_only_rows_that_a_retry_would_try_are_advised_to_be_tried_again():
+    dropped = verify.Verification(failures=Counter(DroppedError=2))
+    assert list(dropped.advice("out")) == []
+    (advice,) = verify.Verification(failures=Counter(DroppedError=2, RowError=1)).advice("out")
+    assert "--retry-failed" in advice
 
 
 def test_another_manifest_is_found_out(make_output):

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from aae_batch.cli import app
+from aae_batch.dataset import partial
 from aae_batch.dataset.layouts import shard_of
 from aae_batch.dataset.reader import Dataset
 from aae_batch.dataset.run_record import fingerprint
@@ -318,6 +319,47 @@ def test_a_run_goes_on_only_with_the_manifest_as_its_version_read_it(make_output
     with pytest.raises(OutputError, match="finish it with that version") as refused:
         planned_again(output)
     assert words in str(refused.value)
+
+
+def job_again(output, plan_of=lambda plan, dataset: plan):
+    dataset = Dataset(output.storage)
+    with open_manifest(output.manifest) as manifest:
+        settings = settings_of(output, dataset.run["layout"])
+        plan = plan_of(make_plan(settings, manifest, output.storage), dataset)
+        return GenerateJob(settings, plan, manifest, dataset)
+
+
+def test_rows_that_a_stopped_retry_has_made_again_are_left_for_the_next_one(make_output):
+    output = make_output("webdataset")
+    shard = shard_of(Dataset(output.storage).run, output.storage, 1)
+    good, bad = shard.stored_outcomes(2)
+    partial.keep(shard, [bad])
+    assert job_again(output).partial_files == {}
+    assert not output.storage.list("partial/"), "a row that failed again is of no use"
+    partial.keep(shard, [replace(good, index=bad.index, metadata=good.metadata | {"id": "bad"})])
+    found = verify(output.storage)
+    assert [str(problem) for problem in found.problems] == [
+        "shard 1: rows that a stopped --retry-failed has made again are in partial/: run that command again."
+    ]
+    (advice,) = found.advice("out")
+    assert "with --retry-failed again" in advice
+    job = job_again(output)
+    assert (job.partial_files, job.rows_kept()) == ({}, 0)
+    job = job_again(output, lambda plan, dataset: plan.retrying(dataset))
+    assert (list(job.partial_files), job.rows_kept()) == ([1], 1)
+
+
+def test_rows_that_two_stops_keep_count_once(make_output):
+    output = make_output("webdataset")
+    shard = shard_of(Dataset(output.storage).run, output.storage, 1)
+    outcomes = shard.stored_outcomes(2)
+    for name in ("metadata/00001.parquet", "summary.json"):
+        output.storage.delete(name)
+    partial.keep(shard, outcomes[:1])
+    partial.keep(shard, outcomes)
+    assert job_again(output).rows_kept() == 2
+    done = CliRunner().invoke(app, ["status", output.storage.root])
+    assert "2 rows of incomplete shards are kept" in done.output
 
 
 @pytest.mark.parametrize("layout", ["files", "webdataset", "parquet"])
