@@ -35,7 +35,7 @@ def ray_with_credentials(s3_server):
     where it is."""
     with pytest.MonkeyPatch.context() as patch:
         set_credentials(patch)
-        patch.setenv("AWS_MAX_ATTEMPTS", "6")
+        patch.setenv("AWS_MAX_ATTEMPTS", "10")  # one request may meet all faults of its kind
         start_ray(
             num_cpus=4,
             num_gpus=0,

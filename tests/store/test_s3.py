@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from aae_batch.dataset.reader import Dataset
+from aae_batch.dataset.settle import settle
 from aae_batch.errors import OutputError
 from aae_batch.store.open import open_storage
 from aae_batch.store.s3 import S3Storage
@@ -34,6 +35,15 @@ def test_a_write_comes_through_whole_whatever_happens_on_the_way(storage, proxy,
     storage.write_bytes("images/a.png", DATA)
     assert storage.read_bytes("images/a.png") == DATA
     assert storage.list("images/") == ["images/a.png"]
+
+
+@pytest.mark.parametrize("kind", ["slow-down", "error", "drop", "drop-answer", "slow"])
+def test_what_a_shard_creates_is_its_own_whatever_happens_on_the_way(storage, proxy, kind):
+    """After a lost answer the store says that the object exists: it is the one that was created."""
+    proxy.fail(kind, times=2, method="PUT")
+    assert settle(storage, "images/a.png", DATA, lambda stored: False, "metadata/0.parquet") == DATA
+    assert storage.read_bytes("images/a.png") == DATA
+    assert not any(request.startswith("DELETE") for request in proxy.requests)
 
 
 @pytest.mark.parametrize(
