@@ -56,9 +56,11 @@ def _notes(table: Table) -> list[str]:
         some = f"{counted(pictures, 'image')} of {counted(prompts, 'prompt')}"
         notes.append(f"{group}: up to {some} in a row.")
     for measure in table.constant:
-        of = next(line for line in table.lines if line.measure == measure)
-        cell = next(cell for cell in of.cells.values() if cell is not None)
-        notes.append(f"{measure.title} ({measure.metric}): {_mean(cell, of)} in every image.")
+        lines = [line for line in table.lines if line.measure == measure and line.minus is None]
+        known = (cell for line in lines for cell in line.cells.values() if cell is not None)
+        value = _mean(next(known), lines[0])
+        whole = "" if all(any(line.cells.values()) for line in lines) else " with one"
+        notes.append(f"{measure.title} ({measure.metric}): {value} in every image{whole}.")
     if table.stale:
         notes.append(
             f"{table.stale} scores are left out, since their images or the metric's settings have "

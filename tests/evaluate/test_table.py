@@ -269,3 +269,14 @@ def test_latex_has_a_column_for_each_set_and_no_bare_percent(table):
     assert text.endswith("\\bottomrule\n\\end{tabular}\n")
     assert "100.0 \\% \\\\" in text
     assert "%" not in text.replace("\\%", "")
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [({"neglected": 0.0}, "in every image."), ({"clip_full": 0.2}, "in every image with one.")],
+)
+def test_a_value_that_all_images_share_is_a_note_though_the_first_method_has_none(other, said):
+    first = [picture(seed=seed, clip_full=0.1 * seed) for seed in range(2)]
+    rest = [picture(GUIDED, seed=seed, neglected=0.0) for seed in range(2)]
+    text = as_text(make_table(of(*first, *rest, picture(seed=2, **other))))
+    assert said in text
