@@ -33,6 +33,12 @@ _WIDTH, _HEIGHT, _MARGIN = 320, 120, 28
 """Pixels of a plot of curves."""
 
 
+def as_text(value: object) -> str:
+    """Return a request's or a row's value as text, whatever its type; None, which a failed one may have, is
+    empty."""
+    return "" if value is None else str(value)
+
+
 def clipped(text: str, most: int = _LETTERS) -> str:
     """Return the text, with its end left out if it is longer than `most` letters."""
     return text if len(text) <= most else f"{text[: most - 1].rstrip()}\u2026"
@@ -106,12 +112,12 @@ def curves(named: Iterable[tuple[str, Sequence[float] | np.ndarray]]) -> str:
 def result_text(result: Result) -> str:
     """Return a result in a line."""
     end = f"failed: {result.error}" if result.error is not None else _figures_of(result)
-    return f"<Result of {clipped(result.request.prompt)!r}, {_made_by(result)}: {end}>"
+    return f"<Result of {clipped(as_text(result.request.prompt))!r}, {_made_by(result)}: {end}>"
 
 
 def result_html(result: Result) -> str:
     """Return the image of a result, each subject's maps and curve; or why there is no image."""
-    prompt = result.request.prompt
+    prompt = as_text(result.request.prompt)
     head = f'<b title="{escape(prompt)}">{escape(clipped(prompt))}</b>, {escape(_made_by(result))}'
     if result.error is not None:
         return f"<div>{head}<p>failed: {escape(str(result.error))}</p></div>"
@@ -143,7 +149,7 @@ def _over_time(result: Result, subject: SubjectAttention, most: float) -> str:
 
 
 def _made_by(result: Result) -> str:
-    method = result.method or result.request.method
+    method = result.method or as_text(result.request.method)
     return f"{f'{method}, ' if method else ''}seed {result.request.seed}"
 
 

@@ -19,7 +19,7 @@ from aae_batch.dataset.methods import method_order
 from aae_batch.dataset.reader import Dataset, attention_map, attention_maps
 from aae_batch.dataset.run_record import Shards, tries_again
 from aae_batch.dataset.scores import KEYS, Scores
-from aae_batch.display import clipped, figure, picture, png, scale
+from aae_batch.display import as_text, clipped, figure, picture, png, scale
 from aae_batch.errors import AaeBatchError, OutputError, shown
 from aae_batch.evaluate.attention import AttentionMetric
 from aae_batch.evaluate.settings import METRICS, JudgeSettings
@@ -243,8 +243,7 @@ class OpenDataset:
         metric, dot, column = name.partition(".")
         if not dot:
             rows = self.rows([name])
-            kind = rows.schema.field(name).type if name in rows.column_names else pa.null()
-            if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
+            if name in rows.column_names and _has_order(rows[name]):
                 return rows[name]
             raise OutputError(f"There is no column of numbers {shown(name)} in the rows.")
         if metric in METRICS:
@@ -256,6 +255,8 @@ class OpenDataset:
             of_shard = scores.of(metric, shard, rows, [column]).columns
             if of_shard is None or column not in of_shard.column_names:
                 values.append(pa.nulls(len(rows), pa.float64()))
+            elif not _has_order(of_shard[column]):
+                raise OutputError(f"The scores {shown(name)} are not numbers; name others.")
             else:
                 values.append(pc.cast(of_shard[column], pa.float64()).combine_chunks())
                 is_there = True
@@ -330,6 +331,12 @@ class OpenDataset:
         return self._held[kind][1]
 
 
+def _has_order(values: pa.ChunkedArray) -> bool:
+    """Return whether values are numbers, by which rows can be ranked."""
+    kind = values.type
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Images of one prompt from the same noise.
@@ -399,7 +406,8 @@ class Ranking:
 
     def __repr__(self) -> str:
         lines = [
-            f"{row['value']:.4g}  {row['id']}  {row['method']}, seed {row['seed']}  {clipped(row['prompt'])}"
+            f"{row['value']:.4g}  {row['id']}  {row['method']}, seed {row['seed']}  "
+            f"{clipped(as_text(row['prompt']))}"
             for row in self.rows.to_pylist()
         ]
         return "\n".join([f"{len(lines)} rows by {self.by}", *lines])
@@ -409,11 +417,11 @@ class Ranking:
         head = "".join(f"<th>{escape(name)}</th>" for name in heads)
         lines = []
         for row in self.rows.to_pylist():
-            image = ""
+            image, prompt = "", as_text(row["prompt"])
             with suppress(OutputError):
-                image = picture(self.dataset.image(row["id"]), row["prompt"], _THUMBNAIL_SIDE)
-            texts = (f"{row['value']:.4g}", row["id"], row["method"], str(row["seed"]))
-            cells = "".join(f"<td>{escape(text or '')}</td>" for text in texts)
-            prompt = f'<td title="{escape(row["prompt"])}">{escape(clipped(row["prompt"]))}</td>'
-            lines.append(f"<tr><td>{image}</td>{cells}{prompt}</tr>")
+                image = picture(self.dataset.image(row["id"]), prompt, _THUMBNAIL_SIDE)
+            texts = (f"{row['value']:.4g}", row["id"], row["method"], row["seed"])
+            cells = "".join(f"<td>{escape(as_text(text))}</td>" for text in texts)
+            cells += f'<td title="{escape(prompt)}">{escape(clipped(prompt))}</td>'
+            lines.append(f"<tr><td>{image}</td>{cells}</tr>")
         return f"<table><tr>{head}</tr>{''.join(lines)}</table>"

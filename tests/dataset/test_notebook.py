@@ -270,6 +270,9 @@ def test_the_worst_rows_come_first(make_output):
         f"0.2  b  attend-and-excite, seed {ranking.rows['seed'][0]}  a cat",
     ]
     assert ranking._repr_html_().count("<img") == 2
+    write_clip_scores(output.storage, {"a": "a cat", "b": "a dog"})
+    with pytest.raises(OutputError, match=r"clip\.min_subject.* not numbers"):
+        opened.worst(by="clip.min_subject")
 
 
 def result(prompt: str = "a cat", steps: tuple[int, ...] = (2,), **made) -> Result:
@@ -308,6 +311,27 @@ def test_a_result_without_a_picture_says_why():
     assert repr(bad) == "<Result of 'a cat', seed 3: failed: row r: <i>height</i>>"
     assert "failed: row r: &lt;i&gt;height" in bad._repr_html_()
     assert "<img" not in bad._repr_html_()
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [None, b"<a>", ["<a>"], pa.scalar("<a>"), float("nan")],
+    ids=lambda p: type(p).__name__,
+)
+def test_a_bad_request_is_shown_whatever_its_prompt_is(prompt):
+    for made in ({}, {"image": None, "attention": None, "error": RequestError("r", "bad")}):
+        bad = result(prompt, **made)
+        assert repr(bad).startswith("<Result of ")
+        assert "<a>" not in bad._repr_html_()
+
+
+def test_a_failed_row_without_a_prompt_is_ranked_and_shown(make_output):
+    rows = [{"id": "x", "prompt": None, "seed": 1}]
+    ranking = open_dataset(make_output(rows=rows).storage.root).worst(by="seed")
+    assert repr(ranking).startswith("1 rows by seed\n1  x")
+    assert ranking._repr_html_().endswith(
+        '<td>x</td><td>attend-and-excite</td><td>1</td><td title=""></td></tr></table>'
+    )
 
 
 def test_a_result_without_subjects_is_a_picture():
