@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from aae_batch.columns import column
+from aae_batch.dataset.methods import attention_compares
 from aae_batch.evaluate.metric import Attention, MetadataRow, Metric
-from aae_batch.methods import METHODS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -61,8 +61,7 @@ class AttentionMetric(Metric):
         return [self._summary(row, attention.get(row["id"], ())) for row in rows]
 
     def _summary(self, row: MetadataRow, subjects: Sequence[MetadataRow]) -> dict[str, Any]:
-        method = METHODS.get(row["method"])
-        own = subjects if method is None or method.texts != "conjuncts" else ()
+        own = subjects if attention_compares(row["method"]) else ()
         worst = [min(step) for step in zip(*(s["max_attention"] for s in own), strict=True)]
         met = [worst[at] >= least for at, least in self.thresholds.items() if at < len(worst)]
         return {

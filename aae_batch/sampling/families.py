@@ -27,8 +27,8 @@ class Sizes:
         most: the largest that the network has positions for; None without a limit.
     """
 
-    multiple: int = 8
-    least: int = 40
+    multiple: int
+    least: int
     most: int | None = None
 
     @classmethod
@@ -52,10 +52,6 @@ class Sizes:
             return None
         upper = f" and at most {most}" if most else ""
         return f"{name} is {pixels}; it must be a multiple of {self.multiple}, and at least {least}{upper}"
-
-
-SIZES = Sizes()
-"""Those of Stable Diffusion 1 and 2."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +176,9 @@ STABLE_DIFFUSION = Family(
     trims_text=False,
     has_cross_attention=True,
 )
+SIZES = Sizes.of(STABLE_DIFFUSION, 8, {}, STABLE_DIFFUSION.level)
+"""Those of Stable Diffusion 1 and 2."""
+
 SDXL = Family(
     "Stable Diffusion XL",
     "aae_batch.sampling.model.sdxl:StableDiffusionXL",
