@@ -126,7 +126,7 @@ def _join(address: str) -> None:
                 f"Ray at {address} asks for another token: set RAY_AUTH_MODE=token, with its token in "
                 "~/.ray/auth_token or RAY_AUTH_TOKEN."
             ) from error
-        whose = ", as RAY_ADDRESS says" if named == os.environ.get("RAY_ADDRESS") else ""
+        whose = ", as RAY_ADDRESS says" if named and named == os.environ.get("RAY_ADDRESS") else ""
         raise JobError(f"No Ray at {named or address}{whose}: {in_words(error)}.") from error
 
 

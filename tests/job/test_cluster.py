@@ -15,8 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from aae_batch.errors import JobError
 from aae_batch.job.cluster import (
     _address_of_environment,
+    _join,
     _short_temp_dir,
     close_token_file,
     stop_on_signals,
@@ -232,3 +234,22 @@ def test_what_ray_says_of_a_dead_process_is_logged_and_not_printed(tmp_path):
     command = [sys.executable, "-c", LOSE]
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("variable", "said"),
+    [
+        (None, "No Ray at auto: "),
+        ("host.invalid:1", "No Ray at host.invalid:1, as RAY_ADDRESS says: "),
+    ],
+)
+def test_an_address_is_the_environment_s_only_if_it_names_one(monkeypatch, variable, said):
+    def nowhere(**_):
+        raise ConnectionError("none is running")
+
+    monkeypatch.setattr("ray.init", nowhere)  # another's may be running on this machine
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("RAY_ADDRESS", variable)
+    with pytest.raises(JobError, match=f"^{said}"):
+        _join("auto")
