@@ -124,7 +124,7 @@ def default_id(index: int) -> str:
 
 def id_of(index: int, value: Any) -> str:
     """Return the id of a row as valid UTF-8; see `is_safe_id` for use as a file name."""
-    if is_missing(value) or value == "":
+    if is_missing(value) or value in ("", b""):
         return default_id(index)
     if isinstance(value, bytes):
         return value.decode(errors="backslashreplace")

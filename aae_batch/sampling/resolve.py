@@ -32,7 +32,7 @@ def as_read(request: Request) -> Request:
     row = str(given.pop("id")) if "id" in given else repr(request.prompt)
     read, unfit = read_values(given)
     if "prompt" not in given:
-        unfit["prompt"] = "is None; write what the image shows"
+        unfit["prompt"] = f"is {request.prompt}; write what the image shows"
     if unfit:
         raise RequestError(row, "; ".join(f"{name}: {reason}" for name, reason in unfit.items()))
     return Request(id=row, **read)

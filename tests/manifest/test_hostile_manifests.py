@@ -154,6 +154,8 @@ def test_an_empty_id_is_none(tmp_path):
     rows = rows_of(jsonl(tmp_path, *({"prompt": "a", "id": name} for name in ("", "", None))))
     assert [row.id for row in rows] == ["00000000", "00000001", "00000002"]
     assert not any(row.error for row in rows)
+    (row,) = rows_of(parquet(tmp_path, prompt=["a"], id=[b""]))
+    assert (row.id, row.error) == ("00000000", None)
 
 
 def test_ids_are_compared_as_they_are_written(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,6 +259,7 @@ def test_an_image_is_large_enough_for_maps_of_two_cells_a_side(tmp_path, maps, l
         ({"height": "tall"}, "height"),
         ({"method": "magic"}, "method"),
         ({"prompt": None}, "prompt: is None; write what the image shows"),
+        ({"prompt": math.nan}, "prompt: is nan; write what the image shows"),
     ],
 )
 def test_a_request_from_python_is_checked_as_strictly(models, own, said):
