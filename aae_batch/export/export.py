@@ -53,9 +53,13 @@ def export(
     replaceable(destination, settings.force)  # fail before reading the tables
     selection = choose(source, settings.where, settings.best, settings.ids, choosing)
     if not len(selection):
+        reasons = [f"{selection.failed} of {selection.rows} have no image"]
+        if settings.where is not None:
+            reasons.append(f"--where leaves out {selection.refused}")
+        if settings.ids is not None:
+            reasons.append(f"--ids leaves out {selection.unlisted}")
         raise OutputError(
-            f"No row of {dataset.storage.root} is left to export: {selection.failed} of "
-            f"{selection.rows} have no image, --where leaves out {selection.refused}, and --ids {selection.unlisted}."
+            f"No row of {dataset.storage.root} is left to export: {', '.join(reasons)}."
         )
     with _locked(destination):
         _write(source, selection, destination, settings, writing)

@@ -474,6 +474,18 @@ def test_options_that_mean_nothing_are_refused(make_output, run, options, reason
     assert (result.exit_code, reason in result.output) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("options", "left_out"),
+    [((), ""), (("--where", "seed < 0"), ", --where leaves out 1")],
+)
+def test_when_nothing_is_left_only_options_that_were_given_are_named(
+    make_output, run, options, left_out
+):
+    result = run(make_output(rows=[{"id": "x", "prompt": None}]), *options)
+    failed = 0 if options else 1
+    assert f"left to export: {failed} of 1 have no image{left_out}." in result.output
+
+
 # --- the destination -----------------------------------------------------------------------------
 
 
