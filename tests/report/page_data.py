@@ -81,6 +81,8 @@ MOVING = GuidanceConfig(**SAMPLING, attention_maps="every:2")
 
 def moving(into: Shard, row: Row) -> Outcome:
     """A picture whose subjects are on each other's side until the last step."""
+    if row.error is not None:
+        return failed(row, MOVING)
     seen = record(row)
     scales = np.array([0.1, 0.2, 0.25], np.float32)
     subjects = [

@@ -153,8 +153,9 @@ def test_a_tap_keeps_the_map_until_the_next(look, small_page):
 
 def test_a_slider_moves_the_maps_through_the_steps(look, tmp_path, monkeypatch):
     of_a_row = 2 * 3 * 16
-    monkeypatch.setattr(report_rows, "TIMES_BYTES", 3 * of_a_row)  # the pair's, and no other pair's
-    write_report(write_dataset(tmp_path / "out", ROWS[:4], moving, guidance=MOVING))
+    monkeypatch.setattr(report_rows, "TIMES_BYTES", 2 * of_a_row)  # the pair's, and no other pair's
+    rows = [*ROWS[:4], ROWS[-1]]
+    write_report(write_dataset(tmp_path / "out", rows, moving, guidance=MOVING))
     page = look(tmp_path / "out" / layout.REPORT, reduced_motion="reduce")
     page.locator(".card .frame").first.click()
     slider = page.get_by_role("slider", name="Maps at")
@@ -177,6 +178,11 @@ def test_a_slider_moves_the_maps_through_the_steps(look, tmp_path, monkeypatch):
     assert page.get_by_role("dialog", name="a bear and a red bow").is_visible()
     page.locator("dialog").get_by_role("button", name="bear").hover()
     assert page.locator("dialog canvas.on").count() == 2
+    not_kept = page.get_by_text("Maps over time are in this page for its first rows only.")
+    assert not_kept.is_visible()
+    page.get_by_role("button", name="The card after").click()
+    assert page.get_by_role("dialog", name="a cat").is_visible()
+    assert not_kept.count() == 0, "of a row without maps"
 
 
 @pytest.fixture

@@ -121,7 +121,7 @@ function lay(figure, i, step) {
 
 /** Create the slider that moves the maps of a card through the steps; null if only the last was kept. */
 function timeline(card, bar, figures) {
-  if (!attention.times) return null;
+  if (!attention.times || !card.some((row) => attendedOf(row).length)) return null;
   const kept = card.flatMap(attendedOf).flatMap((i) => attention.times[i]?.[2] ?? []);
   if (!kept.length) return el("p", { class: "legend" }, "Maps over time are in this page for its first rows only.");
   const steps = [...new Set(kept)].sort((a, b) => a - b);
