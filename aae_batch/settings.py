@@ -21,7 +21,7 @@ class Settings(BaseModel):
         SettingsError: a value is unknown or out of range.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     what: ClassVar[str] = "setting"
     """What error messages call the values."""
     group: ClassVar[str] = "Options"

@@ -18,6 +18,7 @@ from aae_batch.request import Request
 
 ID_DIGITS = 8
 MOST_PIXELS = 16_384
+MOST_STEPS = 1000
 _SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}")
 _NUMBER = re.compile(r"[+-]?\d{1,100}(?P<float>\.\d{0,100})?(?P<exponent>[eE][+-]?\d{1,3})?")
 _PIECE = re.compile(
@@ -182,8 +183,8 @@ def _seed(value: Any) -> int:
 
 def _steps(value: Any) -> int:
     number = _whole(value)
-    if not 1 <= number <= 1000:
-        raise _UnfitError("is not a number of steps; use 1 to 1000")
+    if not 1 <= number <= MOST_STEPS:
+        raise _UnfitError(f"is not a number of steps; use 1 to {MOST_STEPS}")
     return number
 
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, field_validator
 
 from aae_batch.errors import SettingsError
+from aae_batch.manifest.row import MOST_PIXELS, MOST_STEPS
 from aae_batch.methods import DEFAULT, METHODS, Steering, Update
 from aae_batch.settings import Settings
 
@@ -48,14 +49,18 @@ def _scale_range(text: str) -> tuple[float, float]:
     return float(first), float(last)
 
 
+_MOST_LAYERS = 10_000
+"""More than any network has: a range is spelled out."""
+
+
 def _numbers(text: str) -> tuple[int, ...]:
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        some = range(int(first), int(last if dash else first) + 1)
-        if not some:
-            raise ValueError(f"{part} counts backwards")
-        numbers += some
+        begin, end = int(first), int(last if dash else first)
+        if not begin <= end <= _MOST_LAYERS:
+            raise ValueError(f"{part} counts backwards or too far")
+        numbers += range(begin, end + 1)
     return tuple(numbers)
 
 
@@ -110,7 +115,7 @@ class SteeringSettings(Settings):
         ge=0,
         description="Length of a latent update at the first step. Default: the method's own.",
     )
-    scale_range: Annotated[tuple[float, float] | None, _SCALE_RANGE] = Field(
+    scale_range: Annotated[tuple[NonNegativeFloat, NonNegativeFloat] | None, _SCALE_RANGE] = Field(
         None,
         description="The update's length decays over all steps with the square root of this range, e.g. "
         "'1:0.5'. "
@@ -156,7 +161,7 @@ class GuidanceConfig(SteeringSettings):
         description="Guidance method: attend-and-excite, stable-diffusion for no guidance, or another of "
         f"{', '.join(METHODS)}; see docs/methods.md.",
     )
-    num_inference_steps: int = Field(50, ge=1, description="Denoising steps.")
+    num_inference_steps: int = Field(50, ge=1, le=MOST_STEPS, description="Denoising steps.")
     guidance_scale: float = Field(
         7.5,
         ge=0,
@@ -179,9 +184,12 @@ class GuidanceConfig(SteeringSettings):
         None, description="What the image should not show. Default: nothing."
     )
     height: int | None = Field(
-        None, gt=0, description="Pixels, a multiple of 8, or of 16 for Stable Diffusion 3 and FLUX."
+        None,
+        gt=0,
+        le=MOST_PIXELS,
+        description="Pixels, a multiple of 8, or of 16 for Stable Diffusion 3 and FLUX.",
     )
-    width: int | None = Field(None, gt=0, description="Pixels, as height.")
+    width: int | None = Field(None, gt=0, le=MOST_PIXELS, description="Pixels, as height.")
     max_sequence_length: int | None = Field(
         None,
         gt=0,
@@ -193,7 +201,7 @@ class GuidanceConfig(SteeringSettings):
         None, description=f"{', '.join(SCHEDULERS)}, or a class name of diffusers."
     )
     eta: float = Field(0.0, ge=0, le=1, description="Noise added by DDIM.")
-    attn_res: Annotated[tuple[int, int] | None, _ATTN_RES] = Field(
+    attn_res: Annotated[tuple[PositiveInt, PositiveInt] | None, _ATTN_RES] = Field(
         None,
         description="Height x width of the guided attention maps, e.g. 16x16, for a UNet. Default: the "
         "model's own, or a quarter of its latents (half for Stable Diffusion XL).",

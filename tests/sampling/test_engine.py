@@ -296,7 +296,12 @@ def test_a_resolution_without_cross_attention_is_refused_with_those_that_have_it
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"num_inference_steps": 0}, "num_inference_steps"),
+        *(({"num_inference_steps": steps}, "num_inference_steps") for steps in (0, 1001)),
+        *(({"height": pixels}, "height") for pixels in (0, 16_392)),
+        *(({"attn_res": size}, r"attn_res\.0: .* greater than 0") for size in ("0x0", (-1, 16))),
+        *(({"guidance_scale": scale}, "finite number") for scale in (math.nan, math.inf)),
+        ({"scale_range": "-1:0.5"}, r"scale_range\.0: .* or equal to 0"),
+        ({"attn_layers": "0-999999999999"}, "--attn-layers"),
         ({"thresholds": {0: 1.5}}, "thresholds"),
         ({"guidance": 3}, "guidance"),
         *(
