@@ -288,9 +288,11 @@ def _schema_of(path: str, sources: Sequence[Path]) -> pa.Schema:
     for number, source in enumerate(sources, 1):
         with row_groups.opened(source) as file:
             own = plain_schema(file.schema_arrow)
+        _refuse_repeats(path, own.names)
         if number == 1:
             schema = own
             continue
+        schema, own = _decoded(schema, own), _decoded(own, schema)
         try:
             schema = pa.unify_schemas([schema, own], promote_options="permissive")
         except pa.ArrowException:
@@ -304,6 +306,19 @@ def _schema_of(path: str, sources: Sequence[Path]) -> pa.Schema:
                 f"in part {number}; write it in one type."
             ) from None
     return schema
+
+
+def _decoded(schema: pa.Schema, other: pa.Schema) -> pa.Schema:
+    """Return a schema with the values' type in place of each dictionary that another one does not share."""
+    fields = [
+        field.with_type(field.type.value_type)
+        if pa.types.is_dictionary(field.type)
+        and field.name in other.names
+        and other.field(field.name).type != field.type
+        else field
+        for field in schema
+    ]
+    return pa.schema(fields, metadata=schema.metadata)
 
 
 def _unify(one: pa.Field, other: pa.Field) -> bool:
@@ -336,6 +351,12 @@ def _column_of(name: str) -> str | None:
     return name if name in NAMES else None
 
 
+def _refuse_repeats(path: str, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ManifestError(f"Manifest {path} has column {name} twice; rename one.")
+
+
 def _check_columns(path: str, schema: pa.Schema, reserved: Collection[str]) -> None:
     names = schema.names
     if "prompt" not in names:
@@ -346,8 +367,6 @@ def _check_columns(path: str, schema: pa.Schema, reserved: Collection[str]) -> N
     # Rows are selected with SQL, whose column names are case-insensitive. Spaces are overlooked by people.
     known = {name.lower(): name for name in (*NAMES, *ALIASES, *reserved)}
     for name in names:
-        if names.count(name) > 1:
-            raise ManifestError(f"Manifest {path} has column {name} twice; rename one.")
         if name in reserved:
             raise ManifestError(
                 f"Manifest {path} has a column {name}, a name that is reserved for a column "

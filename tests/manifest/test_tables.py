@@ -344,6 +344,23 @@ def test_parts_that_do_not_fit_are_refused_with_the_column(tmp_path):
         rows_of(folder)
 
 
+@pytest.mark.parametrize("first", [["prompt"], ["prompt", "x", "x"]])
+def test_a_part_that_repeats_a_column_is_refused(tmp_path, first):
+    for i, names in enumerate([first, ["prompt", "x", "x"]]):
+        pq.write_table(pa.table([["a"]] * len(names), names=names), tmp_path / f"{i}.parquet")
+    with pytest.raises(ManifestError, match="has column x twice; rename one"):
+        rows_of(tmp_path)
+
+
+@pytest.mark.parametrize("codes", [pa.int8(), pa.int16()])
+def test_a_category_is_its_text_where_parts_write_it_otherwise(tmp_path, codes):
+    kinds = (pa.dictionary(pa.int8(), pa.string()), pa.dictionary(codes, pa.string()), pa.string())
+    columns = {
+        f"p{i}": {"prompt": ["a"], "x": pa.array(["b"], kind)} for i, kind in enumerate(kinds)
+    }
+    assert extras_of(parts(tmp_path / "m", **columns)) == {"x": ["b", "b", "b"]}
+
+
 def test_a_folder_changes_with_any_of_its_parts(tmp_path):
     folder = parts(tmp_path / "m", a={"prompt": ["a"]}, b={"prompt": ["b"]})
     with open_manifest(folder) as manifest:
