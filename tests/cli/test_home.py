@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 from aae_batch import cli
 from aae_batch.generate.settings import JobSettings
 from aae_batch.sampling.config import GuidanceConfig
-from aae_batch.sampling.model.loading import source_of
+from aae_batch.sampling.model.loading import load_pipeline, source_of
 from aae_batch.store import fetch
 
 
@@ -48,6 +49,12 @@ def test_settings_name_the_home_folder_s_own_path(home, monkeypatch):
         *(f"{home}/{name}" for name in ("m.csv", "out", "sd")),
         (f"{home}/l:0.5",),
     )
-    assert source_of("~/sd") == f"{home}/sd"
     monkeypatch.setenv("AAE_BATCH_CACHE", "~/cache")
     assert fetch._cache() == home / "cache"
+
+
+def test_a_model_in_the_home_folder_is_found(home):
+    shutil.copytree(source_of("shapes"), home / "sd")
+    result = CliRunner().invoke(cli.app, ["tokens", "a circle", "--model", "~/sd"])
+    assert result.exit_code == 0, result.output
+    assert load_pipeline("~/sd", device="cpu").unet.device.type == "cpu"

@@ -63,7 +63,9 @@ def check_files(model: str, folder: Path, parts: Iterable[str], variant: str | N
     weights = {part: _weights(model, folder / part, _STEMS[kinds[part]]) for part in networks}
     variant = _variant(model, list(weights.values()), variant)
     for part, by_variant in weights.items():
-        for file in by_variant[variant if variant in by_variant else None]:
+        own = variant if variant in by_variant else None
+        _check_shards(model, folder / part, _STEMS[kinds[part]], own)
+        for file in by_variant[own]:
             _check_weights(model, part, file)
     return variant
 
@@ -78,7 +80,7 @@ _STEMS = {
 
 
 def _weights(model: str, folder: Path, stem: str) -> dict[str | None, list[Path]]:
-    """Return a network's files by their variant, None without one, each list with all its shards."""
+    """Return a network's files by their variant, None without one, each list with the shards that are there."""
     found: dict[str | None, list[Path]] = defaultdict(list)
     for file in sorted(folder.iterdir()):
         named = re.fullmatch(
@@ -86,16 +88,29 @@ def _weights(model: str, folder: Path, stem: str) -> dict[str | None, list[Path]
         )
         if named:
             found[named[1]].append(file)
-    for file in folder.glob(f"{stem}.safetensors.index*.json"):
-        for name in sorted({*json.loads(file.read_text())["weight_map"].values()}):
-            if not (folder / name).is_file():
-                raise ModelError(f"Model {model!r} has no {folder.name}/{name}; {_AGAIN}.")
     if found:
         return found
     pickled = next((file for file in folder.iterdir() if file.suffix in _PICKLED), None)
     if pickled is None:
         raise ModelError(f"Model {model!r} has no weights in {folder.name}; {_AGAIN}.")
     raise ModelError(no_safetensors(model, f" in {folder.name}, only {pickled.name}"))
+
+
+def _check_shards(model: str, folder: Path, stem: str, variant: str | None) -> None:
+    """Check that all files are there that the index of a variant names, if it has one."""
+    ending = "" if variant is None else f".{variant}"
+    file = folder / f"{stem}.safetensors.index{ending}.json"
+    if not file.is_file():
+        return
+    try:
+        names = sorted({*json.loads(file.read_text())["weight_map"].values()})
+        missing = [name for name in names if not (folder / name).is_file()]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise ModelError(
+            f"Model {model!r}: {folder.name}/{file.name} is damaged; {_AGAIN}."
+        ) from None
+    if missing:
+        raise ModelError(f"Model {model!r} has no {folder.name}/{missing[0]}; {_AGAIN}.")
 
 
 def no_safetensors(model: str, where: str = "") -> str:

@@ -101,6 +101,7 @@ def _load(diffusers, model, revision, variant, lora, device, dtype, s3_endpoint)
 
     from aae_batch.sampling.model.lora import add_loras, lora_file, parse_loras, refuse_without_peft
 
+    model = expanded(model)
     place = torch_device(device)
     precision = torch_dtype(dtype, place)
     loras = parse_loras(lora)
@@ -269,6 +270,7 @@ def index_of(model: str, *, revision: str | None = None, s3_endpoint: str | None
     Raises:
         ModelError: the model does not exist or cannot be guided.
     """
+    model = expanded(model)
     _refuse_no_name(model)
     source = source_of(model, s3_endpoint, weights=False)
     with quiet():
@@ -278,6 +280,8 @@ def index_of(model: str, *, revision: str | None = None, s3_endpoint: str | None
         if not file.is_file():
             raise OSError(f"there is no file named {file.name} in it")
         index = json.loads(file.read_text())
+        if not isinstance(index, dict):
+            raise ValueError(f"{file.name} is not a JSON object")
     name = str(index.get("_class_name"))
     if name not in FAMILIES:
         raise ModelError(f"Model {model!r} is {why_not_guidable(name)}.")
@@ -386,11 +390,11 @@ def default_guidance(
 
 def refuse_missing_folder(model: str) -> None:
     """Raise a ModelError if `model` is the path of a folder that does not exist, or of a file."""
-    if not Path(model).is_file() and (
-        model in EMBEDDED or is_url(model) or Path(model).is_dir() or _HUB_ID.fullmatch(model)
-    ):
+    if model in EMBEDDED or is_url(model):
         return
     refuse_single_file(model)
+    if Path(model).is_dir() or _HUB_ID.fullmatch(model):
+        return
     raise ModelError(f"Model folder {model!r} does not exist; check the path.")
 
 

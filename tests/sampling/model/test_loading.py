@@ -216,6 +216,13 @@ def test_unknown_dtype_and_device_are_named(folder):
         load_pipeline(str(folder), device="tpu:0")
 
 
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir])
+def test_what_has_the_name_of_an_embedded_model_here_is_not_in_its_way(tmp_path, monkeypatch, make):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "shapes")
+    assert load_streams("shapes")
+
+
 # --- variants, shards, quantised weights ---
 
 
@@ -269,6 +276,25 @@ def test_weights_may_be_in_shards(tmp_path, variant):
     for part in ("transformer", "text_encoder_2"):
         assert len(list((tmp_path / part).glob("*-of-*.safetensors"))) > 1
     assert_same_weights(pipe, load_pipeline(str(tmp_path), variant=variant))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"weight_map": [1]}', '{"weight_map": {"a": 1}}']
+)
+def test_a_broken_index_of_shards_is_told(folder, tmp_path, content):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / f"{UNET}.index.json").write_text(content)
+    with pytest.raises(ModelError, match=r"unet/.*\.index\.json is damaged; copy or download it"):
+        load_pipeline(str(tmp_path))
+
+
+def test_only_the_index_of_the_variant_that_is_loaded_counts(tmp_path):
+    pipe = PIPELINES["FLUX-dev"]()
+    pipe.save_pretrained(tmp_path, max_shard_size="30KB", variant="fp16")
+    index = tmp_path / "transformer" / "diffusion_pytorch_model.safetensors.index.fp16.json"
+    plain = index.read_text().replace(".fp16", "")
+    index.with_name(index.name.replace(".fp16", "")).write_text(plain)
+    assert_same_weights(pipe, load_pipeline(str(tmp_path)))
 
 
 @pytest.mark.parametrize(
