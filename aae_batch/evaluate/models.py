@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aae_batch.errors import ModelError
 from aae_batch.sampling.model.loading import (
     MODEL_FILES,
+    missing_parameters,
     refuse_missing_folder,
     source_of,
     torch_device,
@@ -67,9 +68,7 @@ class Judge:
             model, found = auto_class.from_pretrained(
                 source, dtype=precision, output_loading_info=True
             )
-            missing = sorted(
-                {*found["missing_keys"]} & {key for key, _ in model.named_parameters()}
-            )
+            missing = missing_parameters(model, found)
             if missing:  # transformers would initialize them at random
                 raise ModelError(
                     f"Model {name!r} lacks {len(missing)} weights of a {type(model).__name__} (e.g. "

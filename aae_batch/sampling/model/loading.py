@@ -119,6 +119,7 @@ def _load(diffusers, model, revision, variant, lora, device, dtype, s3_endpoint)
             variant=variant,
             use_safetensors=True,
             **_without_checker(index.pipeline),
+            **_text_encoders(model, index, Path(folder), variant, precision),
         )
     pipe.set_progress_bar_config(disable=True)
     _refuse_missing_parameters(model, pipe)
@@ -141,14 +142,54 @@ def _refuse_missing_parameters(model: str, pipe) -> None:
     import torch
 
     for part, network in pipe.components.items():
-        if not isinstance(network, torch.nn.Module):
-            continue
-        missing = [name for name, one in network.named_parameters() if one.is_meta]
-        if missing:
-            raise ModelError(
-                f"Model {model!r}: the weights of {part} lack {len(missing)} parameters, such as "
-                f"{missing[0]}; take those that belong to its config.json."
+        if isinstance(network, torch.nn.Module):
+            _refuse_missing(
+                model, part, [n for n, one in network.named_parameters() if one.is_meta]
             )
+
+
+def _refuse_missing(model: str, part: str, missing: Sequence[str]) -> None:
+    if missing:
+        raise ModelError(
+            f"Model {model!r}: the weights of {part} lack {len(missing)} parameters, such as "
+            f"{missing[0]}; take those that belong to its config.json."
+        )
+
+
+def _text_encoders(
+    model: str, index: Index, folder: Path, variant: str | None, precision: Any
+) -> dict[str, Any]:
+    """Load the text encoders as diffusers would, but those that are quantised.
+
+    Raises:
+        ModelError: their weights lack parameters, which transformers would fill at random.
+    """
+    import transformers
+
+    loaded = {}
+    for part, (library, kind) in index.components.items():
+        is_plain = library == "transformers" and "quantization_config" not in index.config_of(part)
+        if not (part.startswith("text_encoder") and is_plain):
+            continue
+        has_variant = any((folder / part).glob(f"*.{variant}*.safetensors"))
+        loaded[part], found = getattr(transformers, kind).from_pretrained(
+            folder / part,
+            dtype=precision,
+            variant=variant if has_variant else None,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        _refuse_missing(model, part, missing_parameters(loaded[part], found))
+    return loaded
+
+
+def missing_parameters(network: Any, found: Mapping[str, Any]) -> list[str]:
+    """Return the parameters that transformers did not find in a network's weights.
+
+    Args:
+        found: what transformers says of the loading (`output_loading_info`).
+    """
+    return sorted({*found["missing_keys"]} & {name for name, _ in network.named_parameters()})
 
 
 def _bound_tokenizers(pipe) -> None:

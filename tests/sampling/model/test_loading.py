@@ -109,7 +109,7 @@ def cut(file: Path) -> None:
 
 def without_a_parameter(file: Path) -> None:
     weights = load_file(file)
-    weights.pop("conv_out.weight")
+    weights.pop(next(name for name in weights if name.endswith(("conv_out.weight", "fc1.weight"))))
     save_file(weights, file, {"format": "pt"})
 
 
@@ -128,6 +128,11 @@ def without_a_parameter(file: Path) -> None:
             "run `git lfs pull`",
         ),
         (UNET, without_a_parameter, r"weights of unet lack 1 parameters, such as conv_out\.weight"),
+        (
+            "text_encoder/model.safetensors",
+            without_a_parameter,
+            r"weights of text_encoder lack 1 parameters, such as .*layers\.0\.mlp\.fc1\.weight",
+        ),
     ],
 )
 def test_a_broken_folder_is_told_by_the_part(folder, tmp_path, name, harm, said):
