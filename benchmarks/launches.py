@@ -7,7 +7,8 @@ of slots, not on its width. All samples are guided in the first step, and none i
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
 from aae_batch import Engine, Request
 from aae_batch.sampling.config import GuidanceConfig
@@ -18,10 +19,15 @@ PROMPT, SUBJECTS = "a red circle and a blue square", ["red circle", "blue square
 
 @dataclass(frozen=True)
 class Step:
-    """What a step asked of the device."""
+    """What a step asked of the device.
+
+    Attributes:
+        statistics: those kernels that make the loss and the statistics from the maps.
+    """
 
     kernels: int
     syncs: int
+    statistics: int
 
 
 def launches(pipe, slots: int, config: GuidanceConfig | None = None) -> tuple[Step, Step]:
@@ -37,14 +43,33 @@ def launches(pipe, slots: int, config: GuidanceConfig | None = None) -> tuple[St
         pipe.to(NAME)
         engine = Engine.from_pipeline(pipe, slots=slots)
         with engine.open(config) as batch:
+            observing = _count_inside(batch, "_observe", counts)
             for seed in range(slots):
                 batch.add(Request(PROMPT, SUBJECTS, seed=seed))
             steps = []
             for _ in range(3):  # the first step fills caches
-                before = Counts(counts.kernels, dict(counts.waits))
+                before = Step(counts.kernels, counts.syncs, observing.kernels)
                 batch.step()
-                steps.append(Step(counts.kernels - before.kernels, counts.syncs - before.syncs))
+                now = Step(counts.kernels, counts.syncs, observing.kernels)
+                steps.append(
+                    Step(*(b - a for a, b in zip(*map(astuple, (before, now)), strict=True)))
+                )
     return steps[1], steps[2]
+
+
+def _count_inside(of: Any, method: str, counts: Counts) -> Counts:
+    """Return counts that only calls of a method add to."""
+    inside, own = Counts(), getattr(of, method)
+
+    def counted(*arguments: Any) -> Any:
+        before = counts.kernels
+        try:
+            return own(*arguments)
+        finally:
+            inside.kernels += counts.kernels - before
+
+    setattr(of, method, counted)
+    return inside
 
 
 def main() -> None:
@@ -56,12 +81,13 @@ def main() -> None:
     from aae_batch.sampling.model.loading import default_guidance, load_pipeline
 
     config = default_guidance(options.model).updated(scheduler=options.scheduler)
-    print("| slots | guided: kernels | waits | not guided: kernels | waits |")
-    print("|---|---|---|---|---|")
+    print("| slots | guided: kernels | of them statistics | waits | not guided: kernels | waits |")
+    print("|---|---|---|---|---|---|")
     for slots in map(int, options.slots.split(",")):
         pipe = load_pipeline(options.model, device="cpu", dtype="float32")
         guided, plain = launches(pipe, slots, config)
-        print(f"| {slots} | {guided.kernels} | {guided.syncs} | {plain.kernels} | {plain.syncs} |")
+        cells = (slots, guided.kernels, guided.statistics, guided.syncs, plain.kernels, plain.syncs)
+        print(f"| {' | '.join(map(str, cells))} |")
 
 
 if __name__ == "__main__":

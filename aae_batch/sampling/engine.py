@@ -27,9 +27,10 @@ from aae_batch.sampling.model.family import TEXT, WINDOW, Bag, Network, network_
 from aae_batch.sampling.model.loading import default_guidance, load_pipeline
 from aae_batch.sampling.model.recorder import NONE
 from aae_batch.sampling.objectives import Seen
-from aae_batch.sampling.objectives.maps import normalize_over_words, pool
+from aae_batch.sampling.objectives.maps import normalize_over_words, pool, sent
 from aae_batch.sampling.resolve import check_settings
 from aae_batch.sampling.sample import Sample, admit
+from aae_batch.sampling.solver import combined
 from aae_batch.sampling.texts import Text, as_mask, columns, over_prompt, texts_of
 from aae_batch.sampling.trace import describe
 
@@ -256,8 +257,12 @@ class Batch:
         """Move each sample once down the gradient of its own objective."""
         failed = []
         for some, (losses, gradient) in self._fitting(self._guide, _by_objective(samples)):
+            moves = []
             for sample, (loss, reached), slope in zip(some, losses, gradient, strict=True):
-                sample.advance(loss, reached, slope)
+                size = sample.advance(loss, reached, slope)
+                if size is not None:
+                    moves.append((sample, size, slope))
+            _move(moves)
             failed += self._drop_non_finite(some, "the guided latent update")
         return failed
 
@@ -266,8 +271,9 @@ class Batch:
         failed = []
         samples = sorted(_by_objective(samples), key=_is_watched)
         for some, noises in self._fitting(self._predict, samples):
-            for sample, noise in zip(some, noises, strict=True):
-                sample.take_step(noise)
+            steps = [one.steps_to(noise) for one, noise in zip(some, noises, strict=True)]
+            for sample, latents in zip(some, combined(steps), strict=True):
+                sample.take_step(latents)
             failed += self._drop_non_finite(some, "denoising")
         for sample in [sample for sample in self.samples if sample.hopeless]:
             self.samples.remove(sample)
@@ -308,9 +314,9 @@ class Batch:
             needed = columns(sample.text.conditions[0] for sample in samples)
             moving = latents.view_as(latents)
             maps, affinity = self.model.attend(moving, timesteps, keys, affine, needed)
-            losses, told = self._observe(samples, maps, affinity)
+            losses, tell = self._observe(samples, maps, affinity)
             (gradient,) = torch.autograd.grad(losses.sum(), latents)
-        return told, gradient
+        return tell(), gradient
 
     def _predict(self, samples: list[Sample]) -> list[Tensor]:
         """Return the combined prediction of all of each sample's texts, [channels, height, width].
@@ -340,22 +346,23 @@ class Batch:
             predicted.append(noise)
             maps += [] if seen is None else [seen]
             affinities += [] if affinity is None else [affinity]
-        if watched:
-            self._observe(watched, torch.cat(maps), torch.cat(affinities) if affinities else None)
         noise = torch.cat(predicted)
         unconditional = iter(noise[:negatives])
-        return [
+        combined = [
             sample.text.combine(next(unconditional) if sample.text.negative else None, conditional)
             for sample, conditional in zip(samples, noise[negatives:].split(counts), strict=True)
         ]
+        if watched:
+            whole = torch.cat(affinities) if affinities else None
+            _, tell = self._observe(watched, torch.cat(maps), whole)
+            tell()
+        return combined
 
     def _observe(
         self, samples: list[Sample], maps: Tensor, affinity: Tensor | None
-    ) -> tuple[Tensor, list[list[float]]]:
-        """Return the loss of every sample, [batch], and each sample's loss and `reached` value as
-        numbers.
-
-        Also records every subject's statistics in the samples' traces.
+    ) -> tuple[Tensor, Callable[[], list[list[float]]]]:
+        """Return the loss of every sample, [batch], and a function that waits for the device, records every
+        subject's statistics in the samples' traces, and returns each sample's loss and `reached` value.
 
         Args:
             samples: sorted by `_by_objective`.
@@ -389,13 +396,23 @@ class Batch:
         losses, reached = zip(*(_judged(group[0], part) for group, part in parts), strict=True)
         loss = torch.cat(losses)
         with torch.no_grad():
-            told = torch.stack([loss, torch.cat(reached)], dim=1).tolist()
-            figures = described.cpu().float().numpy()
-            raw = pool(seen.maps, seen.subject_tokens, seen.pooling)
+            two = torch.stack([loss, torch.cat(reached)], dim=1)
+            packed = torch.cat([two, described.flatten(1)], dim=1)
+            raw = None
+            if any(sample.trace.keeps(sample.step) for sample in samples):
+                raw = pool(seen.maps, seen.subject_tokens, seen.pooling)
+
+        def tell() -> list[list[float]]:
+            numbers = packed.cpu()  # the only wait for the device
+            told = numbers[:, :2].tolist()
+            figures = numbers[:, 2:].unflatten(1, described.shape[1:]).float().numpy()
             for i, sample in enumerate(samples):
                 n = len(sample.subjects)
-                sample.trace.observe(sample.step, figures[i, :n], told[i][0], raw[i, :n])
-        return loss, told
+                maps = None if raw is None else raw[i, :n]
+                sample.trace.observe(sample.step, figures[i, :n], told[i][0], maps)
+            return told
+
+        return loss, tell
 
     # --- helpers ---
 
@@ -490,6 +507,22 @@ def _judged(sample: Sample, seen: Seen) -> tuple[Tensor, Tensor]:
     return loss, reached
 
 
+def _move(moves: Sequence[tuple[Sample, Tensor, Tensor]]) -> None:
+    """Move samples down their slopes, all at once.
+
+    Args:
+        moves: each sample, how far to move it, and the gradient, [channels, height, width].
+    """
+    if not moves:
+        return
+    samples, sizes, slopes = zip(*moves, strict=True)
+    latents, slope = torch.stack([sample.latents for sample in samples]), torch.stack(slopes)
+    size = sent(torch.stack(sizes), latents.device)
+    moved = latents - size.view(-1, 1, 1, 1) * slope
+    for sample, own in zip(samples, moved, strict=True):
+        sample.latents = own
+
+
 def _objective_of(sample: Sample) -> tuple[bool, str]:
     return sample.needs_affinity, str(sample.method.objective)
 
@@ -513,7 +546,7 @@ def _inputs(rows: Sequence[tuple[Sample, Text]]) -> tuple[Tensor, Tensor, Bag]:
     """Return latents, timesteps and texts as the network takes them."""
     return (
         torch.stack([sample.scaled(sample.latents) for sample, _ in rows]),
-        torch.stack([sample.timestep for sample, _ in rows]),
+        sent(torch.stack([sample.timestep for sample, _ in rows]), rows[0][0].latents.device),
         {name: torch.stack([text.bag[name] for _, text in rows]) for name in rows[0][1].bag},
     )
 

@@ -19,6 +19,7 @@ from aae_batch.sampling.noise_search import Search
 from aae_batch.sampling.objectives import Objective
 from aae_batch.sampling.objectives.attend_and_excite import attend_and_excite
 from aae_batch.sampling.resolve import as_read, resolve
+from aae_batch.sampling.solver import LinearSolver
 from aae_batch.sampling.steering import GuidanceSchedule, Progress, velocity_factor
 from aae_batch.sampling.texts import Conditioning, condition
 from aae_batch.sampling.trace import AttentionTrace
@@ -33,6 +34,7 @@ class Sample:
         latents: [channels, height, width].
         text: the texts that condition the denoising.
         scheduler: one per sample, because multistep solvers remember earlier steps.
+        solver: takes the scheduler's steps if they are linear.
         objective: the guidance objective; without guidance, the one used for the recorded loss.
         search: the search for start noise, if the method has one.
         step: index of the current denoising step.
@@ -54,6 +56,7 @@ class Sample:
     timesteps: Tensor
     step_arguments: dict[str, object]
     trace: AttentionTrace
+    solver: LinearSolver | None
     schedule: GuidanceSchedule
     started: float
     search: Search | None = None
@@ -96,15 +99,17 @@ class Sample:
 
     @property
     def input_scale(self) -> Tensor:
-        """The factor by which `scaled` multiplies latents at this step, on the latents' device."""
-        return self.scaled(self.latents.new_ones(()))
+        """The factor by which `scaled` multiplies latents at this step: a number on the host, in their
+        dtype."""
+        return self.scaled(torch.ones((), dtype=self.latents.dtype))
 
     @property
     def needs_affinity(self) -> bool:
         return "affinity" in self.method.needs
 
-    def advance(self, loss: float, reached: float, slope: Tensor) -> None:
-        """Process a guided forward: move the latents, or the noise during the noise search.
+    def advance(self, loss: float, reached: float, slope: Tensor) -> Tensor | None:
+        """Process a guided forward, and return how far to move the latents down `slope`, a number on the
+        host; None for not at all. During the noise search, move the noise.
 
         The update applies to the latents as the network sees them, so that schedulers that scale
         their latents (Euler and related, by `1 / sqrt(sigma^2 + 1)`) guide as far as those that do not.
@@ -119,28 +124,36 @@ class Sample:
             self.search.advance(reached, slope * self.input_scale * sigma)
             self.num_refinements += 1
             self.latents = self.search.noise * sigma
-            return
+            return None
         before = self.progress.refinements
         most = self.schedule.steering.max_refinement_steps
         self.progress.advance(reached, self.schedule.target(self.step), most)
         self.num_refinements += self.progress.refinements - before
         moves = not self.progress.done or self.schedule.updates(self.step)
         if not moves or loss == 0:
-            return
+            return None
         size = self.schedule.step_size(self.step)
         if self.progress.done and self.schedule.steering.update == "velocity":
             sigma = float(self.scheduler.sigmas[self.step])  # type: ignore[attr-defined]
             self.velocity = size * velocity_factor(sigma) * slope
-        else:
-            self.latents = self.latents - size / self.input_scale * slope
+            return None
+        return size / self.input_scale
 
-    def take_step(self, predicted: Tensor) -> None:
-        """Take a step of the scheduler with the network's prediction."""
+    def steps_to(self, predicted: Tensor) -> list[tuple[float, Tensor]]:
+        """Return the latents after a step of the scheduler with the network's prediction, as a sum of
+        coefficients times tensors."""
         if self.velocity is not None:
             predicted, self.velocity = predicted + self.velocity, None
-        self.latents = self.scheduler.step(  # type: ignore[attr-defined]
+        if self.solver is not None:
+            return self.solver.terms(self.latents, predicted)
+        made = self.scheduler.step(  # type: ignore[attr-defined]
             predicted[None], self.timestep, self.latents[None], **self.step_arguments
-        ).prev_sample[0]
+        )
+        return [(1.0, made.prev_sample[0])]
+
+    def take_step(self, latents: Tensor) -> None:
+        """Go on to the next step, with its latents."""
+        self.latents = latents
         self.step += 1
         self.denoised += len(self.text.conditions) + (self.text.negative is not None)
         self.progress = Progress()
@@ -206,6 +219,9 @@ def admit(
         latents=noise * family.noise_scale(scheduler),
         scheduler=scheduler,
         timesteps=scheduler.timesteps,
+        solver=LinearSolver(scheduler, generator, config.eta)
+        if LinearSolver.fits(scheduler, noise.dtype)
+        else None,
         step_arguments=family.step_arguments(scheduler, generator, config.eta),
         trace=AttentionTrace(subjects, steps, config.map_steps(steps)),
         schedule=GuidanceSchedule(config.steering(), steps),

@@ -21,6 +21,7 @@ from aae_batch.methods import METHODS
 from aae_batch.request import Request
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.model.family import TEXT, Bag, Network
+from aae_batch.sampling.objectives.maps import on_device
 from aae_batch.sampling.phrases import Phrase, conjuncts, noun_phrases, whole
 from aae_batch.sampling.resolve import as_read, resolve
 from aae_batch.sampling.words import Subject, TokenTable, token_tables
@@ -172,7 +173,7 @@ def columns(conditions: Iterable[Condition]) -> list[int]:
 def as_mask(ranges: Sequence[Sequence[range]], tokens: int, device: torch.device) -> Tensor:
     """Return positions as [rows, tokens], True at those in one of a row's ranges."""
     rows = [[any(i in some for some in row) for i in range(tokens)] for row in ranges]
-    return torch.tensor(rows, device=device)
+    return on_device(rows, device)
 
 
 def over_prompt(maps: Tensor, texts: Sequence[Conditioning]) -> Tensor:

@@ -55,18 +55,23 @@ class AttentionTrace:
         self._figures = np.zeros((steps, len(subjects), 5), dtype=np.float32)
         self._loss = np.zeros(steps, dtype=np.float32)
 
-    def observe(self, step: int, figures: np.ndarray, loss: float, maps: Tensor) -> None:
+    def keeps(self, step: int) -> bool:
+        """Whether the step's maps are kept."""
+        return step in self._map_steps
+
+    def observe(self, step: int, figures: np.ndarray, loss: float, maps: Tensor | None) -> None:
         """Record one forward.
 
         Args:
             step: the denoising step.
             figures: [subjects, 5], from `describe`.
             loss: the guidance objective's loss.
-            maps: [subjects, height, width], cross-attention before the softmax over words.
+            maps: [subjects, height, width], cross-attention before the softmax over words; None will do
+                for a step whose maps are not kept.
         """
         self._figures[step] = figures
         self._loss[step] = loss
-        if step in self._map_steps:
+        if self.keeps(step) and maps is not None:
             self._maps[step] = maps
 
     def worst(self, step: int) -> float:

@@ -65,6 +65,8 @@ class Network(ABC):
     def __init__(self, pipe) -> None:
         self.check(pipe)
         self.pipe = pipe
+        self._place: tuple[torch.device, torch.dtype] | None = None
+        """Device and dtype while a run is open: diffusers finds them by walking over all modules."""
         self.max_sequence_length = self.facts.max_sequence_length
         self.evicts_text_encoders = self._wants_eviction()
         self._recorder: AttentionRecorder | None = None
@@ -148,8 +150,9 @@ class Network(ABC):
         """
 
     def set_timesteps(self, scheduler, steps: int, shape: Sequence[int]) -> None:
-        """Prepare a scheduler for latents of `shape`, as the pipeline does."""
-        scheduler.set_timesteps(steps, device=self.device)
+        """Prepare a scheduler for latents of `shape`, as the pipeline does, but with timesteps on the host:
+        schedulers read them as numbers, and would wait for the device each time."""
+        scheduler.set_timesteps(steps)
 
     def _extras(self, config: GuidanceConfig) -> Bag:
         """Return what the network takes beside the text, which depends on a row's settings."""
@@ -160,12 +163,14 @@ class Network(ABC):
     @property
     def device(self) -> torch.device:
         """Where the network runs, wherever accelerate's offloading keeps its weights."""
+        if self._place is not None:
+            return self._place[0]
         is_hooked = hasattr(self.network, "_hf_hook")
         return self.pipe._execution_device if is_hooked else self.network.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.network.dtype
+        return self.network.dtype if self._place is None else self._place[1]
 
     @property
     def latents_dtype(self) -> torch.dtype:
@@ -434,10 +439,11 @@ class Network(ABC):
                 stack.callback(network.disable_gradient_checkpointing)
                 network.enable_gradient_checkpointing()
             self._recorder = recorder
+            self._place = self.device, self.dtype
             try:
                 yield
             finally:
-                self._recorder = None
+                self._recorder = self._place = None
 
     def _forget(self, length: int | None) -> None:
         """Forget all texts, which text encoders may encode otherwise the next time, and read

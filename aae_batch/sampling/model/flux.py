@@ -39,7 +39,7 @@ class Flux(FlowTransformer):
     def set_timesteps(self, scheduler, steps: int, shape: Sequence[int]) -> None:
         own = scheduler.config.get("use_flow_sigmas", False)
         sigmas = {"num_inference_steps": steps} if own else {"sigmas": linear_sigmas(steps)}
-        scheduler.set_timesteps(device=self.device, mu=self._mu(scheduler, shape), **sigmas)
+        scheduler.set_timesteps(mu=self._mu(scheduler, shape), **sigmas)
 
     def _shifts(self, scheduler) -> bool:
         """Always told the size, as by the pipeline."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from aae_batch.errors import ModelError
+from aae_batch.sampling.objectives.maps import on_device, sent
 
 ALL, NONE = slice(None), slice(0)
 
@@ -236,8 +237,9 @@ class _Columns:
             self._keys = len(places)
             some = places if self._chosen is None else [places[one] for one in self._chosen]
             width = -(-len(some) // _WIDTHS) * _WIDTHS
-            self._one_hot = key.new_zeros(key.shape[2], width)
-            self._one_hot[list(some), range(len(some))] = 1
+            one_hot = torch.zeros(key.shape[2], width, dtype=key.dtype)
+            one_hot[list(some), range(len(some))] = 1
+            self._one_hot = sent(one_hot, key.device)
         values = self._one_hot.expand(*key.shape[:2], *self._one_hot.shape)
         seen = F.scaled_dot_product_attention(query, key, values, **how)
         return seen[..., : self._keys if self._chosen is None else len(self._chosen)]
@@ -246,7 +248,7 @@ class _Columns:
         """Put the columns in their places among all of the text's, and 0 in the others."""
         if self._chosen is None or self._one_hot is None:
             return maps
-        index = torch.tensor(self._chosen, device=maps.device, dtype=torch.long)
+        index = on_device(self._chosen, maps.device)
         zeros = maps.new_zeros(*maps.shape[:-1], self._keys)
         return zeros.index_copy(-1, index, maps)
 

@@ -55,7 +55,7 @@ class StableDiffusion3(FlowTransformer):
 
     def set_timesteps(self, scheduler, steps: int, shape: Sequence[int]) -> None:
         mu = {"mu": self._mu(scheduler, shape)} if self._shifts(scheduler) else {}
-        scheduler.set_timesteps(steps, device=self.device, **mu)
+        scheduler.set_timesteps(steps, **mu)
 
     def blank(self) -> Bag:
         config = self.network.config

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aae_batch.sampling.objectives.maps import smooth
+from aae_batch.sampling.objectives.maps import on_device, smooth
 from aae_batch.sampling.objectives.seen import Seen
 
 TEMPERATURE = 0.5
@@ -59,7 +59,7 @@ def _before(seen: Seen, now: Tensor) -> tuple[Tensor, Tensor]:
         if earlier is not None:
             before[row, :words] = earlier
         has.append(earlier is not None)
-    return before, torch.tensor(has, device=now.device)
+    return before, on_device(has, now.device)
 
 
 def _turned(memory: dict[str, Any], step: int, maps: Tensor) -> Tensor | None:

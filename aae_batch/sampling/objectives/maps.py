@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,17 @@ SHARPNESS = 100.0
 together."""
 
 SMOOTHING_SIGMA = 0.5
+
+
+def on_device(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a small tensor made of numbers on the host, without waiting for the device."""
+    return sent(torch.tensor(values, dtype=dtype), device)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a small tensor from the host to the device without waiting for it. CUDA copies such a tensor
+    aside first; with MPS it would have to live until the copy is made."""
+    return tensor.to(device, non_blocking=device.type != "mps")
 
 
 def normalize_over_words(maps: Tensor, words: Tensor) -> Tensor:
@@ -56,7 +67,7 @@ def membership(
         + [[0.0] * tokens] * (most - len(members))
         for members in token_indices
     ]
-    return torch.tensor(weights, dtype=like.dtype, device=like.device)
+    return on_device(weights, like.device, like.dtype)
 
 
 def pool(maps: Tensor, weights: Tensor, pooling: Pooling) -> Tensor:

@@ -10,7 +10,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from aae_batch.sampling.objectives.maps import Pooling, excitation, membership, pool, smooth
+from aae_batch.sampling.objectives.maps import (
+    Pooling,
+    excitation,
+    membership,
+    on_device,
+    pool,
+    smooth,
+)
 from aae_batch.sampling.words import Subject
 
 
@@ -86,7 +93,7 @@ class Seen:
     def is_subject(self) -> Tensor:
         """[rows, subjects]"""
         there = [[i < len(some) for i in range(self.most_subjects)] for some in self.subjects]
-        return torch.tensor(there, device=self.maps.device)
+        return on_device(there, self.maps.device)
 
     @cached_property
     def subject_tokens(self) -> Tensor:
@@ -176,7 +183,7 @@ class Seen:
 
     def _padded(self, lists: list[list[Any]], filler: Any) -> Tensor:
         whole = [[*some, *[filler] * (self.most_words - len(some))] for some in lists]
-        return torch.tensor(whole, device=self.maps.device)
+        return on_device(whole, self.maps.device)
 
 
 _SHARED = ("most_subjects", "subject_maps", "smoothed", "excitations")
