@@ -145,6 +145,19 @@ def _copy_from(source, target, non_blocking=False):
     return target
 
 
+class _Backend(backend_registration._DummyBackendModule):
+    """What gradient checkpointing asks of a device's module."""
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.float16, torch.bfloat16]
+
+    def get_rng_state(self, device: Any = None) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: torch.Tensor, device: Any = None) -> None:
+        torch.set_rng_state(state)
+
+
 _library: Any = None
 
 
@@ -153,7 +166,7 @@ def _register() -> None:
     global _library
     if _library is not None:
         return
-    backend_registration._setup_privateuseone_for_python_backend(NAME)
+    backend_registration._setup_privateuseone_for_python_backend(NAME, _Backend())
     _library = torch.library.Library("aten", "IMPL")
     _library.impl("empty.memory_format", _empty, "PrivateUse1")
     _library.impl("empty_strided", _empty_strided, "PrivateUse1")

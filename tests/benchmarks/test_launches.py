@@ -70,8 +70,8 @@ def test_the_device_computes_what_the_cpu_does():
 @pytest.mark.parametrize(
     "scheduler", [(), ("--scheduler", "euler"), ("--scheduler", "dpmsolver++")]
 )
-def test_a_step_waits_for_the_device_thrice_at_most_whatever_the_slots(scheduler):
-    table = run("-m", "benchmarks.launches", "--slots", "2,9", *scheduler)
+def test_a_step_waits_for_the_device_thrice_at_most_whatever_the_slots(options):
+    table = run("-m", "benchmarks.launches", "--slots", "2,9", *options)
     rows = [[int(cell) for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     assert [row[0] for row in rows] == [2, 9]
     for _, _, statistics, waits, _, waits_unguided in rows:
