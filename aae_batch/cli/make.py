@@ -64,10 +64,10 @@ def make(
     ] = False,
     **settings: Any,
 ) -> int:
-    """Make a dataset in OUTPUT from PROMPTS: build the manifest, validate it, generate the images, evaluate
-    them, and write a page to look at them.
+    """Make a dataset from PROMPTS, with scores and a page.
 
-    Each step is a command of its own, which is shown before it runs; options go to the commands that have
+    Build its manifest, validate it, generate the images into OUTPUT, evaluate them, and write a page to look
+    at them. Each step is a command of its own, which is shown before it runs; options go to the commands that have
     them. Run the same command again to resume after a stop.
     Exit codes: 0 complete, 1 complete with failed rows, 2 wrong command or input, 3 stopped.
 
