@@ -68,7 +68,9 @@ def test_the_device_computes_what_the_cpu_does():
 
 
 @pytest.mark.parametrize(
-    "scheduler", [(), ("--scheduler", "euler"), ("--scheduler", "dpmsolver++")]
+    "options",
+    [(), ("--scheduler", "euler"), ("--scheduler", "dpmsolver++"), ("--model", "shapes-flow")],
+    ids=str,
 )
 def test_a_step_waits_for_the_device_thrice_at_most_whatever_the_slots(options):
     table = run("-m", "benchmarks.launches", "--slots", "2,9", *options)
