@@ -145,7 +145,7 @@ class Sample:
         if self.velocity is not None:
             predicted, self.velocity = predicted + self.velocity, None
         if self.solver is not None:
-            return self.solver.terms(self.latents, predicted)
+            return self.solver.terms(self.step, self.latents, predicted)
         made = self.scheduler.step(  # type: ignore[attr-defined]
             predicted[None], self.timestep, self.latents[None], **self.step_arguments
         )

@@ -39,7 +39,6 @@ class LinearSolver:
         self._scheduler = scheduler
         self._generator = generator
         self._units = _OF_A_STEP * len(scheduler.timesteps)
-        self._step = 0
         self._known: dict[int, Tensor] = {}
         config = scheduler.config
         self._reach = config.get("solver_order", 1)  # how many steps' units a step depends on
@@ -58,13 +57,14 @@ class LinearSolver:
             return False
         return not any(scheduler.config.get(setting, False) for setting in settings)
 
-    def terms(self, latents: Tensor, predicted: Tensor) -> list[tuple[float, Tensor]]:
+    def terms(self, step: int, latents: Tensor, predicted: Tensor) -> list[tuple[float, Tensor]]:
         """Take a step, and return the next latents as a sum of coefficients times tensors.
 
         Args:
+            step: its index; steps are taken one after the other.
             latents, predicted: [channels, height, width].
         """
-        first = _OF_A_STEP * self._step
+        first = _OF_A_STEP * step
         units = torch.eye(_OF_A_STEP, self._units - first, dtype=torch.float64)
         units = torch.nn.functional.pad(units, (first, 0))
         self._known |= {first: latents, first + 1: predicted}
@@ -73,11 +73,10 @@ class LinearSolver:
             noise = randn_tensor((1, *latents.shape), self._generator, dtype=latents.dtype)[0]
             self._known[first + 2] = sent(noise, latents.device)
             how["variance_noise"] = units[2]
-        timestep = self._scheduler.timesteps[self._step]
+        timestep = self._scheduler.timesteps[step]
         moved = self._scheduler.step(units[1], timestep, units[0], **how).prev_sample.tolist()
-        self._step += 1
         found = [(moved[unit], one) for unit, one in self._known.items() if moved[unit] != 0]
-        oldest = _OF_A_STEP * (self._step - self._reach + 1)
+        oldest = _OF_A_STEP * (step - self._reach + 2)
         self._known = {unit: one for unit, one in self._known.items() if unit >= oldest}
         return found
 

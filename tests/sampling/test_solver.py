@@ -57,7 +57,7 @@ def path(made, predictions: torch.Tensor, dtype: torch.dtype, with_solver: bool)
     for step, timestep in enumerate(scheduler.timesteps):
         predicted = predictions[step].to(dtype)
         if with_solver:
-            (latents,) = combined([solver.terms(latents, predicted)])
+            (latents,) = combined([solver.terms(step, latents, predicted)])
         else:
             latents = scheduler.step(predicted[None], timestep, latents[None], **how).prev_sample[0]
         made_each.append(latents)
