@@ -129,6 +129,24 @@ class AttentionRecord:
     neglected: bool | None = None
 
 
+class _Picture:
+    """The field `image` of a result: made of its pixels when it is first asked for."""
+
+    def __get__(self, result: Result | None, owner: type | None = None) -> Image | None:
+        held = None if result is None else result.__dict__["image"]
+        if held is None:
+            return None
+        from PIL import Image  # imported here so that the command line starts quickly
+
+        if not isinstance(held, Image.Image):
+            assert result is not None
+            held = result.__dict__["image"] = Image.fromarray(held)
+        return held
+
+    def __set__(self, result: Result, value: Image | np.ndarray | None) -> None:
+        result.__dict__["image"] = value
+
+
 @dataclass(frozen=True, repr=False)
 class Result:
     """The result of one request: either an image or an error. A notebook shows its image, and the maps
@@ -136,7 +154,8 @@ class Result:
 
     Attributes:
         request: the request as given.
-        image: RGB.
+        image: RGB. It may be given as pixels, uint8 [height, width, 3]: the image is made when it is first
+            asked for, in the caller's thread.
         latents: the final latents, [channels, height / 8, width / 8], on the CPU.
         attention: the attention record.
         error: why there is no image.
@@ -148,7 +167,7 @@ class Result:
     """
 
     request: Request
-    image: Image | None = None
+    image: _Picture = _Picture()
     latents: Tensor | None = None
     attention: AttentionRecord | None = None
     error: RowError | None = None
