@@ -19,7 +19,7 @@ PROMPT, SUBJECTS = "a red circle and a blue square", ["red circle", "blue square
 
 @dataclass(frozen=True)
 class Step:
-    """What a step asked of the device.
+    """What a step, or a part of it, asked of the device.
 
     Attributes:
         statistics: those kernels that make the loss and the statistics from the maps.
@@ -30,8 +30,9 @@ class Step:
     statistics: int
 
 
-def launches(pipe, slots: int, config: GuidanceConfig | None = None) -> tuple[Step, Step]:
-    """Return the counts of a guided and of an unguided step with `slots` samples.
+def launches(pipe, slots: int, config: GuidanceConfig | None = None) -> tuple[Step, Step, Step]:
+    """Return the counts of a guided and of an unguided step with `slots` samples, and those of decoding
+    them all.
 
     Args:
         pipe: a pipeline on the CPU. It is moved to the counting device, and of no further use.
@@ -44,17 +45,18 @@ def launches(pipe, slots: int, config: GuidanceConfig | None = None) -> tuple[St
         engine = Engine.from_pipeline(pipe, slots=slots)
         with engine.open(config) as batch:
             observing = _count_inside(batch, "_observe", counts)
+            finishing = _count_inside(batch, "_finish", counts)
             for seed in range(slots):
                 batch.add(Request(PROMPT, SUBJECTS, seed=seed))
             steps = []
-            for _ in range(3):  # the first step fills caches
+            for _ in range(4):  # the first step fills caches
                 before = Step(counts.kernels, counts.syncs, observing.kernels)
                 batch.step()
                 now = Step(counts.kernels, counts.syncs, observing.kernels)
                 steps.append(
                     Step(*(b - a for a, b in zip(*map(astuple, (before, now)), strict=True)))
                 )
-    return steps[1], steps[2]
+    return steps[1], steps[2], Step(finishing.kernels, finishing.syncs, 0)
 
 
 def _count_inside(of: Any, method: str, counts: Counts) -> Counts:
@@ -62,11 +64,12 @@ def _count_inside(of: Any, method: str, counts: Counts) -> Counts:
     inside, own = Counts(), getattr(of, method)
 
     def counted(*arguments: Any) -> Any:
-        before = counts.kernels
+        before, waited = counts.kernels, counts.syncs
         try:
             return own(*arguments)
         finally:
             inside.kernels += counts.kernels - before
+            inside.waits["inside"] = inside.syncs + counts.syncs - waited
 
     setattr(of, method, counted)
     return inside
@@ -81,12 +84,22 @@ def main() -> None:
     from aae_batch.sampling.model.loading import default_guidance, load_pipeline
 
     config = default_guidance(options.model).updated(scheduler=options.scheduler)
-    print("| slots | guided: kernels | of them statistics | waits | not guided: kernels | waits |")
-    print("|---|---|---|---|---|---|")
+    heads = (
+        "slots",
+        "guided: kernels",
+        "of them statistics",
+        "waits",
+        "not guided: kernels",
+        "waits",
+    )
+    heads = (*heads, "decoding: kernels", "waits")
+    print(f"| {' | '.join(heads)} |")
+    print(f"|{'---|' * len(heads)}")
     for slots in map(int, options.slots.split(",")):
         pipe = load_pipeline(options.model, device="cpu", dtype="float32")
-        guided, plain = launches(pipe, slots, config)
+        guided, plain, end = launches(pipe, slots, config)
         cells = (slots, guided.kernels, guided.statistics, guided.syncs, plain.kernels, plain.syncs)
+        cells = (*cells, end.kernels, end.syncs)
         print(f"| {' | '.join(map(str, cells))} |")
 
 

@@ -7,14 +7,14 @@ samples are at different steps, some refine while others denoise, and none waits
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby, islice
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,8 +22,15 @@ from aae_batch.errors import GivenUpError, NonFiniteError, RowError, SettingsErr
 from aae_batch.methods import DEFAULT
 from aae_batch.request import Request, Result
 from aae_batch.sampling.config import GuidanceConfig
-from aae_batch.sampling.memory import measured_slots
-from aae_batch.sampling.model.family import TEXT, WINDOW, Bag, Network, network_of
+from aae_batch.sampling.memory import AtOnce, Made, measured_slots
+from aae_batch.sampling.model.family import (
+    TEXT,
+    TILED_ABOVE,
+    WINDOW,
+    Bag,
+    Network,
+    network_of,
+)
 from aae_batch.sampling.model.loading import default_guidance, load_pipeline
 from aae_batch.sampling.model.recorder import NONE
 from aae_batch.sampling.objectives import Seen
@@ -34,10 +41,10 @@ from aae_batch.sampling.solver import combined
 from aae_batch.sampling.texts import Text, as_mask, columns, over_prompt, texts_of
 from aae_batch.sampling.trace import describe
 
-Made = TypeVar("Made")
 Slots = int | Literal["auto"]
 
-logger = logging.getLogger("aae_batch.sampling.engine")
+IMAGES_AT_ONCE = 16
+"""Images that are decoded together, if they have no more pixels together than one that is not tiled."""
 
 
 class Engine:
@@ -152,7 +159,6 @@ class Batch:
     """The samples in flight, all under one configuration (rows may override parts of it).
 
     Attributes:
-        slots: the largest number of samples in a forward. It is halved when memory runs out.
         samples: the samples in flight.
         seconds: time spent so far in each phase: excite, denoise, decode.
     """
@@ -160,13 +166,21 @@ class Batch:
     def __init__(self, model: Network, config: GuidanceConfig, slots: int) -> None:
         self.model = model
         self.config = config
-        self.slots = slots
+        self._slots = AtOnce(slots, "slots")
+        # With one slot nothing shares a forward, so that the order of rows changes no bit.
+        self._shares = slots > 1 and model.batches_texts_and_images
+        self._images = AtOnce(IMAGES_AT_ONCE if self._shares else 1, "images to decode")
         self._rows = model.facts.rows(config)
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.samples: list[Sample] = []
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @property
+    def slots(self) -> int:
+        """The largest number of samples in a forward. It is halved when memory runs out."""
+        return self._slots.most
 
     @property
     def free(self) -> int:
@@ -249,8 +263,8 @@ class Batch:
             for group in self._groups():
                 results += self.denoise([sample for sample in group if sample.ready])
         with self._timed("decode"):
-            for sample in [sample for sample in self.samples if sample.finished]:
-                results.append(self._finish(sample))
+            for group in _by_size(sample for sample in self.samples if sample.finished):
+                results += self._finish(group)
         return results
 
     def excite(self, samples: list[Sample]) -> list[Result]:
@@ -288,20 +302,7 @@ class Batch:
     ) -> Iterator[tuple[list[Sample], Made]]:
         """Apply `forward` to `slots` samples at a time; after running out of memory, try again
         with half the slots."""
-        while samples:
-            now = samples[: self.slots]
-            try:
-                made = forward(now)
-            except torch.OutOfMemoryError:
-                if len(now) == 1:
-                    raise
-                self.slots = len(now) // 2
-            else:
-                samples = samples[len(now) :]
-                yield now, made
-                continue
-            logger.warning("out of memory with %d slots, going on with %d", len(now), self.slots)
-            self.model.release_memory()
+        return self._slots.fitting(forward, samples, self.model.release_memory)
 
     def _guide(self, samples: list[Sample]) -> tuple[list[list[float]], Tensor]:
         """Return each sample's loss and `reached` value, and the loss's gradient with respect to
@@ -397,19 +398,20 @@ class Batch:
         loss = torch.cat(losses)
         with torch.no_grad():
             two = torch.stack([loss, torch.cat(reached)], dim=1)
-            packed = torch.cat([two, described.flatten(1)], dim=1)
-            raw = None
+            raw = described.new_empty(len(samples), described.shape[1], 0, 0)
             if any(sample.trace.keeps(sample.step) for sample in samples):
                 raw = pool(seen.maps, seen.subject_tokens, seen.pooling)
+            packed = torch.cat([two, described.flatten(1), raw.flatten(1)], dim=1)
 
         def tell() -> list[list[float]]:
             numbers = packed.cpu()  # the only wait for the device
             told = numbers[:, :2].tolist()
-            figures = numbers[:, 2:].unflatten(1, described.shape[1:]).float().numpy()
+            others = numbers[:, 2:].split([described[0].numel(), raw[0].numel()], dim=1)
+            figures = others[0].unflatten(1, described.shape[1:]).float().numpy()
+            maps = others[1].reshape(raw.shape)
             for i, sample in enumerate(samples):
                 n = len(sample.subjects)
-                maps = None if raw is None else raw[i, :n]
-                sample.trace.observe(sample.step, figures[i, :n], told[i][0], maps)
+                sample.trace.observe(sample.step, figures[i, :n], told[i][0], maps[i, :n])
             return told
 
         return loss, tell
@@ -424,28 +426,27 @@ class Batch:
         finally:
             self.seconds[phase] += time.perf_counter() - start
 
-    def _finish(self, sample: Sample) -> Result:
-        self.samples.remove(sample)
-        image = self.model.decode(sample.latents)
-        if image is None:
-            reason = "the decoder made NaN or infinite pixels; try dtype float32 or another seed"
-            return sample.fail(NonFiniteError(sample.request.name, reason))
-        thresholds = sample.config.steering(DEFAULT).thresholds  # the same measure for all methods
-        last_threshold = thresholds[max(thresholds)] if thresholds else None
-        return sample.result(
-            image=image,
-            latents=sample.latents.cpu(),
-            attention=sample.trace.record(sample.num_refinements, last_threshold),
-        )
+    def _finish(self, samples: list[Sample]) -> list[Result]:
+        """Decode samples of one size, and return their results."""
+        results = []
+        limit = max(1, TILED_ABOVE // self.model.pixels(samples[0].latents))
+        release = self.model.release_memory
+        for some, made in self._images.fitting(self._decode, samples, release, limit):
+            for sample, (pixels, latents) in zip(some, made, strict=True):
+                self.samples.remove(sample)
+                results.append(_ended(sample, pixels, latents))
+        return results
+
+    def _decode(self, samples: list[Sample]) -> list[tuple[np.ndarray | None, Tensor]]:
+        """Return each sample's pixels, None if they are not finite, and its latents on the CPU."""
+        latents = torch.stack([sample.latents for sample in samples])
+        pixels = self.model.decode(latents)
+        # Clones, because one that is kept or pickled takes all that it is a view of with it.
+        return [(one, own.clone()) for one, own in zip(pixels, latents.cpu(), strict=True)]
 
     def _groups(self) -> list[list[Sample]]:
-        """Group the samples by the size of their latents: only equal sizes share a forward."""
-
-        def size(sample: Sample) -> tuple[int, ...]:
-            return tuple(sample.latents.shape)
-
-        unfinished = [sample for sample in self.samples if not sample.finished]
-        return [list(group) for _, group in groupby(sorted(unfinished, key=size), key=size)]
+        """Group the unfinished samples by the size of their latents."""
+        return _by_size(sample for sample in self.samples if not sample.finished)
 
     def _drop_non_finite(self, samples: list[Sample], during: str) -> list[Result]:
         latents = torch.stack([sample.latents for sample in samples])
@@ -461,6 +462,29 @@ class Batch:
                 )
                 failed.append(sample.fail(NonFiniteError(sample.request.name, reason)))
         return failed
+
+
+def _by_size(samples: Iterable[Sample]) -> list[list[Sample]]:
+    """Group samples by the size of their latents: only equal sizes share a forward."""
+
+    def size(sample: Sample) -> tuple[int, ...]:
+        return tuple(sample.latents.shape)
+
+    return [list(group) for _, group in groupby(sorted(samples, key=size), key=size)]
+
+
+def _ended(sample: Sample, pixels: np.ndarray | None, latents: Tensor) -> Result:
+    """Return the result of a sample that was decoded."""
+    if pixels is None:
+        reason = "the decoder made NaN or infinite pixels; try dtype float32 or another seed"
+        return sample.fail(NonFiniteError(sample.request.name, reason))
+    thresholds = sample.config.steering(DEFAULT).thresholds  # the same measure for all methods
+    last_threshold = thresholds[max(thresholds)] if thresholds else None
+    return sample.result(
+        image=pixels,
+        latents=latents,
+        attention=sample.trace.record(sample.num_refinements, last_threshold),
+    )
 
 
 def _requests(given: Any) -> Iterable[Request]:

@@ -1,13 +1,20 @@
-"""What fits in memory: slots from a measured probe, and text encoders that leave when they are done."""
+"""What fits in memory: slots from a measured probe, and half as much at once after it ran out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
-from aae_batch.sampling.model.family import Bag, Network
+if TYPE_CHECKING:
+    from aae_batch.sampling.model.family import Bag, Network
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 ON_CPU = 8
 """Slots on a processor, which more would not make faster."""
@@ -18,6 +25,51 @@ SHARE = 0.9
 
 Peak = Callable[[Callable[[], object]], int]
 """Returns how many bytes a function takes at most, beyond what is taken already."""
+
+logger = logging.getLogger("aae_batch.sampling.memory")
+
+
+@dataclass
+class AtOnce:
+    """How many of something a forward takes: half as many after each time that memory ran out.
+
+    Attributes:
+        most: how many.
+        what: its name in the log.
+    """
+
+    most: int
+    what: str
+
+    def fitting(
+        self,
+        forward: Callable[[list[Item]], Made],
+        items: list[Item],
+        release: Callable[[], object],
+        limit: int | None = None,
+    ) -> Iterator[tuple[list[Item], Made]]:
+        """Apply `forward` to some items at a time, and yield them with what it returned.
+
+        Args:
+            release: called after running out of memory, before the next try.
+            limit: of this call; `most` holds too.
+        """
+        while items:
+            now = items[: min(self.most, limit or self.most)]
+            try:
+                made = forward(now)
+            except torch.OutOfMemoryError:
+                if len(now) == 1:
+                    raise
+                self.most = len(now) // 2
+            else:
+                items = items[len(now) :]
+                yield now, made
+                continue
+            logger.warning(
+                "out of memory with %d %s, going on with %d", len(now), self.what, self.most
+            )
+            release()
 
 
 def measured_slots(model: Network, rows: int) -> int:

@@ -59,19 +59,19 @@ class AttentionTrace:
         """Whether the step's maps are kept."""
         return step in self._map_steps
 
-    def observe(self, step: int, figures: np.ndarray, loss: float, maps: Tensor | None) -> None:
+    def observe(self, step: int, figures: np.ndarray, loss: float, maps: Tensor) -> None:
         """Record one forward.
 
         Args:
             step: the denoising step.
             figures: [subjects, 5], from `describe`.
             loss: the guidance objective's loss.
-            maps: [subjects, height, width], cross-attention before the softmax over words; None will do
-                for a step whose maps are not kept.
+            maps: [subjects, height, width], cross-attention before the softmax over words, on the CPU; used
+                only of steps whose maps are kept.
         """
         self._figures[step] = figures
         self._loss[step] = loss
-        if self.keeps(step) and maps is not None:
+        if self.keeps(step):
             self._maps[step] = maps
 
     def worst(self, step: int) -> float:
@@ -82,7 +82,7 @@ class AttentionTrace:
         """Return the complete `AttentionRecord`."""
         if not self._maps:
             return AttentionRecord()
-        maps = torch.stack([*self._maps.values()], dim=1).float().cpu().numpy()
+        maps = torch.stack([*self._maps.values()], dim=1).float().numpy()
         best = self._figures[:, :, 0].max(axis=0)
         return AttentionRecord(
             subjects=tuple(self._subject(i, maps[i]) for i in range(len(self.subjects))),

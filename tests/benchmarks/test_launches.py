@@ -76,7 +76,8 @@ def test_a_step_waits_for_the_device_thrice_at_most_whatever_the_slots(options):
     table = run("-m", "benchmarks.launches", "--slots", "2,9", *options)
     rows = [[int(cell) for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     assert [row[0] for row in rows] == [2, 9]
-    for _, _, statistics, waits, _, waits_unguided in rows:
+    for _, _, statistics, waits, _, waits_unguided, _, waits_at_the_end in rows:
         assert statistics <= 40
         assert waits <= 3
         assert waits_unguided <= 2
+        assert waits_at_the_end <= 3

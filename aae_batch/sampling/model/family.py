@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 from weakref import WeakSet
 
 import diffusers
+import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from PIL.Image import Image
 from torch import Tensor
 from torch.nn import DataParallel
 from torch.nn.parallel import DistributedDataParallel
@@ -69,6 +69,9 @@ class Network(ABC):
         """Device and dtype while a run is open: diffusers finds them by walking over all modules."""
         self.max_sequence_length = self.facts.max_sequence_length
         self.evicts_text_encoders = self._wants_eviction()
+        self.batches_texts_and_images = self.device.type != "cpu"
+        """Images share decodings. A CPU gains little by it, and too large a batch ends
+        the process there, without an error."""
         self._recorder: AttentionRecorder | None = None
         self._encoded: OrderedDict[str, Bag] = OrderedDict()
         self._expected: dict[str, None] = {}
@@ -351,28 +354,43 @@ class Network(ABC):
     def _values_from(self, values: Tensor):
         raise ModelError(f"{self.facts.name} has no cross-attention with values of its own.")
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Image | None:
-        """Decode final latents, [channels, height, width], to an RGB image.
+    def pixels(self, latents: Tensor) -> int:
+        """Return the number of pixels of an image, from its latents [..., height, width]."""
+        return latents.shape[-2:].numel() * self.pipe.vae_scale_factor**2
 
-        A half-precision decoder that overflows is run again in float32. Returns None if the pixels
-        are not finite even then.
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> list[np.ndarray | None]:
+        """Decode final latents, [batch, channels, height, width], to RGB images of uint8 [height, width, 3].
+
+        What overflows in a half-precision decoder is decoded again in float32. Of an image whose pixels
+        are not finite even then, there is None.
         """
         vae = self.pipe.vae
-        dtype, scaled = vae.dtype, self._unscaled(latents.unsqueeze(0))
-        with _tiled(vae, latents.shape[-2:].numel() * self.pipe.vae_scale_factor**2):
-            decoded = vae.decode(scaled.to(dtype), return_dict=False)[0]
-            if not decoded.isfinite().all():
-                if dtype not in (torch.float16, torch.bfloat16):
-                    return None
+        dtype, scaled = vae.dtype, self._unscaled(latents)
+        with _tiled(vae, self.pixels(latents)):
+            images = self._decoded(scaled.to(dtype))
+            again = [i for i, image in enumerate(images) if image is None]
+            if again and dtype in (torch.float16, torch.bfloat16):
                 with quiet():  # diffusers warns of every cast
                     try:
-                        decoded = vae.to(torch.float32).decode(scaled.float(), return_dict=False)[0]
+                        vae.to(torch.float32)
+                        in_float32 = self._decoded(scaled[again].float())
                     finally:
                         vae.to(dtype)
-                if not decoded.isfinite().all():
-                    return None
-        return self.pipe.image_processor.postprocess(decoded, output_type="pil")[0]
+                for i, image in zip(again, in_float32, strict=True):
+                    images[i] = image
+        return images
+
+    def _decoded(self, scaled: Tensor) -> list[np.ndarray | None]:
+        """Run the decoder; the bytes are those of diffusers' `postprocess`, which makes them on the host."""
+        decoded = self.pipe.vae.decode(scaled, return_dict=False)[0]
+        finite = decoded.isfinite().flatten(1).all(1)
+        shares = self.pipe.image_processor.postprocess(decoded, output_type="pt").float()
+        levels = (shares.permute(0, 2, 3, 1) * 255).round()
+        images = levels.to(torch.uint8, memory_format=torch.contiguous_format).cpu().numpy()
+        return [
+            image if good else None for image, good in zip(images, finite.tolist(), strict=True)
+        ]
 
     def _unscaled(self, latents: Tensor) -> Tensor:
         """Undo what the VAE's configuration says was done to the latents."""
