@@ -241,7 +241,7 @@ class GenerateWorker(Worker[Outcome]):
                     for flight in self._arrived(wait=not flying and not ahead):
                         if flight.trial is not None and flight.trial.tries:
                             ahead.appendleft(flight)  # tried again: it has the next free slot
-                            expected = 0
+                            expected += expected > 0  # and most often the texts that it had
                         else:
                             ahead.append(flight)
                     if self._stopping:

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import groupby, islice
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.memory import AtOnce, Made, measured_slots
 from aae_batch.sampling.model.family import (
     TEXT,
+    TEXTS_AT_ONCE,
     TILED_ABOVE,
     WINDOW,
     Bag,
@@ -202,7 +204,7 @@ class Batch:
 
     def run(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Sample every request; a bad one becomes a result with an error."""
-        incoming = self.expecting(iter(requests))
+        incoming = self.expecting(requests)
         exhausted = False
         while not exhausted or len(self):
             while self.free and not exhausted:
@@ -216,39 +218,47 @@ class Batch:
                     yield Result(request, error=error)
             yield from self.step()
 
-    def expecting(self, requests: Iterator[Request]) -> Iterator[Request]:
-        """Yield the requests, and tell the model of their texts some time ahead if its text encoders
-        leave the device in between. The first step waits for no more than fill the slots."""
-        if not self.model.evicts_text_encoders:
-            yield from requests
-            return
-        size = self.slots
-        while window := list(islice(requests, size)):
+    def expecting(self, requests: Iterable[Request]) -> Iterator[Request]:
+        """Yield the requests, and tell the model of their texts ahead. No more requests are taken than fill
+        the free slots, unless they are there already, or text encoders leave the device in between."""
+        ahead = self.model.evicts_text_encoders or isinstance(requests, Collection)
+        incoming = iter(requests)
+        while window := list(islice(incoming, WINDOW if ahead and self.seconds else self._fill)):
             while window:
                 expected = self.expect(window)
                 yield from window[:expected]
                 window = window[expected:]
-            size = WINDOW
+
+    @property
+    def _fill(self) -> int:
+        """The number of requests that the first step waits for."""
+        return max(1, self.free)
 
     @torch.inference_mode(False)
     def expect(self, requests: Iterable[Request]) -> int:
         """Tell the model what texts will be encoded next: those of requests that will be added, in
-        this order, until they have `WINDOW` texts.
+        this order, until they have as many texts as are encoded in one go. Before the first step, those of
+        no more requests than fill the slots.
 
         Returns:
             The number of these requests. When they are added, call this again with those after them.
         """
-        if not self.model.evicts_text_encoders:
+        if not (self._shares or self.model.evicts_text_encoders):
             return sum(1 for _ in requests)
+        most = WINDOW if self.model.evicts_text_encoders else TEXTS_AT_ONCE
         texts: dict[str, None] = {}
+        seen: set[str] = set()
         count = 0
-        for request in requests:
+        for request in requests if self.seconds else islice(requests, self._fill):
             count += 1
-            with suppress(RowError):  # `add` will say so
-                texts.update(dict.fromkeys(texts_of(self.model, request, self.config)))
-            if len(texts) >= WINDOW:
+            alike = repr(replace(request, seed=0, id=None))  # seeds have their prompt's texts
+            if alike not in seen:
+                seen.add(alike)
+                with suppress(RowError):  # `add` will say so
+                    texts.update(dict.fromkeys(texts_of(self.model, request, self.config)))
+            if len(texts) >= most:
                 break
-        self.model.expect(texts)
+        self.model.expect(texts, together=self._shares)
         return count
 
     @torch.inference_mode(False)

@@ -12,6 +12,7 @@ from aae_batch.errors import NonFiniteError
 from aae_batch.sampling import engine, memory
 from aae_batch.sampling.model import family
 from aae_batch.sampling.model.family import network_of
+from aae_batch.sampling.model.unet import StableDiffusion
 from tests.conftest import small_pipeline
 from tests.pipelines import PIPELINES, T5_LENGTH
 
@@ -33,11 +34,88 @@ def config(name: str = "SD1") -> GuidanceConfig:
     )
 
 
+# --- texts ---
+
+
+@pytest.mark.parametrize("dtype", BOUNDS, ids=str)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_text_is_encoded_in_a_batch_as_alone(name, dtype):
+    pipe, bags = made(name, dtype), []
+    for together in (False, True):
+        model = network_of(pipe)
+        with model.recording_maps(config(name)):
+            shapes = {part: one.shape for part, one in model.blank().items()}
+            model.expect(TEXTS, together)
+            bags.append([model.encode(text, config(name)) for text in TEXTS])
+    for alone, shared in zip(*bags, strict=True):
+        assert {part: one.shape for part, one in shared.items()} == shapes
+        for part, one in alone.items():
+            bound = BOUNDS[dtype] * one.abs().max()
+            assert (one - shared[part]).abs().max() <= bound, part
+
+
+@pytest.fixture
+def encoded(monkeypatch) -> list[list[str]]:
+    """The texts of every forward of the text encoders, at most three."""
+    for module in (engine, family):
+        monkeypatch.setattr(module, "TEXTS_AT_ONCE", 3)
+    forwards: list[list[str]] = []
+    embed = StableDiffusion._embed
+    monkeypatch.setattr(
+        StableDiffusion, "_embed", lambda self, texts: forwards.append(texts) or embed(self, texts)
+    )
+    return forwards
+
+
 def batching(slots: int) -> Engine:
     """An engine as it is on a GPU."""
     made_ = Engine.from_pipeline(small_pipeline(), slots=slots)
     made_.model.batches_texts_and_images = True
     return made_
+
+
+ROWS = [
+    Request(f"a {word}", seed=seed)
+    for word in ("circle", "square", "star", "cross")
+    for seed in (0, 1)
+]
+
+
+def test_texts_are_encoded_some_time_ahead_each_once(encoded):
+    assert len(list(batching(2).generate(ROWS, config()))) == 8
+    assert encoded == [["a circle", ""], ["a square", "a star"], ["a cross"]]
+
+
+def test_requests_that_an_iterator_makes_are_not_taken_ahead(encoded):
+    asked = 0
+
+    def made_one_by_one():
+        nonlocal asked
+        for row in ROWS:
+            asked += 1
+            yield row
+
+    for number, _ in enumerate(batching(2).generate(made_one_by_one(), config()), 1):
+        assert asked <= number + 2
+    assert encoded == [["a circle", ""], ["a square"], ["a star"], ["a cross"]]
+
+
+@pytest.mark.parametrize(("slots", "on_a_cpu"), [(1, False), (2, True)])
+def test_with_one_slot_and_on_a_cpu_each_text_is_encoded_alone(encoded, slots, on_a_cpu):
+    one = batching(slots)
+    one.model.batches_texts_and_images = not on_a_cpu
+    assert len(list(one.generate(ROWS, config()))) == 8
+    assert encoded == [["a circle"], [""], ["a square"], ["a star"], ["a cross"]]
+
+
+def test_a_bad_row_among_those_ahead_fails_alone(encoded):
+    rows = [ROWS[0], Request(""), Request("a star", subjects=["cross"]), ROWS[2]]
+    results = list(batching(4).generate(rows, config()))
+    assert sorted(result.request.prompt for result in results if result.error) == [
+        "",
+        "a star",
+    ]
+    assert encoded == [["a circle", "", "a square"]]
 
 
 # --- images ---

@@ -164,13 +164,14 @@ def test_no_more_than_a_window_of_announced_texts_is_encoded_at_a_time(monkeypat
     model.evicts_text_encoders = True
     came: list[list[str]] = []
     embed, here = model._embed, model._text_encoders_here
-    monkeypatch.setattr(model, "_embed", lambda text: (came[-1].append(text), embed(text))[1])
+    monkeypatch.setattr(model, "_embed", lambda texts: (came[-1].extend(texts), embed(texts))[1])
     monkeypatch.setattr(model, "_text_encoders_here", lambda: (came.append([]), here())[1])
     monkeypatch.setattr(family, "KEPT_TEXTS", 1)
     config = GuidanceConfig(method="stable-diffusion", num_inference_steps=1, height=64, width=64)
     words = ["circle", "square", "star", "cross", "circle", "square", "star", "cross"]
     requests = [Request(word, id=str(number)) for number, word in enumerate(words)]
     with Engine(model, slots=1).open(config) as batch:
+        batch.step()  # the first waits for no more than fill the slots
         while requests:
             expected = batch.expect(requests)
             for request in requests[:expected]:

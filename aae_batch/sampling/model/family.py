@@ -24,6 +24,7 @@ from aae_batch.errors import ModelError, SettingsError
 from aae_batch.quiet import quiet
 from aae_batch.sampling import families
 from aae_batch.sampling.config import SCHEDULERS, GuidanceConfig
+from aae_batch.sampling.memory import AtOnce
 from aae_batch.sampling.model.loading import is_quantized, limits
 from aae_batch.sampling.model.recorder import ALL, NONE, AttentionRecorder, Layer
 from aae_batch.sampling.words import Stream
@@ -38,6 +39,9 @@ TEXT = "encoder_hidden_states"
 KEPT_TEXTS, WINDOW = 64, 256
 """Encoded texts that are kept, the last ones used; and where text encoders leave the device in between,
 where so many are encoded in one go. 256 texts of 512 tokens of T5 are 1 GiB."""
+
+TEXTS_AT_ONCE = 16
+"""Texts that share a forward of the text encoders: with 512 tokens for T5 they take about 3 GiB meanwhile."""
 
 EVICTED_ABOVE = 0.1
 """Share of the device's memory above which text encoders are there only while they encode."""
@@ -70,11 +74,13 @@ class Network(ABC):
         self.max_sequence_length = self.facts.max_sequence_length
         self.evicts_text_encoders = self._wants_eviction()
         self.batches_texts_and_images = self.device.type != "cpu"
-        """Images share decodings. A CPU gains little by it, and too large a batch ends
+        """Texts share forwards, and images decodings. A CPU gains little by it, and too large a batch ends
         the process there, without an error."""
         self._recorder: AttentionRecorder | None = None
         self._encoded: OrderedDict[str, Bag] = OrderedDict()
         self._expected: dict[str, None] = {}
+        self._texts = AtOnce(TEXTS_AT_ONCE, "texts to encode")
+        self._together = False
 
     # --- what differs from family to family ---
 
@@ -121,8 +127,8 @@ class Network(ABC):
                 )
 
     @abstractmethod
-    def _embed(self, text: str) -> Bag:
-        """Encode one text as the pipeline does."""
+    def _embed(self, texts: list[str]) -> Bag:
+        """Encode texts as the pipeline does; each part of the bag is stacked, [texts, ...]."""
 
     @abstractmethod
     def blank(self) -> Bag:
@@ -213,7 +219,8 @@ class Network(ABC):
     def encode(self, text: str, config: GuidanceConfig) -> Bag:
         """Encode a text for the network, with what else a row's settings give it.
 
-        Each text is encoded alone, so that the result does not depend on the batch.
+        Expected texts are encoded with it. All are padded to one length, so what shares a forward changes
+        the result only by rounding.
         """
         if text not in self._encoded:
             self._encode_expected(text)
@@ -221,11 +228,14 @@ class Network(ABC):
         kept = {name: one.to(self.device) for name, one in self._encoded[text].items()}
         return {**kept, **self._extras(config)}
 
-    def expect(self, texts: Iterable[str]) -> None:
-        """Announce the texts that will be encoded next, in place of earlier ones: where text encoders
-        leave the device after use, all are encoded in one go."""
-        if self.evicts_text_encoders:
-            self._expected = dict.fromkeys(texts)
+    def expect(self, texts: Iterable[str], together: bool) -> None:
+        """Announce the texts that will be encoded next, in place of earlier ones: all are encoded in one
+        go.
+
+        Args:
+            together: texts share forwards, `TEXTS_AT_ONCE` each; else, each is encoded by itself.
+        """
+        self._expected, self._together = dict.fromkeys(texts), together
 
     @torch.no_grad()
     def _encode_expected(self, text: str) -> None:
@@ -235,13 +245,20 @@ class Network(ABC):
             if one in self._encoded:
                 self._encoded.move_to_end(one)
         wanted = [one for one in dict.fromkeys(texts) if one not in self._encoded]
+        limit = None if self._together else 1
         with self._text_encoders_here():
-            for one in wanted:
-                bag = {name: part.to(self.dtype) for name, part in self._embed(one).items()}
-                self._encoded[one] = _on_cpu(bag) if self.evicts_text_encoders else bag
+            for some, bag in self._texts.fitting(self._kept, wanted, self.release_memory, limit):
+                for i, one in enumerate(some):
+                    # Clones, because a view would keep the others' memory.
+                    self._encoded[one] = {name: part[i].clone() for name, part in bag.items()}
         most = WINDOW if self.evicts_text_encoders else KEPT_TEXTS
         while len(self._encoded) > max(most, len(set(texts))):
             self._encoded.popitem(last=False)
+
+    def _kept(self, texts: list[str]) -> Bag:
+        """Encode texts, stacked, in the dtype and the place in which they are kept."""
+        device = "cpu" if self.evicts_text_encoders else self.device
+        return {name: part.to(device, self.dtype) for name, part in self._embed(texts).items()}
 
     @property
     def _text_encoders(self) -> list[Any]:
@@ -541,10 +558,6 @@ def chosen(layers: Sequence[Any], numbers: Sequence[int] | None, what: str) -> l
             "among these."
         )
     return [layers[number] for number in numbers]
-
-
-def _on_cpu(bag: Bag) -> Bag:
-    return {name: one.cpu() for name, one in bag.items()}
 
 
 # --- schedulers of all kinds ---

@@ -53,11 +53,11 @@ class Flux(FlowTransformer):
             **({"guidance": self._zeros()} if config.guidance_embeds else {}),
         }
 
-    def _embed(self, text: str) -> Bag:
+    def _embed(self, texts: list[str]) -> Bag:
         words, pooled, _ = self.pipe.encode_prompt(
-            text, None, device=self.device, max_sequence_length=self.max_sequence_length
+            texts, None, device=self.device, max_sequence_length=self.max_sequence_length
         )
-        return {TEXT: words[0], "pooled_projections": pooled[0]}
+        return {TEXT: words, "pooled_projections": pooled}
 
     def _extras(self, config: GuidanceConfig) -> Bag:
         if not self.network.config.guidance_embeds:
@@ -95,14 +95,14 @@ class Chroma(Flux):
             "attention_mask": self._zeros(self.text_length),
         }
 
-    def _embed(self, text: str) -> Bag:
+    def _embed(self, texts: list[str]) -> Bag:
         words, _, mask, *_ = self.pipe.encode_prompt(
-            text,
+            texts,
             device=self.device,
             do_classifier_free_guidance=False,
             max_sequence_length=self.max_sequence_length,
         )
-        return {TEXT: words[0], "attention_mask": mask[0]}
+        return {TEXT: words, "attention_mask": mask}
 
     def _extras(self, config: GuidanceConfig) -> Bag:
         return {}

@@ -64,16 +64,16 @@ class StableDiffusion3(FlowTransformer):
             "pooled_projections": self._zeros(config.pooled_projection_dim),
         }
 
-    def _embed(self, text: str) -> Bag:
+    def _embed(self, texts: list[str]) -> Bag:
         words, _, pooled, _ = self.pipe.encode_prompt(
-            text,
+            texts,
             None,
             None,
             device=self.device,
             do_classifier_free_guidance=False,
             max_sequence_length=self.max_sequence_length,
         )
-        return {TEXT: words[0], "pooled_projections": pooled[0]}
+        return {TEXT: words, "pooled_projections": pooled}
 
     def _forward(self, latents: Tensor, timesteps: Tensor, text: Bag) -> Tensor:
         return self.network(hidden_states=latents, timestep=timesteps, **text).sample

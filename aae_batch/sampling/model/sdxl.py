@@ -30,11 +30,11 @@ class StableDiffusionXL(StableDiffusion):
         pooled = self.unet.add_embedding.linear_1.in_features - times
         return {**super().blank(), "text_embeds": self._zeros(pooled), "time_ids": self._zeros(6)}
 
-    def _embed(self, text: str) -> Bag:
+    def _embed(self, texts: list[str]) -> Bag:
         words, _, pooled, _ = self.pipe.encode_prompt(
-            text, device=self.device, do_classifier_free_guidance=False
+            texts, device=self.device, do_classifier_free_guidance=False
         )
-        return {TEXT: words[0], "text_embeds": pooled[0]}
+        return {TEXT: words, "text_embeds": pooled}
 
     def _extras(self, config: GuidanceConfig) -> Bag:
         """Original size, crop and target size, as the pipeline's defaults: the image as it is."""

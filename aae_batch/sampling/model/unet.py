@@ -98,9 +98,9 @@ class StableDiffusion(Network):
         tokens = self.pipe.tokenizer.model_max_length
         return {TEXT: self._zeros(tokens, self.unet.config.cross_attention_dim)}
 
-    def _embed(self, text: str) -> Bag:
-        embeddings, _ = self.pipe.encode_prompt(text, self.device, 1, False)
-        return {TEXT: embeddings[0]}
+    def _embed(self, texts: list[str]) -> Bag:
+        embeddings, _ = self.pipe.encode_prompt(texts, self.device, 1, False)
+        return {TEXT: embeddings}
 
     def _forward(self, latents: Tensor, timesteps: Tensor, text: Bag) -> Tensor:
         return self.unet(latents, timesteps, encoder_hidden_states=text[TEXT]).sample
