@@ -164,7 +164,9 @@ def test_no_more_than_a_window_of_announced_texts_is_encoded_at_a_time(monkeypat
     model.evicts_text_encoders = True
     came: list[list[str]] = []
     embed, here = model._embed, model._text_encoders_here
-    monkeypatch.setattr(model, "_embed", lambda texts: (came[-1].extend(texts), embed(texts))[1])
+    monkeypatch.setattr(
+        model, "_embed", lambda texts: (came[-1].extend([*texts, "|"]), embed(texts))[1]
+    )
     monkeypatch.setattr(model, "_text_encoders_here", lambda: (came.append([]), here())[1])
     monkeypatch.setattr(family, "KEPT_TEXTS", 1)
     config = GuidanceConfig(method="stable-diffusion", num_inference_steps=1, height=64, width=64)
@@ -178,7 +180,8 @@ def test_no_more_than_a_window_of_announced_texts_is_encoded_at_a_time(monkeypat
                 batch.add(request)
                 assert len(model._encoded) <= 3
             requests = requests[expected:]
-    assert came == [["circle", "square", "star"], ["cross"], ["star"]]
+    alone = [["circle", "|", "square", "|", "star", "|"], ["cross", "|"], ["star", "|"]]
+    assert came == alone, "with one slot no texts share a forward"
 
 
 def test_the_first_step_waits_for_no_more_requests_than_fill_the_slots():
