@@ -347,12 +347,14 @@ class Batch:
         most = self._rows * self.slots
         for start in range(0, len(rows), most):
             some = rows[start : start + most]
+            numbers: dict[Sample, int] = {}
             noise, seen, affinity = self.model.denoise(
                 *_inputs(some),
                 _values(some),
                 _last(len(some), start + len(some) - record_from),
                 _last(len(some), start + len(some) - affine_from),
                 needed,
+                [numbers.setdefault(sample, len(numbers)) for sample, _ in some],
             )
             predicted.append(noise)
             maps += [] if seen is None else [seen]

@@ -7,7 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence, Set
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from inspect import signature
 from typing import Any, ClassVar
 from weakref import WeakSet
@@ -334,6 +334,7 @@ class Network(ABC):
         record: slice = NONE,
         affinity_rows: slice = NONE,
         columns: Sequence[int] | None = None,
+        sample_of: Sequence[int] = (),
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the network's prediction, [batch, channels, height, width] in the latents' dtype,
         and the maps and affinity of some rows, shaped as in `attend`.
@@ -345,8 +346,11 @@ class Network(ABC):
             record: batch rows whose maps to record.
             affinity_rows: those rows of `record` whose affinity to record.
             columns: as in `attend`.
+            sample_of: the sample of each row, whose rows have equal latents and timesteps, if the
+                network may use that. It does if the first rows are samples 0, 1, ..., one each.
         """
         with ExitStack() as stack:
+            stack.enter_context(self._sharing(sample_of))
             if values is not None:
                 stack.enter_context(self._values_from(values))
             if record != NONE:
@@ -367,6 +371,10 @@ class Network(ABC):
     ) -> tuple[Tensor, Tensor | None]:
         maps = recorder.maps.unflatten(1, self.map_size(latents))
         return maps, None if affinity_rows == NONE else recorder.affinity
+
+    def _sharing(self, sample_of: Sequence[int]) -> AbstractContextManager[Any]:
+        """Compute what a sample's rows have in common once inside the block, if the network can."""
+        return nullcontext()
 
     def _values_from(self, values: Tensor):
         raise ModelError(f"{self.facts.name} has no cross-attention with values of its own.")

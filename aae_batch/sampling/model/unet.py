@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+
 from diffusers import UNet2DConditionModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
@@ -16,6 +19,7 @@ from aae_batch.sampling.model.attention_layers import (
 )
 from aae_batch.sampling.model.family import TEXT, Bag, Network, chosen, named_scheduler
 from aae_batch.sampling.model.recorder import Layer
+from aae_batch.sampling.model.shared_prefix import SharedPrefix, prefix_of
 
 SCHEDULER_CLASSES = [*(known.name for known in KarrasDiffusionSchedulers), "LCMScheduler"]
 SCHEDULER_CLASSES.remove("DPMSolverSDEScheduler")  # its noise is not that of the row's seed
@@ -29,6 +33,7 @@ class StableDiffusion(Network):
     def __init__(self, pipe) -> None:
         super().__init__(pipe)
         self._level = self.facts.level
+        self._prefix = SharedPrefix()
 
     @property
     def network(self) -> UNet2DConditionModel:
@@ -104,6 +109,16 @@ class StableDiffusion(Network):
 
     def _forward(self, latents: Tensor, timesteps: Tensor, text: Bag) -> Tensor:
         return self.unet(latents, timesteps, encoder_hidden_states=text[TEXT]).sample
+
+    @contextmanager
+    def recording_maps(self, config: GuidanceConfig | None = None) -> Iterator[None]:
+        with super().recording_maps(config):
+            recorded = [layer.module for layer in self._require_recorder().layers]
+            with self._prefix.hooked(prefix_of(self.unet, recorded)):
+                yield
+
+    def _sharing(self, sample_of: Sequence[int]) -> AbstractContextManager[None]:
+        return self._prefix.among(sample_of, self.device)
 
     def _values_from(self, values: Tensor):
         return values_from(self.unet, values)
