@@ -64,6 +64,8 @@ class Passes:
     attend_backward: int
     denoise: int
     """Our forward with classifier-free guidance: two rows."""
+    shared: int
+    """What the second row saves, because it begins like the first."""
     composed: int
     """The same of composable-diffusion with two conjuncts: three rows."""
     structured: int
@@ -99,6 +101,7 @@ def count_passes() -> Passes:
         own.attend,
         own.attend_backward,
         own.denoise,
+        own.shared,
         *further,
         forward,
         backward,
@@ -145,7 +148,9 @@ def _further(
         several = [torch.cat([tensor] * rows) for tensor in (latents, timesteps, text)]
         bag = {TEXT: several[2]}
         return count_flops(
-            lambda: model.denoise(several[0], several[1], bag, values, slice(1, None))
+            lambda: model.denoise(
+                several[0], several[1], bag, values, slice(1, None), sample_of=[0] * rows
+            )
         )
 
     with model.recording_maps():
@@ -320,6 +325,7 @@ class Guided:
         record: FLOPs that recording the maps adds to a plain forward.
         memory, checkpointed: most bytes of live tensors during a guided forward and its backward, in bfloat16
             and beside the parameters, for the longest prompt, without and with gradient checkpointing.
+        shared: as in `SamplingPasses`.
     """
 
     forward: int
@@ -328,6 +334,7 @@ class Guided:
     record: int
     memory: int
     checkpointed: int
+    shared: int = 0
 
 
 def plain_forward(model: Network, config: GuidanceConfig) -> int:
@@ -348,8 +355,10 @@ def guided_cost(model: Network, config: GuidanceConfig) -> Guided:
     finally:
         model.checkpoints = own  # type: ignore[misc]
     recomputed = again.attend_backward - once.attend_backward
-    record = once.denoise - 2 * plain_forward(model, config)
-    return Guided(once.attend, once.attend_backward, recomputed, record, memory, checkpointed)
+    record = once.denoise + once.shared - 2 * plain_forward(model, config)
+    return Guided(
+        once.attend, once.attend_backward, recomputed, record, memory, checkpointed, once.shared
+    )
 
 
 def per_image(
@@ -364,7 +373,7 @@ def per_image(
     once = guided.forward + guided.backward
     if model.checkpoints:
         once += guided.recomputed
-    image = steps * rows * plain
+    image = steps * (rows * plain - (rows - 1) * guided.shared)
     return image, image + count * once + (steps - count) * guided.record, count
 
 
@@ -496,6 +505,7 @@ def main() -> None:
     print(
         f"  our guided forward    {passes.attend / plain:.3f}   backward {passes.attend_backward / plain:.3f}"
     )
+    print(f"  shared by the rows of a sample {passes.shared / plain:.3f}")
     print(
         f"  diffusers' forward    {passes.upstream_forward / plain:.3f}"
         f"   backward {passes.upstream_backward / plain:.3f}"

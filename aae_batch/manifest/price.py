@@ -81,13 +81,19 @@ class SamplingPasses:
         attend: a guided forward, which stops at the last attention map, and Attend-and-Excite's objective.
         attend_backward: the backward from that loss to the latents.
         denoise: a forward with classifier-free guidance (batch of two).
+        shared: what each row of a sample after the first saves, because they begin alike.
         map_bytes: height x width of a subject's attention map.
     """
 
     attend: int
     attend_backward: int
     denoise: int
+    shared: int
     map_bytes: int
+
+    def denoising(self, rows: int) -> float:
+        """Return the FLOPs of a forward with so many rows of one sample."""
+        return rows * (self.denoise + self.shared) / 2 - (rows - 1) * self.shared
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,7 @@ def _picture_flops(
     """
     passes = cost.sampling
     rows = kind.conjuncts + (kind.classifier_free or kind.conjuncts > 1)
-    flops = steps * passes.denoise * rows / 2 + rows * cost.encode + cost.decode
+    flops = steps * passes.denoising(rows) + rows * cost.encode + cost.decode
     method = METHODS[kind.method]
     if method.is_guided:
         schedule = GuidanceSchedule(
@@ -268,10 +274,14 @@ def count_sampling(
         words = words_of(model)
         forward, backward = count_guided(loss, latents)
         two, times = (torch.cat([tensor, tensor]) for tensor in (latents, timesteps))
-        denoise = count_flops(
-            lambda: model.denoise(two, times, rows(2), record=slice(1, None), columns=words)
-        )
-    return SamplingPasses(forward, backward, denoise, map_bytes)
+
+        def denoise(sample_of: Sequence[int]) -> int:
+            how = {"record": slice(1, None), "columns": words, "sample_of": sample_of}
+            return count_flops(lambda: model.denoise(two, times, rows(2), **how))
+
+        of_one = denoise([0, 0])
+        shared = denoise([0, 1]) - of_one
+    return SamplingPasses(forward, backward, of_one, shared, map_bytes)
 
 
 def words_of(model: Network) -> Sequence[int]:

@@ -33,13 +33,14 @@ def passes():
     return count_passes()
 
 
-@pytest.mark.parametrize(("refinements", "most"), [(0, 0.79), (10, 0.78), (30, 0.77), (60, 0.76)])
+@pytest.mark.parametrize(("refinements", "most"), [(0, 0.76), (10, 0.75), (30, 0.74), (60, 0.72)])
 def test_an_image_costs_less_than_with_diffusers(passes, refinements, most):
     assert ours(passes, refinements) <= most * theirs(passes, refinements)
 
 
 def test_a_conjunct_costs_a_row_and_values_of_noun_phrases_cost_nothing(passes):
-    assert passes.composed == pytest.approx(1.5 * passes.denoise, rel=1e-3)
+    row = passes.upstream_denoise / 2
+    assert passes.composed - passes.denoise == pytest.approx(row - passes.shared, rel=1e-3)
     assert passes.structured == passes.denoise
 
 
