@@ -67,7 +67,7 @@ class Passes:
     shared: int
     """What the second row saves, because it begins like the first."""
     composed: int
-    """The same of composable-diffusion with two conjuncts: three rows."""
+    """The same of composable-diffusion with two conjuncts: two rows and one."""
     structured: int
     """The same of structure-diffusion: two rows, with values of another text."""
     upstream_forward: int
@@ -141,7 +141,8 @@ def guidable(unet: UNet2DConditionModel) -> SimpleNamespace:
 def _further(
     pipe: SimpleNamespace, latents: Tensor, timesteps: Tensor, text: Tensor
 ) -> tuple[int, int]:
-    """A forward of composable-diffusion with two conjuncts, and one of structure-diffusion."""
+    """A step of composable-diffusion with two conjuncts, in two forwards as the engine takes it, and one of
+    structure-diffusion."""
     model = StableDiffusion(pipe)
 
     def denoise(rows: int, values: Tensor | None = None) -> int:
@@ -154,7 +155,7 @@ def _further(
         )
 
     with model.recording_maps():
-        return denoise(3), denoise(2, torch.cat([text] * 2))
+        return denoise(2) + denoise(1), denoise(2, torch.cat([text] * 2))
 
 
 def _upstream(

@@ -81,7 +81,7 @@ class SamplingPasses:
         attend: a guided forward, which stops at the last attention map, and Attend-and-Excite's objective.
         attend_backward: the backward from that loss to the latents.
         denoise: a forward with classifier-free guidance (batch of two).
-        shared: what each row of a sample after the first saves, because they begin alike.
+        shared: what the second row saves, because it begins like the first.
         map_bytes: height x width of a subject's attention map.
     """
 
@@ -91,9 +91,14 @@ class SamplingPasses:
     shared: int
     map_bytes: int
 
-    def denoising(self, rows: int) -> float:
-        """Return the FLOPs of a forward with so many rows of one sample."""
-        return rows * (self.denoise + self.shared) / 2 - (rows - 1) * self.shared
+    def denoising(self, rows: int, shares: bool) -> float:
+        """Return the FLOPs of a step with so many rows of one sample.
+
+        Args:
+            shares: classifier-free guidance, whose two rows are in one forward. Those of further
+                conjuncts are in others, and share nothing.
+        """
+        return rows * (self.denoise + self.shared) / 2 - shares * self.shared
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,7 @@ def _picture_flops(
     """
     passes = cost.sampling
     rows = kind.conjuncts + (kind.classifier_free or kind.conjuncts > 1)
-    flops = steps * passes.denoising(rows) + rows * cost.encode + cost.decode
+    flops = steps * passes.denoising(rows, kind.classifier_free) + rows * cost.encode + cost.decode
     method = METHODS[kind.method]
     if method.is_guided:
         schedule = GuidanceSchedule(
@@ -276,8 +281,11 @@ def count_sampling(
         two, times = (torch.cat([tensor, tensor]) for tensor in (latents, timesteps))
 
         def denoise(sample_of: Sequence[int]) -> int:
-            how = {"record": slice(1, None), "columns": words, "sample_of": sample_of}
-            return count_flops(lambda: model.denoise(two, times, rows(2), **how))
+            given = two, times, rows(2)
+            record = slice(1, None)
+            return count_flops(
+                lambda: model.denoise(*given, record=record, columns=words, sample_of=sample_of)
+            )
 
         of_one = denoise([0, 0])
         shared = denoise([0, 1]) - of_one

@@ -40,7 +40,7 @@ def test_an_image_costs_less_than_with_diffusers(passes, refinements, most):
 
 def test_a_conjunct_costs_a_row_and_values_of_noun_phrases_cost_nothing(passes):
     row = passes.upstream_denoise / 2
-    assert passes.composed - passes.denoise == pytest.approx(row - passes.shared, rel=1e-3)
+    assert passes.composed - passes.denoise == pytest.approx(row, rel=1e-3)
     assert passes.structured == passes.denoise
 
 
