@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aae_batch.dataset import partial
 from aae_batch.dataset.image_format import ImageFormat
@@ -23,6 +23,7 @@ from aae_batch.evaluate.settings import weights_of
 from aae_batch.generate.acceptance import Acceptance
 from aae_batch.generate.jury import AT_ONCE, Jury, Trial
 from aae_batch.generate.settings import JobSettings
+from aae_batch.generate.writers import MOST, Writers
 from aae_batch.job.metrics import WorkerMetrics
 from aae_batch.job.progress import Tally
 from aae_batch.job.records import Loaded
@@ -36,9 +37,6 @@ from aae_batch.sampling.model.weights import lora_digests, weights_digest
 
 if TYPE_CHECKING:
     from aae_batch.sampling.engine import Batch, Engine
-
-WRITERS = 2
-"""Threads that encode and write images."""
 
 logger = logging.getLogger("aae_batch.worker")
 
@@ -79,6 +77,10 @@ class _Flight:
         return {} if self.trial is None else {"give_up_below": self.trial.give_up_below}
 
 
+_Finished: TypeAlias = tuple[_Flight, Row, Result]
+"""What is written of a row: of its tries, the one that is kept."""
+
+
 def together(requests: Sequence[Request], config: GuidanceConfig) -> list[Request]:
     """Sort requests by method, because a batch with many methods runs the kernels of all their
     objectives in each pass."""
@@ -98,10 +100,7 @@ class GenerateWorker(Worker[Outcome]):
         self._sampling: set[_Flight] = set()  # in `_incoming` or in the engine
         # Images wait in memory until they are judged and written; the engine blocks when too many wait.
         self._unjudged: queue.Queue[tuple[_Flight, Result]]
-        self._unwritten: queue.Queue[tuple[_Flight, Row, Result]]
-        slots = 0 if self.settings.slots == "auto" else self.settings.slots
-        self._unjudged = queue.Queue(AT_ONCE + slots)
-        self._unwritten = queue.Queue(3 * WRITERS + slots)
+        self._writers: Writers[_Finished]
         self._rule: Acceptance | None = None
         self._image_format = ImageFormat(**context.run["image_format"])
         self._broken: BaseException | None = None
@@ -114,17 +113,19 @@ class GenerateWorker(Worker[Outcome]):
         self.metrics = WorkerMetrics()
         self._rule = self.settings.acceptance  # now that plugins' methods are known
         engine = self.load_engine()
+        jury = None
         if self._rule is not None:  # beside the model, before slots are measured
             self._refuse_other_judges(self._rule)
             device = self.settings.judge_device or str(engine.model.device)
             jury = Jury(self._rule, self._image_format, device)
-            threading.Thread(target=self._judge, args=(jury,), name="judges", daemon=True).start()
         # Check the settings against this model now, not with the first row.
-        with engine.open(self.settings.guidance):
-            pass
+        with engine.open(self.settings.guidance) as batch:
+            slots = batch.slots  # so many may be finished at once
+        self._unjudged = queue.Queue(AT_ONCE + slots)
+        self._writers = Writers(self._write, MOST + slots)
+        if jury is not None:
+            threading.Thread(target=self._judge, args=(jury,), name="judges", daemon=True).start()
         threading.Thread(target=self._sample, args=(engine,), name="engine", daemon=True).start()
-        for _ in range(WRITERS):
-            threading.Thread(target=self._write, name="writer", daemon=True).start()
         return Loaded.of(engine.model)
 
     def _refuse_other_methods(self, versions: Mapping[str, str]) -> None:
@@ -263,7 +264,7 @@ class GenerateWorker(Worker[Outcome]):
                         self._finish(flying.pop(result.request.name), result)
                     self.metrics.totals(batch.seconds)
                     waiting = len(ahead) + self._incoming.qsize()
-                    self.metrics.load(batch.slots, len(batch), waiting, self._unwritten.qsize())
+                    self.metrics.load(batch.slots, len(batch), waiting, self._writers.waiting)
         except BaseException as error:
             self._break(error)
 
@@ -304,7 +305,7 @@ class GenerateWorker(Worker[Outcome]):
             if flight not in self._sampling:  # the worker is broken
                 return
             self._sampling.remove(flight)
-        self._unwritten.put((flight, row, result))
+        self._writers.put((flight, row, result))
 
     def _judge(self, jury: Jury) -> None:
         """Judge what is finished, all that waits together, and send rows back or on to be written."""
@@ -330,19 +331,25 @@ class GenerateWorker(Worker[Outcome]):
         except BaseException as error:
             self._break(error)
 
-    def _write(self) -> None:
-        while True:
-            flight, row, result = self._unwritten.get()
-            try:
-                flight.outcome.set_result(self._outcome(flight, row, result))
-            except BaseException as error:
-                flight.outcome.set_exception(error)
+    def _write(self, finished: _Finished) -> tuple[float, float]:
+        """Write an image. Returns the seconds of encoding and of uploading."""
+        flight, row, result = finished
+        seconds = {"encode": 0.0, "upload": 0.0}
+        try:
+            flight.outcome.set_result(self._outcome(flight, row, result, seconds))
+        except BaseException as error:
+            flight.outcome.set_exception(error)
+        return seconds["encode"], seconds["upload"]
 
-    def _outcome(self, flight: _Flight, row: Row, result: Result) -> Outcome:
+    def _outcome(
+        self, flight: _Flight, row: Row, result: Result, seconds: dict[str, float]
+    ) -> Outcome:
         task, tries = flight.task, flight.trial.tries if flight.trial else ()
         outcome = self._shard(task).write_image(
-            row, result, self.settings.guidance, task.keep, self.metrics.spent, tries
+            row, result, self.settings.guidance, task.keep, seconds.__setitem__, tries
         )
+        for phase, spent in seconds.items():
+            self.metrics.spent(phase, spent)
         said = outcome.metadata
         counted = _tally([said])
         self.count(task.piece, counted)
