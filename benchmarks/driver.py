@@ -10,6 +10,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -72,6 +73,27 @@ class SimulatedPool(Pool):
             yield Done(worker, task.piece, Tally(len(task.part)), [])
 
 
+@contextmanager
+def job_of(folder: Path, shards: int, shard_size: int) -> Iterator[GenerateJob]:
+    """Open a job that has everything to do, in a folder."""
+    path = folder / "manifest.parquet"
+    rows = shards * shard_size
+    prompts = pa.array([f"a cat and a frog number {i}" for i in range(rows)])
+    subjects = pa.array([["cat", "frog"]] * rows)
+    table = pa.table({"prompt": prompts, "subjects": subjects})
+    pq.write_table(table, path, row_group_size=100_000)
+    settings = JobSettings(
+        manifest=str(path),
+        output=f"{folder}/out",
+        guidance=GuidanceConfig(),
+        shard_size=shard_size,
+    )
+    storage = open_storage(settings.output)
+    with open_manifest(path) as manifest:
+        plan = make_plan(settings, manifest, storage)
+        yield GenerateJob(settings, plan, manifest, Dataset(storage))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.driver",
@@ -82,28 +104,15 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=8000, help="shards to hand out")
     parser.add_argument("--shard-size", type=int, default=256, help="rows in each")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "manifest.parquet"
-        rows = options.shards * options.shard_size
-        prompts = pa.array([f"a cat and a frog number {i}" for i in range(rows)])
-        subjects = pa.array([["cat", "frog"]] * rows)
-        table = pa.table({"prompt": prompts, "subjects": subjects})
-        pq.write_table(table, path, row_group_size=100_000)
-        settings = JobSettings(
-            manifest=str(path),
-            output=f"{folder}/out",
-            guidance=GuidanceConfig(),
-            shard_size=options.shard_size,
-        )
-        storage = open_storage(settings.output)
-        with open_manifest(path) as manifest:
-            plan = make_plan(settings, manifest, storage)
-            job = GenerateJob(settings, plan, manifest, Dataset(storage))
-            pool = SimulatedPool(options.actors)
-            driver = Driver(job, pool, Stop(), Lock(storage.root), lambda progress: None)
-            start = time.perf_counter()
-            driver.run()
-            seconds = time.perf_counter() - start
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        job_of(Path(folder), options.shards, options.shard_size) as job,
+    ):
+        pool = SimulatedPool(options.actors)
+        driver = Driver(job, pool, Stop(), Lock(job.storage.root), lambda progress: None)
+        start = time.perf_counter()
+        driver.run()
+        seconds = time.perf_counter() - start
     print(
         f"{options.shards} shards of {options.shard_size} rows, {options.actors} actors: "
         f"{seconds:.1f} s, {1000 * seconds / options.shards:.2f} ms a shard"

@@ -21,7 +21,7 @@ from aae_batch.job.pool import Died, Done, Event, Pool, Ready
 from aae_batch.job.progress import Progress, Tally
 from aae_batch.job.records import Loaded, check_loaded, resolved
 from aae_batch.job.settings import ActorSettings
-from aae_batch.job.worker import PIECES_AT_ONCE, Task, Worker, WorkerContext
+from aae_batch.job.worker import PIECES, PIECES_AT_ONCE, Task, Worker, WorkerContext
 from aae_batch.store.lock import Lock
 
 T = TypeVar("T")
@@ -251,16 +251,19 @@ class Driver(Generic[T]):
         return stopped(total, total - self.ledger.rows_unsettled + partial, partial)
 
     def _assign(self) -> None:
-        """Give one piece to every ready worker, then another one to fill its free slots."""
+        """Give one piece to every ready worker, then another one to fill its free slots. Those of which
+        only the commit is left fill none."""
         for others in range(PIECES_AT_ONCE):
             for worker in self.pool.workers:
                 if not self.ledger.todo:
                     return
-                if not worker.ready or worker.leaving or len(worker.pieces) != others:
+                if not worker.ready or worker.leaving or len(worker.pieces) >= PIECES:
+                    continue
+                if len(worker.pieces) - len(worker.finished) != others:
                     continue
                 if any(self.ledger.is_suspect(piece) for piece in worker.pieces):
                     continue
-                piece = self.ledger.take(busy=others > 0)
+                piece = self.ledger.take(busy=bool(worker.pieces))
                 if piece is not None:
                     task = self.job.task(piece, commit=self.ledger.is_whole(piece))
                     self.pool.give(worker, task)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,7 @@ class WorkerHandle:
         actor: Ray's actor handle.
         calls: pending calls: the name of a method, or a piece.
         tallies: the progress last reported for its pieces.
+        finished: those of its pieces of which only the commit is left.
         node: the Ray node it runs on, once known.
         ready: its model is loaded.
         leaving: its machine is about to go away: it finishes its pieces and gets no new ones.
@@ -47,6 +48,7 @@ class WorkerHandle:
     actor: Any = None
     calls: dict[Any, str | Piece] = field(default_factory=dict)
     tallies: dict[Piece, Tally] = field(default_factory=dict)
+    finished: Set[Piece] = frozenset()
     node: str | None = None
     ready: bool = False
     leaving: bool = False
@@ -171,6 +173,8 @@ class Pool:
         if not worker.pieces:
             worker.moved = time.monotonic()
         worker.calls[worker.actor.perform.remote(task)] = task.piece
+        if "finished" not in worker.calls.values():
+            worker.call("finished", worker.finished)
 
     def ask(self, worker: WorkerHandle) -> None:
         """Ask a worker for its progress, unless a request is pending."""
@@ -228,7 +232,12 @@ class Pool:
             tallies = {piece: answer[piece] for piece in worker.pieces if piece in answer}
             if tallies != worker.tallies:
                 worker.tallies, worker.moved = tallies, time.monotonic()
+        elif call == "finished":
+            worker.finished = answer.intersection(worker.pieces)
+            if worker.pieces:
+                worker.call("finished", worker.finished)
         elif isinstance(call, Piece):
+            worker.finished = worker.finished - {call}
             worker.tallies.pop(call, None)
             worker.moved = time.monotonic()
             return Done(worker, call, *answer)

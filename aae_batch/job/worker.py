@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -21,8 +21,15 @@ T = TypeVar("T")
 PIECES_AT_ONCE = 2
 """The first rows of the next piece start while the last rows of the previous one finish."""
 
-CONCURRENCY = PIECES_AT_ONCE + 2
-"""Concurrent calls of a worker: its pieces, plus one or two queries."""
+COMMITS_AT_ONCE = 2
+"""Pieces of a worker besides, of which only the commit is left: a slow store takes seconds for one. Their
+images may still be in memory."""
+
+PIECES = PIECES_AT_ONCE + COMMITS_AT_ONCE
+"""Pieces of a worker at most."""
+
+CONCURRENCY = PIECES + 3
+"""Concurrent calls of a worker: its pieces, `finished`, and one or two queries."""
 
 logger = logging.getLogger("aae_batch.worker")
 
@@ -83,6 +90,7 @@ class Worker(ABC, Generic[T]):
         self.storage = open_storage(context.root, context.settings.s3_endpoint)
         self.storage.heed(context.lease)
         self._lock = threading.Lock()
+        self._counted = threading.Condition(self._lock)
         self._tallies: dict[Piece, Tally] = {}
 
     @abstractmethod
@@ -133,10 +141,22 @@ class Worker(ABC, Generic[T]):
         with self._lock:
             return dict(self._tallies)
 
+    def finished(self, known: Set[Piece]) -> Set[Piece]:
+        """Return the pieces in progress whose rows are all finished, as soon as there is one that is not
+        known. Of these only the commit is left."""
+
+        def found() -> set[Piece]:
+            return {p for p, tally in self._tallies.items() if tally.done + tally.before >= len(p)}
+
+        with self._counted:
+            self._counted.wait_for(lambda: found() - known)
+            return found()
+
     def count(self, piece: Piece, tally: Tally) -> None:
         """Add finished rows to a piece's tally."""
-        with self._lock:
+        with self._counted:
             self._tallies[piece] += tally
+            self._counted.notify_all()
 
     def set_torch_threads(self) -> None:
         if self.context.threads is not None:
