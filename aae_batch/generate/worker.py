@@ -145,6 +145,7 @@ class GenerateWorker(Worker[Outcome]):
 
     def load_engine(self) -> Engine:
         from aae_batch.sampling.engine import Engine
+        from aae_batch.sampling.model.compiled import PATIENCE
         from aae_batch.sampling.model.loading import load_pipeline
 
         s, run = self.settings, self.context.run["settings"]
@@ -160,7 +161,17 @@ class GenerateWorker(Worker[Outcome]):
             dtype=s.dtype,
             s3_endpoint=s.s3_endpoint,
         )
-        return Engine.from_pipeline(pipe, s.slots)
+        engine = Engine.from_pipeline(pipe, s.slots)
+        if s.compile:
+            engine.model.compile(PATIENCE, self._tell)
+        return engine
+
+    def _tell(self, text: str) -> None:
+        logger.info(text)
+        with self._lock:
+            pieces = list(self._tallies)
+        for piece in pieces[:1]:
+            self.count(piece, Tally(examples={"compile": text}))
 
     def work(self, task: GenerateTask) -> list[Outcome] | None:
         """Generate a piece, and commit it if it is a shard.

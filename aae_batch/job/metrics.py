@@ -4,7 +4,7 @@
 |---|---|---|
 | `aae_batch_rows` | counter, by `status` | finished rows, `ok` or `failed` |
 | `aae_batch_refinements` | counter | latent updates of iterative refinement |
-| `aae_batch_seconds` | counter, by `phase` | excite, denoise, decode, encode, upload |
+| `aae_batch_seconds` | counter, by `phase` | excite, denoise, decode, encode, upload; compile, which is part of the first two |
 | `aae_batch_slots` | gauge | a worker's slots for samples |
 | `aae_batch_slots_in_use` | gauge | slots in use |
 | `aae_batch_queue` | gauge | a worker's rows that wait for a slot |

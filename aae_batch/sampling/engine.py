@@ -57,10 +57,17 @@ class Engine:
         slots: the number of samples in flight; memory use grows with it. `"auto"` measures how many
             fit.
         defaults: the settings of `generate` if it is given none.
+        compile: compile the network's passes when they first run. That takes minutes, which a GPU makes up for in
+            some thousand images.
     """
 
     def __init__(
-        self, model: Network, slots: Slots = 8, defaults: GuidanceConfig | None = None
+        self,
+        model: Network,
+        slots: Slots = 8,
+        defaults: GuidanceConfig | None = None,
+        *,
+        compile: bool = False,
     ) -> None:
         if slots != "auto" and slots < 1:
             raise SettingsError(f"slots is {slots}; it must be at least 1.")
@@ -68,6 +75,8 @@ class Engine:
         self.slots = slots
         self.defaults = defaults or GuidanceConfig()
         self._measured: tuple[GuidanceConfig, int] | None = None
+        if compile:
+            model.compile()
 
     @classmethod
     def from_pretrained(
@@ -81,6 +90,7 @@ class Engine:
         device: str = "auto",
         dtype: str = "auto",
         s3_endpoint: str | None = None,
+        compile: bool = False,
     ) -> Engine:
         """Load a model by hub id, folder, URL, or as `"shapes"`.
 
@@ -98,18 +108,24 @@ class Engine:
             dtype=dtype,
             s3_endpoint=s3_endpoint,
         )
-        return cls(network_of(pipe), slots, default_guidance(model, s3_endpoint, revision))
+        defaults = default_guidance(model, s3_endpoint, revision)
+        return cls(network_of(pipe), slots, defaults, compile=compile)
 
     @classmethod
     def from_pipeline(
-        cls, pipe, slots: Slots = 8, defaults: GuidanceConfig | None = None
+        cls,
+        pipe,
+        slots: Slots = 8,
+        defaults: GuidanceConfig | None = None,
+        *,
+        compile: bool = False,
     ) -> Engine:
         """Use a diffusers pipeline that is already loaded, on its current device.
 
         Raises:
             ModelError: the pipeline cannot be guided.
         """
-        return cls(network_of(pipe), slots, defaults)
+        return cls(network_of(pipe), slots, defaults, compile=compile)
 
     def generate(
         self, requests: Iterable[Request] | Request, config: GuidanceConfig | None = None
@@ -162,7 +178,8 @@ class Batch:
 
     Attributes:
         samples: the samples in flight.
-        seconds: time spent so far in each phase: excite, denoise, decode.
+        seconds: time spent so far in each phase: excite, denoise, decode; compile, which is part of
+            the first two.
     """
 
     def __init__(self, model: Network, config: GuidanceConfig, slots: int) -> None:
@@ -272,6 +289,8 @@ class Batch:
         with self._timed("denoise"):
             for group in self._groups():
                 results += self.denoise([sample for sample in group if sample.ready])
+        if self.model.compiling_seconds:
+            self.seconds["compile"] = self.model.compiling_seconds
         with self._timed("decode"):
             for group in _by_size(sample for sample in self.samples if sample.finished):
                 results += self._finish(group)
@@ -312,7 +331,12 @@ class Batch:
     ) -> Iterator[tuple[list[Sample], Made]]:
         """Apply `forward` to `slots` samples at a time; after running out of memory, try again
         with half the slots."""
-        return self._slots.fitting(forward, samples, self.model.release_memory)
+        start = time.perf_counter()
+        for some, made in self._slots.fitting(forward, samples, self.model.release_memory):
+            yield some, made  # its receiver waits for the device
+            now = time.perf_counter()
+            self.model.ran(now - start)
+            start = now
 
     def _guide(self, samples: list[Sample]) -> tuple[list[list[float]], Tensor]:
         """Return each sample's loss and `reached` value, and the loss's gradient with respect to

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from inspect import signature
 from typing import Any, ClassVar
@@ -25,9 +26,12 @@ from aae_batch.quiet import quiet
 from aae_batch.sampling import families
 from aae_batch.sampling.config import SCHEDULERS, GuidanceConfig
 from aae_batch.sampling.memory import AtOnce
+from aae_batch.sampling.model.compiled import CompiledPasses, Kind, Made, why_not_compiled
 from aae_batch.sampling.model.loading import is_quantized, limits
 from aae_batch.sampling.model.recorder import ALL, NONE, AttentionRecorder, Layer
 from aae_batch.sampling.words import Stream
+
+logger = logging.getLogger("aae_batch.sampling.model")
 
 Bag = dict[str, Tensor]
 """An encoded text as a network takes it, by the names of its arguments. Every tensor is one row; a
@@ -77,6 +81,8 @@ class Network(ABC):
         """Texts share forwards, and images decodings. A CPU gains little by it, and too large a batch ends
         the process there, without an error."""
         self._recorder: AttentionRecorder | None = None
+        self._passes_of: Callable[[AttentionRecorder], CompiledPasses] | None = None
+        self._passes: CompiledPasses | None = None
         self._encoded: OrderedDict[str, Bag] = OrderedDict()
         self._expected: dict[str, None] = {}
         self._texts = AtOnce(TEXTS_AT_ONCE, "texts to encode")
@@ -319,9 +325,13 @@ class Network(ABC):
             Attention to the text [batch, map height, map width, tokens], and the affinity
             [affinity rows, places, places] or None; float32 or better.
         """
-        recorder = self._require_recorder()
+        recorder, inputs = self._require_recorder(), (latents.to(self.dtype), timesteps, text)
+        made = self._compiled_pass("guided", inputs, ALL, affinity_rows)
+        if made is not None:
+            assert made.maps is not None
+            return made.maps, made.affinity
         with recorder.recording(ALL, affinity_rows, stop_early=True, columns=columns):
-            self._forward(latents.to(self.dtype), timesteps, text)
+            self._forward(*inputs)
         return self._recorded(recorder, latents, affinity_rows)
 
     @torch.no_grad()
@@ -349,6 +359,13 @@ class Network(ABC):
             sample_of: the sample of each row, whose rows have equal latents and timesteps, if the
                 network may use that. It does if the first rows are samples 0, 1, ..., one each.
         """
+        inputs = latents.to(self.dtype), timesteps, text
+        if values is None:
+            kind: Kind = "plain" if record == NONE else "recorded"
+            made = self._compiled_pass(kind, inputs, record, affinity_rows, sample_of)
+            if made is not None:
+                assert made.predicted is not None
+                return made.predicted.to(self.latents_dtype), made.maps, made.affinity
         with ExitStack() as stack:
             stack.enter_context(self._sharing(sample_of))
             if values is not None:
@@ -360,11 +377,30 @@ class Network(ABC):
                 self._recorder is not None
             ):  # a compiled network is compiled with its own processors
                 self._recorder.close()
-            predicted = self._forward(latents.to(self.dtype), timesteps, text)
+            predicted = self._forward(*inputs)
         predicted = predicted.to(self.latents_dtype)
         if record == NONE:
             return predicted, None, None
         return predicted, *self._recorded(recorder, latents, affinity_rows)
+
+    def _compiled_pass(
+        self,
+        kind: Kind,
+        inputs: tuple[Tensor, Tensor, Bag],
+        record: slice,
+        affinity_rows: slice,
+        sample_of: Sequence[int] = (),
+    ) -> Made | None:
+        """Run a pass compiled, if it is to be. Returns what it made of the rows asked for, maps shaped as in
+        `attend`; None if the pass is to run as it is."""
+        if self._passes is None:
+            return None
+        made = self._passes.run(kind, *inputs, affinity_rows != NONE, sample_of)
+        if made is None or made.maps is None:
+            return made
+        maps = made.maps[record].unflatten(1, self.map_size(inputs[0]))
+        affinity = None if made.affinity is None else made.affinity[affinity_rows]
+        return Made(made.predicted, maps, affinity)
 
     def _recorded(
         self, recorder: AttentionRecorder, latents: Tensor, affinity_rows: slice
@@ -375,6 +411,14 @@ class Network(ABC):
     def _sharing(self, sample_of: Sequence[int]) -> AbstractContextManager[Any]:
         """Compute what a sample's rows have in common once inside the block, if the network can."""
         return nullcontext()
+
+    def _repeated(self, latents: Tensor, timesteps: Tensor, text: Bag, times: int) -> Tensor:
+        """Run the network on several texts of each sample.
+
+        Args:
+            text: the first text of all samples, then the second, and so on, `times` in all.
+        """
+        return self._forward(latents.repeat(times, 1, 1, 1), timesteps.repeat(times), text)
 
     def _values_from(self, values: Tensor):
         raise ModelError(f"{self.facts.name} has no cross-attention with values of its own.")
@@ -467,7 +511,7 @@ class Network(ABC):
                 stack.callback(self.pipe.maybe_free_model_hooks)
             stack.callback(self._forget, before)
             self._forget(self.facts.sequence_length(config.max_sequence_length))
-            recorder = AttentionRecorder(self._layers(config))
+            recorder = self._recorder_for(self._layers(config))
             stack.callback(recorder.close)
             # By name, because accelerate's hooks replace parameters.
             if any(one.is_inference() for one in network.parameters()):
@@ -487,6 +531,42 @@ class Network(ABC):
                 yield
             finally:
                 self._recorder = self._place = None
+
+    def compile(self, patience: float = 0.0, tell: Callable[[str], None] = logger.info) -> None:
+        """Compile the network's passes in runs that are opened from now on, each when it has run for some time as it
+        is. Where that is not possible, a warning says why.
+
+        Args:
+            patience: that time, in seconds.
+            tell: called with a sentence when compiling begins and ends.
+        """
+        reason = why_not_compiled(self.network)
+        if reason is not None:
+            logger.warning("the model is not compiled, because %s", reason)
+            return
+        self._passes = None
+        self._passes_of = lambda recorder: CompiledPasses(
+            self.network, self._repeated, recorder, patience, tell
+        )
+
+    @property
+    def compiling_seconds(self) -> float:
+        """Time spent on compiling."""
+        return self._passes.seconds if self._passes is not None else 0.0
+
+    def ran(self, seconds: float) -> None:
+        """Tell how long the passes since the last call took, with what the caller did until the device had
+        finished."""
+        if self._passes is not None:
+            self._passes.ran(seconds)
+
+    def _recorder_for(self, layers: list[Layer]) -> AttentionRecorder:
+        """Return a recorder of these layers: that of an earlier run if passes are compiled with it."""
+        if self._passes_of is None:
+            return AttentionRecorder(layers)
+        if self._passes is None or not self._passes.recorder.is_of(layers):
+            self._passes = self._passes_of(AttentionRecorder(layers))
+        return self._passes.recorder
 
     def _forget(self, length: int | None) -> None:
         """Forget all texts, which text encoders may encode otherwise the next time, and read

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 import torch
@@ -84,7 +85,7 @@ class AttentionRecorder:
                 )
         self.layers = layers
         self._originals = [layer.module.processor for layer in layers]
-        self._watched = [_Watched(self, layer) for layer in layers]
+        self._watched = [_watched(self, layer) for layer in layers]
         self._recording = self._stop_early = False
         self._rows = self._affinity_rows = ALL
         self._maps, self._affinity = _Mean(), _Mean()
@@ -123,19 +124,13 @@ class AttentionRecorder:
         Raises:
             ModelError: a layer's attention cannot be intercepted.
         """
-        self._recording, self._stop_early = True, stop_early
         self._rows, self._affinity_rows = rows, affinity_rows
-        self._maps, self._affinity = _Mean(), _Mean()
-        self._columns = _Columns(columns)
-        for layer, watched in zip(self.layers, self._watched, strict=True):
-            layer.module.processor = watched
+        self.begin(columns)
         try:
-            with _uncompiled():
+            with self._watching(stop_early), _uncompiled():
                 yield
         except Complete:
             pass
-        finally:
-            self._recording = False
         if self._maps.layers != self._texts:
             names = {type(original).__name__ for original in self._originals}
             raise ModelError(
@@ -143,6 +138,47 @@ class AttentionRecorder:
                 f"({', '.join(sorted(names))}) do not call scaled_dot_product_attention once; call "
                 "set_default_attn_processor() on its network."
             )
+
+    def is_of(self, layers: Sequence[Layer]) -> bool:
+        """True if it records these layers, with the processors that they have now."""
+        processors = [layer.module.processor for layer in layers]
+        return list(self.layers) == list(layers) and all(
+            own is now for own, now in zip(self._originals, processors, strict=True)
+        )
+
+    @property
+    def records_whole(self) -> bool:
+        """True if each layer's keys are all text, or all of the image's positions."""
+        return all(layer.keys in (ALL, None) and not layer.with_affinity for layer in self.layers)
+
+    @contextmanager
+    def recording_whole(self, affinity: bool) -> Iterator[None]:
+        """Let forwards inside the block be recorded, all their rows. Each calls `begin` and `take`, and may be
+        compiled: nothing here changes from one to the next."""
+        self._rows, self._affinity_rows = ALL, ALL if affinity else NONE
+        with self._watching(stop_early=False):
+            yield
+
+    def begin(self, columns: Sequence[int] | None = None) -> None:
+        """Begin a forward."""
+        self._maps, self._affinity = _Mean(), _Mean()
+        self._columns = _Columns(columns)
+
+    def take(self, affinity: bool) -> tuple[Tensor, Tensor | None]:
+        """Return the maps of a forward, and its affinity if asked for, and forget them."""
+        taken = self.maps, self.affinity if affinity else None
+        self.begin()
+        return taken
+
+    @contextmanager
+    def _watching(self, stop_early: bool) -> Iterator[None]:
+        self._recording, self._stop_early = True, stop_early
+        for layer, watched in zip(self.layers, self._watched, strict=True):
+            layer.module.processor = watched
+        try:
+            yield
+        finally:
+            self._recording = False
 
     def close(self) -> None:
         """Restore the network's original attention processors, until the next `recording`."""
@@ -253,24 +289,22 @@ class _Columns:
         return zeros.index_copy(-1, index, maps)
 
 
-class _Watched:
-    """A layer's own processor, with its call of `scaled_dot_product_attention` intercepted if
+def _watched(recorder: AttentionRecorder, layer: Layer) -> Callable[..., Any]:
+    """Return a layer's own processor, with its call of `scaled_dot_product_attention` intercepted if
     needed."""
+    original = layer.module.processor
+    readable = AttnProcessor2_0() if type(original) in _SAME_ATTENTION else original
 
-    def __init__(self, recorder: AttentionRecorder, layer: Layer) -> None:
-        self._recorder, self._layer = recorder, layer
-        self._original = layer.module.processor
-        self._readable = self._original
-        if type(self._original) in _SAME_ATTENTION:
-            self._readable = AttnProcessor2_0()
-        # Layers inspect this attribute for the arguments that their processor takes.
-        self.__dict__["__call__"] = self._original.__call__
+    class Watched:
+        # Layers inspect the signature for the arguments that their processor takes.
+        @wraps(type(original).__call__)
+        def __call__(self, *arguments: Any, **named: Any) -> Any:
+            if not recorder._wants(layer):
+                return original(*arguments, **named)
+            with _Watch(recorder, layer):
+                return readable(*arguments, **named)
 
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        if not self._recorder._wants(self._layer):
-            return self._original(*arguments, **named)
-        with _Watch(self._recorder, self._layer):
-            return self._readable(*arguments, **named)
+    return Watched()
 
 
 class _Watch(TorchFunctionMode):
@@ -312,7 +346,7 @@ def _probabilities(
         beta=0 if attn_mask is None else 1,
         alpha=query.shape[-1] ** -0.5 if scale is None else scale,
     )
-    return scores.softmax(dim=-1).unflatten(0, batch)
+    return scores.softmax(dim=-1).view(*batch, *scores.shape[1:])
 
 
 def _flat_mask(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:

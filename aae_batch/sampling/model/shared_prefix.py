@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -52,8 +52,14 @@ class SharedPrefix:
                 each; rows of a sample have equal latents and timesteps.
         """
         samples = len(set(sample_of))
-        if samples < len(sample_of) and list(sample_of[:samples]) == list(range(samples)):
-            self._samples, self._sample_of = samples, on_device(sample_of, device)
+        shared = samples < len(sample_of) and list(sample_of[:samples]) == list(range(samples))
+        with self.of(samples, on_device(sample_of, device)) if shared else nullcontext():
+            yield
+
+    @contextmanager
+    def of(self, samples: int, sample_of: Tensor) -> Iterator[None]:
+        """Compute the prefix of the first rows, which are one of each sample, for all inside the block."""
+        self._samples, self._sample_of = samples, sample_of
         try:
             yield
         finally:

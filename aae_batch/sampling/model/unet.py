@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
+import torch
 from diffusers import UNet2DConditionModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from torch import Tensor
@@ -119,6 +120,12 @@ class StableDiffusion(Network):
 
     def _sharing(self, sample_of: Sequence[int]) -> AbstractContextManager[None]:
         return self._prefix.among(sample_of, self.device)
+
+    def _repeated(self, latents: Tensor, timesteps: Tensor, text: Bag, times: int) -> Tensor:
+        samples = len(latents)
+        sample_of = torch.arange(samples, device=latents.device).repeat(times)
+        with self._prefix.of(samples, sample_of):
+            return self._forward(latents[sample_of], timesteps[sample_of], text)
 
     def _values_from(self, values: Tensor):
         return values_from(self.unet, values)
