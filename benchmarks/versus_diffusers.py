@@ -16,13 +16,12 @@ from functools import partial
 import torch
 from diffusers import AutoencoderKL, StableDiffusionAttendAndExcitePipeline, StableDiffusionPipeline
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from aae_batch import Engine, GuidanceConfig, Request
 from aae_batch.sampling.model.loading import default_guidance, load_pipeline
 from aae_batch.shapes.splits import SPLITS
 from aae_batch.shapes.world import caption
-from benchmarks.flops import sd14_unet
+from benchmarks.architectures import stable_diffusion
 from training import networks
 
 Latents = dict[int, Tensor]
@@ -88,40 +87,6 @@ def small_requests(count: int) -> list[Request]:
     ]
 
 
-def random_sd14() -> StableDiffusionPipeline:
-    """Text encoder and UNet of Stable Diffusion 1.4's architecture with random weights, at 512 pixels.
-
-    The tokenizer and the VAE, which take next to no time, are the embedded model's.
-    """
-    torch.manual_seed(0)
-    words = networks.tokenizer()
-    words.model_max_length = 77
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(words),
-            hidden_size=768,
-            intermediate_size=3072,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            bos_token_id=words.bos_token_id,
-            eos_token_id=words.eos_token_id,
-            pad_token_id=words.pad_token_id,
-        )
-    )
-    pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_config({**networks.vae().config, "latent_channels": 4}).eval(),
-        text_encoder=text_encoder.eval(),
-        tokenizer=words,
-        unet=sd14_unet("cpu").eval(),
-        scheduler=networks.scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.versus_diffusers",
@@ -147,7 +112,10 @@ def main() -> None:
         torch.set_num_threads(options.threads)
 
     if options.sd14:
-        pipe = random_sd14().to(options.device, getattr(torch, options.dtype))
+        small = AutoencoderKL.from_config(
+            {**networks.vae().config, "latent_channels": 4}
+        )  # hardly any time
+        pipe = stable_diffusion(vae=small).to(options.device, getattr(torch, options.dtype))
         config = GuidanceConfig(num_inference_steps=4, max_iter_to_alter=2, thresholds={0: 0.3})
     else:
         pipe = load_pipeline(options.model, device=options.device, dtype=options.dtype)
