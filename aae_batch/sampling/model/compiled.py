@@ -34,9 +34,6 @@ PATIENCE = 180.0
 """Seconds that a pass of a job runs as it is before it is compiled. Compiling takes about a minute, and makes the
 pass a third faster: it is paid when it would have paid for itself already, and never by a short job."""
 
-_VARIANTS = 64
-"""How often one pass may be compiled, for other sizes."""
-
 logger = logging.getLogger("aae_batch.compiled")
 
 
@@ -148,6 +145,7 @@ class CompiledPasses:
             raise
         except Exception as error:
             self._broken = True
+            self._lay_out(torch.contiguous_format)
             logger.warning(
                 "the %s could not be compiled and runs as it is from here on: %s: %s",
                 this,
@@ -170,14 +168,13 @@ class CompiledPasses:
             keep_compiled_code()
             options: dict[str, Any] | None = None
             if self._on_gpu:
-                # cuDNN convolves in this layout, and would convert to it and back.
-                self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                self._lay_out(torch.channels_last)
                 options = {"force_layout_optimization": True, "triton.cudagraphs": graphed}
             self._compiled[this] = torch.compile(
                 self._function(this), backend=BACKEND, fullgraph=True, options=options
             )
         graphs, start = _count_graphs(), time.perf_counter()
-        with self._state(this), torch._dynamo.config.patch(recompile_limit=_VARIANTS):
+        with self._state(this):
             made = self._compiled[this](*arguments)
             if _count_graphs() > graphs and arguments[0].requires_grad:
                 # the backward is compiled when it first runs
@@ -191,6 +188,12 @@ class CompiledPasses:
         if graphed:  # the next replay writes over what this one made
             made = [None if one is None else one.clone() for one in made]
         return made
+
+    def _lay_out(self, memory_format: torch.memory_format) -> None:
+        """Lay out the weights. cuDNN convolves in channels_last, and would convert to it and back; what is not compiled
+        is slower in it."""
+        if self._on_gpu:
+            self._network.to(memory_format=memory_format)  # type: ignore[call-overload]
 
     def _function(self, this: _Pass) -> Callable[..., Any]:
         """Return what is compiled: a function of latents and timesteps of some samples, and of their texts,
@@ -213,6 +216,8 @@ class CompiledPasses:
                 made[0] = forward(latents, timesteps, rows, texts)
             return [None if one is None else one.unflatten(0, (texts, samples)) for one in made]
 
+        # The compiler remembers by code, and looks through all that it has of one code.
+        run.__code__ = run.__code__.replace(co_name=f"{kind}_{len(self._compiled)}")
         return run
 
     @contextmanager
