@@ -34,6 +34,7 @@ def with_diffusers(
     parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
     upstream = StableDiffusionAttendAndExcitePipeline(**parts, requires_safety_checker=False)
     upstream.set_progress_bar_config(disable=True)
+    steering = config.steering()
     return {
         request.seed: upstream(
             request.prompt,
@@ -41,9 +42,9 @@ def with_diffusers(
             num_inference_steps=config.num_inference_steps,
             guidance_scale=config.guidance_scale,
             eta=config.eta,
-            max_iter_to_alter=config.max_iter_to_alter,
-            thresholds=config.thresholds,
-            scale_factor=config.scale_factor,
+            max_iter_to_alter=steering.max_iter_to_alter,
+            thresholds=steering.thresholds,
+            scale_factor=steering.scale_factor,
             attn_res=config.attn_res or (16, 16),
             generator=torch.Generator("cpu").manual_seed(request.seed),
             output_type="latent",
@@ -87,7 +88,7 @@ def small_requests(count: int) -> list[Request]:
     ]
 
 
-def main() -> None:
+def main(given: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.versus_diffusers",
         description="Images per second of this engine and of diffusers' Attend-and-Excite pipeline.",
@@ -105,8 +106,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="denoising steps; default: the model's own")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is a GPU")
     parser.add_argument("--dtype", default="float32", help="float32, float16, bfloat16, float64")
+    parser.add_argument("--compile", action="store_true", help="also measure the engine compiled")
     parser.add_argument("--threads", type=int, help="torch's threads; default: its own choice")
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     warnings.filterwarnings("ignore", module="torch.functional")
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -130,9 +132,12 @@ def main() -> None:
     slots = [int(count) for count in options.slots.split(",")]
     runs = {"diffusers": partial(with_diffusers, pipe, requests, config)}
     for count in slots:
-        engine = Engine.from_pipeline(pipe, count)
         name = f"this engine, {count} slot{'s' * (count > 1)}"
-        runs[name] = partial(with_engine, engine, requests, config)
+        runs[name] = partial(with_engine, Engine.from_pipeline(pipe, count), requests, config)
+        if options.compile:
+            engine = Engine.from_pipeline(pipe, count, compile=True)
+            runs[f"{name}, compiled"] = partial(with_engine, engine, requests, config)
+            with_engine(engine, requests, config)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     latents: dict[str, Latents] = {}
     with_engine(Engine.from_pipeline(pipe, 1), requests[:1], config)  # warm up
