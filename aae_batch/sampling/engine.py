@@ -40,7 +40,7 @@ from aae_batch.sampling.objectives.maps import normalize_over_words, pool, sent
 from aae_batch.sampling.resolve import check_settings
 from aae_batch.sampling.sample import Sample, admit
 from aae_batch.sampling.solver import combined
-from aae_batch.sampling.texts import Text, as_mask, columns, over_prompt, texts_of
+from aae_batch.sampling.texts import Text, as_mask, columns, combine, over_prompt, texts_of
 from aae_batch.sampling.trace import describe
 
 Slots = int | Literal["auto"]
@@ -353,7 +353,7 @@ class Batch:
             (gradient,) = torch.autograd.grad(losses.sum(), latents)
         return tell(), gradient
 
-    def _predict(self, samples: list[Sample]) -> list[Tensor]:
+    def _predict(self, samples: list[Sample]) -> Sequence[Tensor]:
         """Return the combined prediction of all of each sample's texts, [channels, height, width].
 
         A prompt with many conjuncts needs many rows, and one may have guidance that the run has not,
@@ -384,11 +384,8 @@ class Batch:
             maps += [] if seen is None else [seen]
             affinities += [] if affinity is None else [affinity]
         noise = torch.cat(predicted)
-        unconditional = iter(noise[:negatives])
-        combined = [
-            sample.text.combine(next(unconditional) if sample.text.negative else None, conditional)
-            for sample, conditional in zip(samples, noise[negatives:].split(counts), strict=True)
-        ]
+        texts = [sample.text for sample in samples]
+        combined = combine(texts, noise[:negatives], noise[negatives:])
         if watched:
             whole = torch.cat(affinities) if affinities else None
             _, tell = self._observe(watched, torch.cat(maps), whole)

@@ -118,6 +118,27 @@ def condition(
     return Conditioning(conditions, negative, weight, config.guidance_rescale)
 
 
+def combine(
+    texts: Sequence[Conditioning], negatives: Tensor, conditional: Tensor
+) -> Sequence[Tensor]:
+    """Return `Conditioning.combine` of several samples, each [channels, height, width]: all at once if each has a
+    negative text and one condition, as in classifier-free guidance.
+
+    Args:
+        negatives: the predictions for the negative texts, of those that have one.
+        conditional: the predictions for the conditions of all.
+    """
+    if all(text.negative and len(text.conditions) == 1 and text.rescale == 0 for text in texts):
+        weights = on_device([text.weight for text in texts], negatives.device, negatives.dtype)
+        return (negatives + weights[:, None, None, None] * (conditional - negatives)).unbind()
+    rest = iter(negatives)
+    parts = conditional.split([len(text.conditions) for text in texts])
+    return [
+        text.combine(next(rest) if text.negative else None, part)
+        for text, part in zip(texts, parts, strict=True)
+    ]
+
+
 def _phrases(
     model: Network, prompt: str, config: GuidanceConfig, subjects: Sequence[Subject]
 ) -> tuple[tuple[Phrase, ...], tuple[Phrase, ...]]:

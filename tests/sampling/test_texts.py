@@ -15,6 +15,7 @@ from torch import Tensor
 from aae_batch import Engine, GuidanceConfig, Request
 from aae_batch.methods import METHODS
 from aae_batch.sampling.model.attention_layers import cross_attention_layers
+from aae_batch.sampling.texts import Condition, Conditioning, Text, combine
 from tests.conftest import small_pipeline
 
 PROMPT = "a red circle and a blue square"
@@ -218,3 +219,23 @@ def test_out_of_memory_halves_the_slots_of_composed_rows_too(one_pipe):
         handle.remove()
     for name, result in results.items():
         assert difference(result.latents, expected[name].latents) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [[(7.1, 1, 0.0), (1.3, 1, 0.0)], [(7.1, 1, 0.0), (3.0, 2, 0.0), (2.0, 1, 0.7), (1.0, 0, 0.0)]],
+    ids=["all at once", "one by one"],
+)
+def test_predictions_are_combined_together_as_alone(kinds):
+    torch.manual_seed(0)
+    texts, negatives, conditional, alone = [], [], [], []
+    for weight, conditions, rescale in kinds:
+        unconditional = Text({}) if conditions else None
+        parts = (Condition({}, positions=(), starts=(), words=()),) * max(1, conditions)
+        texts.append(Conditioning(parts, unconditional, weight, rescale))
+        noise, own = torch.randn(1, 4, 3, 5), torch.randn(len(parts), 4, 3, 5)
+        negatives += [noise] if conditions else []
+        conditional.append(own)
+        alone.append(texts[-1].combine(noise[0] if conditions else None, own))
+    together = combine(texts, torch.cat(negatives), torch.cat(conditional))
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
