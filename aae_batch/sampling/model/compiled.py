@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -163,7 +164,8 @@ class CompiledPasses:
 
     def _run(self, this: _Pass, arguments: tuple[Any, ...]) -> Any:
         graphed = self._on_gpu and this.samples is not None
-        if this not in self._compiled:
+        is_new = this not in self._compiled
+        if is_new:
             self._tell(f"compiling the {this}; this takes a minute or two, less the next time")
             keep_compiled_code()
             options: dict[str, Any] | None = None
@@ -174,7 +176,7 @@ class CompiledPasses:
                 self._function(this), backend=BACKEND, fullgraph=True, options=options
             )
         graphs, start = _count_graphs(), time.perf_counter()
-        with self._state(this):
+        with self._state(this), _hushed() if is_new else nullcontext():
             made = self._compiled[this](*arguments)
             if _count_graphs() > graphs and arguments[0].requires_grad:
                 # the backward is compiled when it first runs
@@ -263,6 +265,14 @@ class _FrozenConvolutions(TorchFunctionMode):
         if is_known and all(isinstance(one, tuple) for one in arguments[3:6]):
             return _FrozenConvolution.apply(*arguments)
         return function(*arguments, **(named or {}))
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Show none of the compiler's warnings about diffusers' code and torch's settings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _padded(tensor: Tensor, size: int, axis: int) -> Tensor:
