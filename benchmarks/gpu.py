@@ -26,6 +26,7 @@ from diffusers import StableDiffusionAttendAndExcitePipeline
 
 from aae_batch import Engine, GuidanceConfig, Request
 from aae_batch.manifest.price import count_sampling
+from aae_batch.sampling.model.family import Network, network_of
 from benchmarks.architectures import stable_diffusion, stable_diffusion_xl
 from benchmarks.flops import on_meta
 
@@ -142,7 +143,7 @@ def timed_step(batch: Any, plan: Plan, waited: _Waited) -> tuple[float, float]:
     return time.perf_counter() - start, host
 
 
-def measure(name: str, pipe: Any, slots: int, method: str, plan: Plan, compiled: bool) -> Line:
+def measure(name: str, model: Network, slots: int, method: str, plan: Plan) -> Line:
     """Measure the engine with all slots full.
 
     Raises:
@@ -151,8 +152,9 @@ def measure(name: str, pipe: Any, slots: int, method: str, plan: Plan, compiled:
     each = plan.warm + plan.timed
     guided = method != "stable-diffusion"
     count = (2 * each if guided else each) + 1  # the last one decodes
-    config = _config(pipe, count, each)
-    engine = Engine.from_pipeline(pipe, slots, compile=compiled)
+    config = _config(count, each)
+    engine, pipe = Engine(model, slots), model.pipe
+    before_s = model.compiling_seconds
     if plan.on_gpu:
         torch.cuda.reset_peak_memory_stats()
     with waiting() as waited, engine.open(config) as batch:
@@ -171,7 +173,7 @@ def measure(name: str, pipe: Any, slots: int, method: str, plan: Plan, compiled:
     image = (guided_steps * step + (STEPS - guided_steps) * rest) / slots + decode
     return Line(
         model=name,
-        what=method + (", compiled" if compiled else ""),
+        what=method + (", compiled" if model.compiles else ""),
         slots=slots,
         images_per_s=1 / image,
         peak=share_of_peak(flops_of(pipe, guided) / image),
@@ -181,29 +183,27 @@ def measure(name: str, pipe: Any, slots: int, method: str, plan: Plan, compiled:
         later_host_ms=1e3 * rest_host if guided else None,
         decode_ms=1e3 * decode,
         memory_gib=torch.cuda.max_memory_allocated() / 2**30 if plan.on_gpu else None,
-        compile_s=engine.model.compiling_seconds or None,
+        compile_s=model.compiling_seconds - before_s or None,
     )
 
 
-def whole_run(
-    name: str, pipe: Any, slots: int, method: str, plan: Plan, compiled: bool, steps: int
-) -> Line:
+def whole_run(name: str, model: Network, slots: int, method: str, plan: Plan, steps: int) -> Line:
     """Measure two rounds of all slots, from their texts to their images."""
-    engine = Engine.from_pipeline(pipe, slots, compile=compiled)
-    config = _config(pipe, steps, steps // 2)
+    engine, pipe = Engine(model, slots), model.pipe
+    config = _config(steps, steps // 2)
     plan.synchronize()
     start = time.perf_counter()
     made = list(engine.generate(requests(2 * slots, method), config))
     taken = time.perf_counter() - start
     if any(result.error for result in made):
         raise RuntimeError(f"a sample failed: {next(r.error for r in made if r.error)}")
-    what = f"{method}{', compiled' if compiled else ''}, a whole run"
+    what = f"{method}{', compiled' if model.compiles else ''}, a whole run"
     rate = len(made) / taken
     guided = method != "stable-diffusion"
     return Line(name, what, slots, rate, share_of_peak(flops_of(pipe, guided) * rate))
 
 
-def _config(pipe: Any, steps: int, guided: int) -> GuidanceConfig:
+def _config(steps: int, guided: int) -> GuidanceConfig:
     """Guidance without refinements, on diffusers' own layers."""
     return GuidanceConfig(
         num_inference_steps=steps, max_iter_to_alter=guided, thresholds={}, guidance_scale=7.5
@@ -259,20 +259,21 @@ def _seconds(run: Callable[[int], None], plan: Plan) -> float:
     return (time.perf_counter() - start) * STEPS / plan.diffusers_steps
 
 
-_flops: dict[int, tuple[int, int]] = {}
+_flops: dict[str, tuple[int, int]] = {}
 
 
 def flops_of(pipe: Any, guided: bool) -> int:
     """Return the FLOPs of the engine's passes for an image of 50 steps."""
-    if id(pipe) not in _flops:
+    name = type(pipe).__name__  # the process has one of each
+    if name not in _flops:
         with torch.device("meta"):
             unet = type(pipe.unet).from_config(pipe.unet.config)
         model = on_meta(type(pipe).__name__, unet)
         latents = torch.empty(1, *model.latent_shape(None, None), device="meta")
         passes = count_sampling(model, latents)
         plain = STEPS * passes.denoise
-        _flops[id(pipe)] = plain, plain + GUIDED * (passes.attend + passes.attend_backward)
-    return _flops[id(pipe)][guided]
+        _flops[name] = plain, plain + GUIDED * (passes.attend + passes.attend_backward)
+    return _flops[name][guided]
 
 
 def share_of_peak(flops_per_s: float) -> float | None:
@@ -286,30 +287,30 @@ def lines(
 ) -> Iterator[Line]:
     """Yield every line of a model."""
     pipe = MODELS[model](plan.device, narrow=plan.narrow).to(dtype=getattr(torch, plan.dtype))
-    few = _config(pipe, 2, 1)
+    few = _config(2, 1)
+    written, compiled = network_of(pipe), network_of(pipe)
+    compiled.compile()
     list(Engine.from_pipeline(pipe, 2).generate(requests(2, "attend-and-excite"), few))  # warm up
     if model == "sd15":
         yield with_diffusers_guided(model, pipe, plan)
     for count in (1, 8):
         yield with_diffusers(model, pipe, count, plan)
-    wanted = [(count, False) for count in slots] + [(count, True) for count in compiled_slots]
-    best: Line | None = None
-    for count, compiled in wanted:
+    wanted = [(count, written) for count in slots] + [(count, compiled) for count in compiled_slots]
+    best: tuple[Line, Network] | None = None
+    for count, network in wanted:
         for method in ("stable-diffusion", "attend-and-excite"):
             try:
-                line = measure(model, pipe, count, method, plan, compiled)
+                line = measure(model, network, count, method, plan)
             except torch.OutOfMemoryError:
                 print(f"{model}: {count} samples do not fit", file=sys.stderr)
                 torch.cuda.empty_cache()
                 continue
             yield line
-            if method != "stable-diffusion" and (
-                best is None or line.images_per_s > best.images_per_s
-            ):
-                best = line
+            is_better = best is None or line.images_per_s > best[0].images_per_s
+            if method != "stable-diffusion" and is_better:
+                best = line, network
     if best is not None and whole:
-        is_compiled = best.what.endswith("compiled")
-        yield whole_run(model, pipe, best.slots, "attend-and-excite", plan, is_compiled, whole)
+        yield whole_run(model, best[1], best[0].slots, "attend-and-excite", plan, whole)
 
 
 COLUMNS = {

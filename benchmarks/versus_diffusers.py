@@ -138,7 +138,8 @@ def main(given: list[str] | None = None) -> None:
         name = f"this engine, {count} slot{'s' * (count > 1)}"
         runs[name] = partial(with_engine, Engine.from_pipeline(pipe, count), requests, config)
         if options.compile:
-            engine = Engine.from_pipeline(pipe, count, compile=True)
+            engine = Engine.from_pipeline(pipe, count)
+            engine.model.compile()
             runs[f"{name}, compiled"] = partial(with_engine, engine, requests, config)
             with_engine(engine, requests, config)
     seconds: dict[str, list[float]] = {name: [] for name in runs}

@@ -124,7 +124,7 @@ class FormSettings(Settings):
     layout: Layout | None = Field(
         None,
         description="files (a file per image), webdataset (a tar per shard) or parquet (a column "
-        "of the metadata table). The last two hold a shard's encoded images in memory. "
+        "of the metadata table). The last two hold the encoded images of up to four shards in memory. "
         "Default: files, or as the output was begun.",
     )
     image_format: ImageKind | None = Field(

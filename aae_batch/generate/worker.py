@@ -168,10 +168,10 @@ class GenerateWorker(Worker[Outcome]):
 
     def _tell(self, text: str) -> None:
         logger.info(text)
+        what, _, more = text.partition("; ")
         with self._lock:
-            pieces = list(self._tallies)
-        for piece in pieces[:1]:
-            self.count(piece, Tally(examples={"compile": text}))
+            for piece in list(self._tallies)[:1]:
+                self._tallies[piece] += Tally(examples={what: more})
 
     def work(self, task: GenerateTask) -> list[Outcome] | None:
         """Generate a piece, and commit it if it is a shard.

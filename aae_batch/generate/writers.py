@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 LEAST, MOST = 2, 8
@@ -42,11 +43,12 @@ class Writers(Generic[T]):
     def _start(self) -> None:
         with self._lock:
             if self._count < MOST:
-                self._count += 1
                 threading.Thread(target=self._run, name="writer", daemon=True).start()
+                self._count += 1
 
     def _run(self) -> None:
         while True:
             encoding, uploading = self._write(self._waiting.get())
             if uploading > encoding and self.waiting:
-                self._start()
+                with suppress(RuntimeError):  # the system has no thread left
+                    self._start()

@@ -24,6 +24,7 @@ from aae_batch.methods import DEFAULT
 from aae_batch.request import Request, Result
 from aae_batch.sampling.config import GuidanceConfig
 from aae_batch.sampling.memory import AtOnce, Made, measured_slots
+from aae_batch.sampling.model.compiled import BRIEF
 from aae_batch.sampling.model.family import (
     TEXT,
     TEXTS_AT_ONCE,
@@ -57,8 +58,8 @@ class Engine:
         slots: the number of samples in flight; memory use grows with it. `"auto"` measures how many
             fit.
         defaults: the settings of `generate` if it is given none.
-        compile: compile the network's passes when they first run. That takes minutes, which a GPU makes up for in
-            some thousand images.
+        compile: compile each of the model's passes when it has run for `BRIEF` seconds. That takes minutes, which a
+            GPU makes up for in some thousand images. It stays so for this `model`.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Engine:
         self.defaults = defaults or GuidanceConfig()
         self._measured: tuple[GuidanceConfig, int] | None = None
         if compile:
-            model.compile()
+            model.compile(BRIEF)
 
     @classmethod
     def from_pretrained(
@@ -169,7 +170,8 @@ class Engine:
         if self.slots != "auto":
             return self.slots
         if self._measured is None or self._measured[0] != config:
-            self._measured = config, measured_slots(self.model, self.model.facts.rows(config))
+            with self.model.as_written():
+                self._measured = config, measured_slots(self.model, self.model.facts.rows(config))
         return self._measured[1]
 
 
@@ -191,6 +193,7 @@ class Batch:
         self._images = AtOnce(IMAGES_AT_ONCE if self._shares else 1, "images to decode")
         self._rows = model.facts.rows(config)
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._compiling_before = model.compiling_seconds
         self.samples: list[Sample] = []
 
     def __len__(self) -> int:
@@ -289,8 +292,9 @@ class Batch:
         with self._timed("denoise"):
             for group in self._groups():
                 results += self.denoise([sample for sample in group if sample.ready])
-        if self.model.compiling_seconds:
-            self.seconds["compile"] = self.model.compiling_seconds
+        compiling = self.model.compiling_seconds - self._compiling_before
+        if compiling:
+            self.seconds["compile"] = compiling
         with self._timed("decode"):
             for group in _by_size(sample for sample in self.samples if sample.finished):
                 results += self._finish(group)
@@ -378,7 +382,7 @@ class Batch:
                 _last(len(some), start + len(some) - record_from),
                 _last(len(some), start + len(some) - affine_from),
                 needed,
-                [numbers.setdefault(sample, len(numbers)) for sample, _ in some],
+                sample_of=[numbers.setdefault(sample, len(numbers)) for sample, _ in some],
             )
             predicted.append(noise)
             maps += [] if seen is None else [seen]

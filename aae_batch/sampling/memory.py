@@ -61,7 +61,11 @@ class AtOnce:
             except torch.OutOfMemoryError:
                 if len(now) == 1:
                     raise
-                self.most = len(now) // 2
+                half = len(now) // 2
+                if limit is not None and limit < self.most:  # others may be smaller
+                    limit = half
+                else:
+                    self.most = half
             else:
                 items = items[len(now) :]
                 yield now, made

@@ -32,6 +32,12 @@ def pipeline():
     return small_pipeline().to(dtype=torch.float64)
 
 
+def compiled_engine(pipe, slots: int) -> Engine:
+    engine = Engine.from_pipeline(pipe, slots)
+    engine.model.compile()
+    return engine
+
+
 def requests(count: int, **changes) -> list[Request]:
     return [Request(PROMPT, SUBJECTS, seed=seed, **changes) for seed in range(count)]
 
@@ -55,11 +61,13 @@ def test_compiled_passes_equal_those_as_written(fixed, named, monkeypatch, caplo
     pipe, wanted = pipeline(), requests(3)
     plain = latents(Engine.from_pipeline(pipe, 3), wanted)
     with caplog.at_level(logging.INFO, logger="aae_batch"):
-        engine = Engine.from_pipeline(pipe, 3, compile=True)
+        engine = compiled_engine(pipe, 3)
         for ours, theirs in zip(latents(engine, wanted), plain, strict=True):
             assert_same(ours, theirs)
     for told in ("guided pass", "denoising", "denoising with maps"):
-        assert any(line.startswith(f"compiled the {told}{named} in ") for line in caplog.messages)
+        assert any(
+            line.startswith(f"compiled the {told}{named}; that took") for line in caplog.messages
+        )
     assert engine.model.compiling_seconds > 0
 
     caplog.clear()
@@ -88,10 +96,11 @@ def test_a_model_that_cannot_be_compiled_runs_as_it_is(monkeypatch, caplog):
         raise RuntimeError("there is no compiler")
 
     monkeypatch.setattr(compiled, "BACKEND", fail)
-    engine = Engine.from_pipeline(pipeline(), 2, compile=True)
+    engine = compiled_engine(pipeline(), 2)
     latents(engine, requests(2))
-    (told,) = [line for line in caplog.messages if "could not be compiled" in line]
-    assert "there is no compiler" in told
+    told = [line for line in caplog.messages if "could not be compiled" in line]
+    assert len(told) == 3  # once for each kind of pass
+    assert all("there is no compiler" in line for line in told)
 
 
 def test_a_network_that_is_compiled_already_is_not_compiled_again(caplog):
@@ -113,3 +122,15 @@ def test_frozen_convolutions_have_the_gradient_of_others(stride):
     (ours,) = torch.autograd.grad(made, given, slope)
     assert "_FrozenConvolution" in type(made.grad_fn).__name__
     torch.testing.assert_close(ours, theirs)
+
+
+def test_a_hook_that_comes_after_compiling_counts():
+    pipe = pipeline()
+    engine = compiled_engine(pipe, 1)
+    wanted = requests(1, method="stable-diffusion")
+    (before,), _ = latents(engine, wanted)
+    pipe.unet.mid_block.register_forward_hook(lambda module, given, made: made * 0.5)
+    (after,), _ = latents(engine, wanted)
+    (plain,), _ = latents(Engine.from_pipeline(pipe, 1), wanted)
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, plain, rtol=1e-9, atol=1e-9)

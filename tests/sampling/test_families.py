@@ -529,9 +529,9 @@ def test_only_the_words_of_some_row_are_recorded(family, words, monkeypatch):
         monkeypatch.setattr(
             engine.model,
             name,
-            lambda *given, forward=forward, name=name: (
+            lambda *given, forward=forward, name=name, **named: (
                 asked.append((name, given[-1])),
-                forward(*given),
+                forward(*given, **named),
             )[1],
         )
     config = GuidanceConfig(

@@ -114,7 +114,9 @@ def test_a_denoising_forward_has_no_more_rows_than_the_run_needs(monkeypatch):
     sizes = []
     denoise = engine.model.denoise
     monkeypatch.setattr(
-        engine.model, "denoise", lambda *given: (sizes.append(len(given[0])), denoise(*given))[1]
+        engine.model,
+        "denoise",
+        lambda *given, **named: (sizes.append(len(given[0])), denoise(*given, **named))[1],
     )
     config = GuidanceConfig(
         method="stable-diffusion", num_inference_steps=1, guidance_scale=1.0, height=64, width=64

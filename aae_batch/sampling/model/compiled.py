@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +18,7 @@ from platformdirs import user_cache_path
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from aae_batch.sampling.model.recorder import AttentionRecorder
+from aae_batch.sampling.model.recorder import AttentionRecorder, is_compiled
 
 Forward = Callable[[Tensor, Tensor, dict[str, Tensor], int], Tensor]
 """As `Network._repeated`."""
@@ -31,11 +32,13 @@ FIXED = {"cuda": 16}
 """By the kind of device, up to how many samples a pass is compiled for just so many. On a GPU it is then replayed as a
 CUDA graph, since so few are computed faster than launched."""
 
-PATIENCE = 180.0
-"""Seconds that a pass of a job runs as it is before it is compiled. Compiling takes about a minute, and makes the
+BRIEF, PATIENCE = 20.0, 180.0
+"""Seconds that a pass runs as it is before it is compiled, in Python and in a job. Compiling takes about a minute, and makes a
 pass a third faster: it is paid when it would have paid for itself already, and never by a short job."""
 
 logger = logging.getLogger("aae_batch.compiled")
+
+_numbers = itertools.count()
 
 
 class Made(NamedTuple):
@@ -87,6 +90,7 @@ class CompiledPasses:
         tell: Callable[[str], None],
     ) -> None:
         self.recorder = recorder
+        self.hooks = hooks_of(network)
         self._network = network
         self._forward = forward
         self._patience, self._tell = patience, tell
@@ -96,7 +100,8 @@ class CompiledPasses:
         self._spent: defaultdict[_Pass, float] = defaultdict(float)
         self._ran: list[_Pass] = []
         self._compiled: dict[_Pass, Callable[..., Any]] = {}
-        self._broken = False
+        self._failed: set[_Pass] = set()
+        self._is_laid_out = False
         self.seconds = 0.0
         """Time spent on compiling."""
 
@@ -116,7 +121,7 @@ class CompiledPasses:
             latents, timesteps, text: as `Network._forward` takes them.
             sample_of: as in `Network.denoise`.
         """
-        if self._broken or (kind != "plain" and not self.recorder.records_whole):
+        if kind != "plain" and not self.recorder.records_whole:
             return None
         count = len(set(sample_of)) or len(latents)
         texts, rest = divmod(len(latents), count)
@@ -129,6 +134,8 @@ class CompiledPasses:
         shapes = tuple((name, tuple(one.shape[1:])) for name, one in text.items())
         shapes += (("latents", tuple(latents.shape[1:])),)
         this = _Pass(kind, affinity, samples if fixed else None, texts, shapes)
+        if this in self._failed:
+            return None
         if this not in self._compiled and self._spent[this] < self._patience:
             self._ran.append(this)
             return None
@@ -145,8 +152,9 @@ class CompiledPasses:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            self._broken = True
-            self._lay_out(torch.contiguous_format)
+            if isinstance(getattr(error, "inner_exception", None), torch.OutOfMemoryError):
+                raise torch.OutOfMemoryError(str(error)) from error
+            self._failed.add(this)
             logger.warning(
                 "the %s could not be compiled and runs as it is from here on: %s: %s",
                 this,
@@ -162,6 +170,11 @@ class CompiledPasses:
             self._spent[this] += seconds / len(self._ran)
         self._ran.clear()
 
+    def close(self) -> None:
+        """Leave the network as others expect it."""
+        if self._is_laid_out:
+            self._lay_out(torch.contiguous_format)
+
     def _run(self, this: _Pass, arguments: tuple[Any, ...]) -> Any:
         graphed = self._on_gpu and this.samples is not None
         is_new = this not in self._compiled
@@ -170,11 +183,12 @@ class CompiledPasses:
             keep_compiled_code()
             options: dict[str, Any] | None = None
             if self._on_gpu:
-                self._lay_out(torch.channels_last)
                 options = {"force_layout_optimization": True, "triton.cudagraphs": graphed}
             self._compiled[this] = torch.compile(
                 self._function(this), backend=BACKEND, fullgraph=True, options=options
             )
+        if self._on_gpu and not self._is_laid_out:
+            self._lay_out(torch.channels_last)
         graphs, start = _count_graphs(), time.perf_counter()
         with self._state(this), _hushed() if is_new else nullcontext():
             made = self._compiled[this](*arguments)
@@ -186,7 +200,7 @@ class CompiledPasses:
         if _count_graphs() > graphs:  # also for numbers of rows that need other code
             taken = time.perf_counter() - start
             self.seconds += taken
-            self._tell(f"compiled the {this} in {taken:.0f} s")
+            self._tell(f"compiled the {this}; that took {taken:.0f} s")
         if graphed:  # the next replay writes over what this one made
             made = [None if one is None else one.clone() for one in made]
         return made
@@ -194,8 +208,8 @@ class CompiledPasses:
     def _lay_out(self, memory_format: torch.memory_format) -> None:
         """Lay out the weights. cuDNN convolves in channels_last, and would convert to it and back; what is not compiled
         is slower in it."""
-        if self._on_gpu:
-            self._network.to(memory_format=memory_format)  # type: ignore[call-overload]
+        self._network.to(memory_format=memory_format)  # type: ignore[call-overload]
+        self._is_laid_out = memory_format is torch.channels_last
 
     def _function(self, this: _Pass) -> Callable[..., Any]:
         """Return what is compiled: a function of latents and timesteps of some samples, and of their texts,
@@ -219,7 +233,7 @@ class CompiledPasses:
             return [None if one is None else one.unflatten(0, (texts, samples)) for one in made]
 
         # The compiler remembers by code, and looks through all that it has of one code.
-        run.__code__ = run.__code__.replace(co_name=f"{kind}_{len(self._compiled)}")
+        run.__code__ = run.__code__.replace(co_name=f"{kind}_{next(_numbers)}")
         return run
 
     @contextmanager
@@ -291,15 +305,26 @@ def _count_graphs() -> int:
 
 def keep_compiled_code() -> None:
     """Let compiled code be found again after a restart, unless the user has said where it goes."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(user_cache_path("aae-batch") / "compiled"))
+    folder = user_cache_path("aae-batch") / "compiled"
+    with suppress(OSError):  # otherwise it goes where torch puts it
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
+
+
+def hooks_of(network: torch.nn.Module) -> frozenset[tuple[int, int]]:
+    """Return which hooks a network has: compiled code does not notice later ones."""
+    return frozenset(
+        (id(module), number)
+        for module in network.modules()
+        for number in (*module._forward_hooks, *module._forward_pre_hooks)
+    )
 
 
 def why_not_compiled(network: torch.nn.Module) -> str | None:
     """Return what keeps a network from being compiled, in words; None for nothing."""
     if any(hasattr(module, "_hf_hook") for module in network.modules()):
         return "its weights are moved or placed by accelerate"
-    if any(module._compiled_call_impl is not None for module in network.modules()):
+    if is_compiled(network):
         return "it, or a part of it, is compiled already"
-    if isinstance(network, torch._dynamo.OptimizedModule):
-        return "it is compiled already"
     return None

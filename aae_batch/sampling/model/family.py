@@ -26,9 +26,9 @@ from aae_batch.quiet import quiet
 from aae_batch.sampling import families
 from aae_batch.sampling.config import SCHEDULERS, GuidanceConfig
 from aae_batch.sampling.memory import AtOnce
-from aae_batch.sampling.model.compiled import CompiledPasses, Kind, Made, why_not_compiled
+from aae_batch.sampling.model.compiled import CompiledPasses, Kind, Made, hooks_of, why_not_compiled
 from aae_batch.sampling.model.loading import is_quantized, limits
-from aae_batch.sampling.model.recorder import ALL, NONE, AttentionRecorder, Layer
+from aae_batch.sampling.model.recorder import ALL, NONE, AttentionRecorder, Layer, is_compiled
 from aae_batch.sampling.words import Stream
 
 logger = logging.getLogger("aae_batch.sampling.model")
@@ -82,7 +82,8 @@ class Network(ABC):
         the process there, without an error."""
         self._recorder: AttentionRecorder | None = None
         self._passes_of: Callable[[AttentionRecorder], CompiledPasses] | None = None
-        self._passes: CompiledPasses | None = None
+        self._compiled: list[CompiledPasses] = []
+        self._passes: CompiledPasses | None = None  # of the open run
         self._encoded: OrderedDict[str, Bag] = OrderedDict()
         self._expected: dict[str, None] = {}
         self._texts = AtOnce(TEXTS_AT_ONCE, "texts to encode")
@@ -458,7 +459,8 @@ class Network(ABC):
         levels = (shares.permute(0, 2, 3, 1) * 255).round()
         images = levels.to(torch.uint8, memory_format=torch.contiguous_format).cpu().numpy()
         return [
-            image if good else None for image, good in zip(images, finite.tolist(), strict=True)
+            image.copy() if good else None  # kept without the others
+            for image, good in zip(images, finite.tolist(), strict=True)
         ]
 
     def _unscaled(self, latents: Tensor) -> Tensor:
@@ -512,6 +514,7 @@ class Network(ABC):
             stack.callback(self._forget, before)
             self._forget(self.facts.sequence_length(config.max_sequence_length))
             recorder = self._recorder_for(self._layers(config))
+            stack.callback(self._close_passes)
             stack.callback(recorder.close)
             # By name, because accelerate's hooks replace parameters.
             if any(one.is_inference() for one in network.parameters()):
@@ -544,15 +547,19 @@ class Network(ABC):
         if reason is not None:
             logger.warning("the model is not compiled, because %s", reason)
             return
-        self._passes = None
+        self._compiled = []
         self._passes_of = lambda recorder: CompiledPasses(
             self.network, self._repeated, recorder, patience, tell
         )
 
     @property
+    def compiles(self) -> bool:
+        return self._passes_of is not None
+
+    @property
     def compiling_seconds(self) -> float:
         """Time spent on compiling."""
-        return self._passes.seconds if self._passes is not None else 0.0
+        return sum(passes.seconds for passes in self._compiled)
 
     def ran(self, seconds: float) -> None:
         """Tell how long the passes since the last call took, with what the caller did until the device had
@@ -562,11 +569,30 @@ class Network(ABC):
 
     def _recorder_for(self, layers: list[Layer]) -> AttentionRecorder:
         """Return a recorder of these layers: that of an earlier run if passes are compiled with it."""
-        if self._passes_of is None:
-            return AttentionRecorder(layers)
-        if self._passes is None or not self._passes.recorder.is_of(layers):
-            self._passes = self._passes_of(AttentionRecorder(layers))
+        fresh = AttentionRecorder(layers, is_compiled(self.network))
+        if self._passes_of is None or why_not_compiled(self.network) is not None:
+            return fresh
+        hooks = hooks_of(self.network)
+        known = [one for one in self._compiled if one.recorder.is_of(layers) and one.hooks == hooks]
+        if not known:
+            known = [self._passes_of(fresh)]
+            self._compiled += known
+        self._passes = known[0]
         return self._passes.recorder
+
+    def _close_passes(self) -> None:
+        if self._passes is not None:
+            self._passes.close()
+        self._passes = None
+
+    @contextmanager
+    def as_written(self) -> Iterator[None]:
+        """Compile nothing inside the block."""
+        passes, self._passes = self._passes, None
+        try:
+            yield
+        finally:
+            self._passes = passes
 
     def _forget(self, length: int | None) -> None:
         """Forget all texts, which text encoders may encode otherwise the next time, and read

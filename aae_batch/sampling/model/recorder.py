@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -70,11 +69,14 @@ class AttentionRecorder:
     Cross-attention maps equal those of `AttentionStore.aggregate_attention` in diffusers'
     `StableDiffusionAttendAndExcitePipeline`.
 
+    Args:
+        compiled: the network is compiled, or a part of it.
+
     Raises:
         ModelError: a processor has weights of its own.
     """
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    def __init__(self, layers: Sequence[Layer], compiled: bool = False) -> None:
         for layer in layers:
             processor = layer.module.processor
             if isinstance(processor, torch.nn.Module):
@@ -84,6 +86,7 @@ class AttentionRecorder:
                     "or by unet.set_default_attn_processor() for Custom Diffusion."
                 )
         self.layers = layers
+        self._as_written = _uncompiled if compiled else nullcontext
         self._originals = [layer.module.processor for layer in layers]
         self._watched = [_watched(self, layer) for layer in layers]
         self._recording = self._stop_early = False
@@ -127,7 +130,7 @@ class AttentionRecorder:
         self._rows, self._affinity_rows = rows, affinity_rows
         self.begin(columns)
         try:
-            with self._watching(stop_early), _uncompiled():
+            with self._watching(stop_early), self._as_written():
                 yield
         except Complete:
             pass
@@ -226,9 +229,16 @@ class AttentionRecorder:
 
 def _uncompiled() -> AbstractContextManager[Any]:
     """Run compiled modules as they were written inside the block, because an intercepted forward would
-    be compiled anew each time. Does not import the compiler."""
-    is_used = "torch._dynamo" in sys.modules
-    return torch.compiler.set_stance("force_eager") if is_used else nullcontext()
+    be compiled anew each time."""
+    return torch.compiler.set_stance("force_eager")
+
+
+def is_compiled(network: torch.nn.Module) -> bool:
+    """True if a network, or a part of it, is compiled. Does not import the compiler."""
+    return any(
+        hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+        for module in network.modules()
+    )
 
 
 class _Mean:

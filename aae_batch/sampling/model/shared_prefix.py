@@ -13,6 +13,7 @@ from diffusers.models.unets.unet_2d_blocks import CrossAttnDownBlock2D, DownBloc
 from torch import Tensor
 from torch.nn import Module
 
+from aae_batch.sampling.model.recorder import is_compiled
 from aae_batch.sampling.objectives.maps import on_device
 
 
@@ -83,10 +84,7 @@ def prefix_of(unet: UNet2DConditionModel, recorded: Collection[Module] = ()) -> 
     Args:
         recorded: attention layers that are recorded, which must see all rows.
     """
-    is_compiled = any(
-        hasattr(one, "_orig_mod") or one._compiled_call_impl is not None for one in unet.modules()
-    )
-    if is_compiled or unet.config.addition_embed_type is not None:
+    if is_compiled(unet) or unet.config.addition_embed_type is not None:
         return []
     modules = [unet.conv_in]
     for block in unet.down_blocks:
